@@ -1,0 +1,66 @@
+"""How Alembic runs here: one transaction per migration, one migrator at a time, and never a long wait for a lock.
+
+Takes an open connection from ``config.attributes["connection"]`` (the package's own commands and tests), else the address
+from ``DATABASE_URL``.
+"""
+
+from __future__ import annotations
+
+from logging.config import fileConfig
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from voiceassist_db.config import database_url
+from voiceassist_db.engine import create_engine
+from voiceassist_db.models import Base
+
+LOCK_TIMEOUT = "4s"
+"""A migration that cannot get its lock gives up, rather than make every query behind it wait."""
+
+STATEMENT_TIMEOUT = "15min"
+
+ADVISORY_LOCK = 0x766F6963
+"""Any fixed number ("voic"): a second migrator waits for the first, and then finds nothing left to do."""
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations on a connection whose transaction, if it has begun, is the caller's."""
+    connection.execute(text("SELECT set_config('statement_timeout', :timeout, false)"), {"timeout": STATEMENT_TIMEOUT})
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
+    connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": LOCK_TIMEOUT})
+    connection.commit()
+    try:
+        context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+        with context.begin_transaction():
+            context.run_migrations()
+    finally:
+        connection.rollback()
+        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": ADVISORY_LOCK})
+        connection.execute(text("RESET lock_timeout"))
+        connection.execute(text("RESET statement_timeout"))
+        connection.commit()
+
+
+def main() -> None:
+    """Run, or with ``--sql`` print, the migrations."""
+    config = context.config
+    if context.is_offline_mode():
+        context.configure(dialect_name="postgresql", target_metadata=Base.metadata, literal_binds=True)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    if (given := config.attributes.get("connection")) is not None:
+        run(given)
+        return
+    if config.config_file_name is not None:
+        fileConfig(config.config_file_name, disable_existing_loggers=False)
+    engine = create_engine(database_url())
+    try:
+        with engine.connect() as connection:
+            run(connection)
+    finally:
+        engine.dispose()
+
+
+main()

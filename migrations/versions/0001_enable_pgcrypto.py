@@ -1,0 +1,99 @@
+"""Enable pgcrypto in a schema of its own, where nobody else can put a function of the same name.
+
+Revision ID: 0001
+Revises:
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import context, op
+from alembic.util import CommandError
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+INSTALLED_IN = sa.text(
+    "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
+    "WHERE e.extname = 'pgcrypto'"
+)
+ASK = """
+{problem}
+Ask an administrator to run this in the database {database}, then run the migration again:
+{statements}"""
+
+
+def upgrade() -> None:
+    if context.is_offline_mode():
+        op.execute("CREATE SCHEMA IF NOT EXISTS pgcrypto")
+        op.execute("CREATE EXTENSION IF NOT EXISTS pgcrypto SCHEMA pgcrypto")
+        return
+    connection = op.get_bind()
+    installed_in = connection.scalar(INSTALLED_IN)
+    if installed_in is None:
+        _create(connection)
+    elif installed_in != "pgcrypto":
+        raise _ask(
+            connection,
+            f"pgcrypto is installed in the schema {installed_in}, not in a schema of its own.",
+            "CREATE SCHEMA pgcrypto;",
+            "ALTER EXTENSION pgcrypto SET SCHEMA pgcrypto;",
+            _grant(connection),
+        )
+    elif not connection.scalar(sa.text("SELECT has_schema_privilege('pgcrypto', 'USAGE')")):
+        raise _ask(connection, "This role may not use the schema pgcrypto.", _grant(connection))
+
+
+def _create(connection: sa.Connection) -> None:
+    try:
+        with connection.begin_nested():
+            connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS pgcrypto"))
+            connection.execute(sa.text("CREATE EXTENSION pgcrypto SCHEMA pgcrypto"))
+        refused = False
+    except sa.exc.ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != "42501":
+            raise
+        refused = True
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in {"0A000", "58P01"}:
+            raise
+        problem = "The server does not have the extension pgcrypto."
+        raise _ask(connection, problem, "-- install PostgreSQL's contrib package (postgresql-contrib) first") from None
+    if refused:
+        raise _ask(
+            connection,
+            "This role may not create the extension pgcrypto.",
+            "CREATE SCHEMA IF NOT EXISTS pgcrypto;",
+            "CREATE EXTENSION pgcrypto SCHEMA pgcrypto;",
+            _grant(connection),
+        )
+
+
+def _grant(connection: sa.Connection) -> str:
+    return f"GRANT USAGE ON SCHEMA pgcrypto TO {connection.scalar(sa.text('SELECT quote_ident(current_user)'))};"
+
+
+def _ask(connection: sa.Connection, problem: str, *statements: str) -> CommandError:
+    database = connection.scalar(sa.text("SELECT current_database()"))
+    return CommandError(
+        ASK.format(problem=problem, database=database, statements="\n".join(f"  {line}" for line in statements)).strip()
+    )
+
+
+def downgrade() -> None:
+    # An extension that an administrator installed, or that others have come to use, is not ours to drop.
+    op.execute(
+        """
+        DO $$ BEGIN
+            IF EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE e.extname = 'pgcrypto'
+                       AND pg_catalog.pg_get_userbyid(e.extowner) = current_user) THEN
+                DROP EXTENSION pgcrypto;
+                DROP SCHEMA pgcrypto;
+            END IF;
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+            RAISE NOTICE 'pgcrypto stays: other objects of this database use it';
+        END $$
+        """
+    )

@@ -1,0 +1,102 @@
+"""Settings from the environment: the only module that reads it.
+
+Owns the names, the defaults and the errors for what is missing or contradictory. Opens no connection.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from voiceassist_db.errors import ConfigurationError
+from voiceassist_db.keys import KeyProvider
+
+DATABASE_URL: Final = "DATABASE_URL"
+DRIVER: Final = "postgresql+psycopg"
+DEFAULT_VAULT_PATH: Final = "secret/voiceassist/encryption"
+
+
+def database_url(environment: Mapping[str, str] = os.environ) -> URL:
+    """Return the database's address from ``DATABASE_URL``, with psycopg as its driver.
+
+    Raises:
+        ConfigurationError: It is not set, or is not the address of a PostgreSQL database.
+    """
+    value = environment.get(DATABASE_URL, "")
+    if not value:
+        raise ConfigurationError(
+            f"{DATABASE_URL} is not set. Set it to postgresql://USER@HOST/DATABASE, or try everything on servers of its "
+            "own with `voiceassist-db dev`."
+        )
+    return parse_database_url(value)
+
+
+def parse_database_url(value: str) -> URL:
+    """Parse ``postgresql://…`` or ``postgres://…``. The value may hold a password and is never shown in an error."""
+    url: URL | None
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        url = None
+    if url is None or url.drivername not in {"postgresql", "postgres", DRIVER, f"{DRIVER}_async"}:
+        raise ConfigurationError(f"{DATABASE_URL} must look like postgresql://USER@HOST/DATABASE")
+    return url.set(drivername=DRIVER)
+
+
+def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:
+    """Return the key store that the environment names: Vault by ``VAULT_ADDR``, or ``ENCRYPTION_KEY`` for development.
+
+    Raises:
+        ConfigurationError: Neither is set, both are, or Vault's settings are incomplete.
+    """
+    address = environment.get("VAULT_ADDR", "")
+    development_key = environment.get("ENCRYPTION_KEY", "")
+    if address and development_key:
+        raise ConfigurationError("VAULT_ADDR and ENCRYPTION_KEY are both set: unset ENCRYPTION_KEY to use Vault's keys")
+    if address:
+        return _vault(address, environment)
+    if development_key:
+        from voiceassist_db.providers.environment import EnvironmentKeyProvider
+
+        return EnvironmentKeyProvider(development_key)
+    raise ConfigurationError(
+        "no key store is configured. Set VAULT_ADDR and VAULT_TOKEN (or VAULT_ROLE_ID and VAULT_SECRET_ID, or "
+        "VAULT_KUBERNETES_ROLE); for development only, ENCRYPTION_KEY."
+    )
+
+
+def _vault(address: str, environment: Mapping[str, str]) -> KeyProvider:
+    # Imported here because hvac takes longer to import than all the rest, and most commands' --help does not need it.
+    from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider
+
+    login: TokenLogin | AppRoleLogin | KubernetesLogin
+    if token := environment.get("VAULT_TOKEN"):
+        login = TokenLogin(token)
+    elif role_id := environment.get("VAULT_ROLE_ID"):
+        if not (secret_id := environment.get("VAULT_SECRET_ID")):
+            raise ConfigurationError("VAULT_ROLE_ID is set without VAULT_SECRET_ID: an AppRole login needs both")
+        login = AppRoleLogin(role_id, secret_id)
+    elif role := environment.get("VAULT_KUBERNETES_ROLE"):
+        login = KubernetesLogin(role)
+    else:
+        raise ConfigurationError(
+            "VAULT_ADDR is set, but no login: set VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID, or VAULT_KUBERNETES_ROLE"
+        )
+    path = environment.get("VOICEASSIST_DB_VAULT_PATH", DEFAULT_VAULT_PATH)
+    mount, _, secret = path.strip("/").partition("/")
+    if not secret:
+        raise ConfigurationError(f"VOICEASSIST_DB_VAULT_PATH must be MOUNT/PATH, such as {DEFAULT_VAULT_PATH}")
+    ca_file = environment.get("VAULT_CACERT")
+    return VaultKeyProvider(
+        address,
+        login,
+        mount=mount,
+        path=secret,
+        ca_file=Path(ca_file) if ca_file else None,
+        namespace=environment.get("VAULT_NAMESPACE") or None,
+    )

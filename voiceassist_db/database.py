@@ -1,0 +1,139 @@
+"""The front door of application code: a database with its keys, and a transaction with its repositories."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from voiceassist_db import config
+from voiceassist_db.engine import create_async_engine, create_engine, prepare
+from voiceassist_db.execution import translated
+from voiceassist_db.keyring import DEFAULT_TTL_S, KeyringSource
+from voiceassist_db.keys import KeyProvider
+from voiceassist_db.repositories import ClinicalNoteRepository, PatientRepository, Repository
+
+T = TypeVar("T")
+RepositoryT = TypeVar("RepositoryT", bound=Repository[Any])
+
+
+class Repositories:
+    """The repositories of one session or connection. They never commit; whoever owns the session does.
+
+    Attributes:
+        session: The session or connection.
+        patients: The patients.
+        clinical_notes: Their notes.
+    """
+
+    def __init__(self, session: Session | Connection, keys: KeyringSource) -> None:
+        self.session = session
+        self._keys = keys
+        self.patients = PatientRepository(session, keys)
+        self.clinical_notes = ClinicalNoteRepository(session, keys)
+
+    def repository(self, kind: type[RepositoryT]) -> RepositoryT:
+        """Return a repository of another table, in the same session."""
+        return kind(self.session, self._keys)
+
+
+class Database:
+    """A database and its keys.
+
+    Args:
+        engine: An engine for PostgreSQL through psycopg. One that was made elsewhere is made fit to send keys.
+        provider: The key store.
+        ttl_s: Age in seconds after which the keys are fetched again.
+    """
+
+    def __init__(self, engine: Engine, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+        self.engine = prepare(engine)
+        self.keys = KeyringSource(provider, ttl_s=ttl_s)
+
+    @classmethod
+    def from_env(cls) -> Database:
+        """Take the database from ``DATABASE_URL`` and the keys from Vault (``VAULT_ADDR``), or ``ENCRYPTION_KEY``."""
+        return cls(create_engine(config.database_url()), config.key_provider())
+
+    @contextmanager
+    def transaction(self) -> Iterator[Repositories]:
+        """Give repositories in a transaction that commits at the end of the block, and rolls back on an exception."""
+        with translated(), Session(self.engine) as session, session.begin():
+            yield Repositories(session, self.keys)
+
+    def using(self, session: Session | Connection) -> Repositories:
+        """Give repositories on a session or connection of the caller's own, who keeps its transaction.
+
+        Raises:
+            ValueError: It belongs to another engine, whose database these keys need not fit.
+        """
+        engine = session.get_bind() if isinstance(session, Session) else session
+        if engine.engine.pool is not self.engine.pool:
+            raise ValueError("this session belongs to another engine: give that engine to Database()")
+        return Repositories(session, self.keys)
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncTransaction:
+    """A transaction on an event loop: hands its repositories to functions that run beside it, on the same connection."""
+
+    def __init__(self, session: AsyncSession, keys: KeyringSource) -> None:
+        self.session = session
+        self._keys = keys
+
+    async def run(self, work: Callable[[Repositories], T]) -> T:
+        """Run code that uses repositories, such as ``lambda tx: tx.patients.get("PT-001")``, without blocking the loop."""
+        if self._keys.is_due():
+            await asyncio.to_thread(self._keys.prefetch)
+        return await self.session.run_sync(lambda session: work(Repositories(session, self._keys)))
+
+
+class AsyncDatabase:
+    """The same for asyncio: the same repositories, run by ``AsyncSession.run_sync``.
+
+    Args:
+        engine: An async engine for PostgreSQL through psycopg.
+        provider: The key store; it is asked from a thread.
+        ttl_s: Age in seconds after which the keys are fetched again.
+    """
+
+    def __init__(self, engine: AsyncEngine, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+        prepare(engine.sync_engine)
+        self.engine = engine
+        self.keys = KeyringSource(provider, ttl_s=ttl_s)
+
+    @classmethod
+    def from_env(cls) -> AsyncDatabase:
+        """Take the database and the keys from the environment, as :meth:`Database.from_env` does."""
+        return cls(create_async_engine(config.database_url()), config.key_provider())
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncTransaction]:
+        """Give a transaction that commits at the end of the block, and rolls back on an exception."""
+        with translated():
+            async with AsyncSession(self.engine) as session, session.begin():
+                yield AsyncTransaction(session, self.keys)
+
+    async def close(self) -> None:
+        """Close the pooled connections."""
+        await self.engine.dispose()
+
+    async def __aenter__(self) -> AsyncDatabase:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,181 @@
+"""Key material in memory, and the narrow interface to wherever it is kept.
+
+Owns :class:`Key`, :class:`KeySet` and the :class:`KeyProvider` protocol. Knows no database, no network and no environment.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NoReturn, Protocol, Self
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from voiceassist_db.errors import MalformedKeyError
+
+KEY_BYTES: Final = 32
+"""Length of a key: AES-256's, as ``openssl rand -base64 32`` makes it."""
+
+_CHECK_VALUE_INFO: Final = b"encryption_keys.check_value"
+_MASK: Final = "Key(•••)"
+
+
+class Key:
+    """A secret of 32 uniformly random bytes that shows itself nowhere.
+
+    Every way to print, log, format, copy or pickle it yields a mask or an error. The two ways out are :meth:`expose`, which
+    only the psycopg dumper and a key store's client call, and :meth:`mac`.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        if len(raw) != KEY_BYTES:
+            raise MalformedKeyError(f"a key is {KEY_BYTES} bytes, not {len(raw)}")
+        self._raw = raw
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Make a new key from the operating system's random source."""
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    @classmethod
+    def from_base64(cls, text: str, *, name: str) -> Self:
+        """Read a key as ``openssl rand -base64 32`` prints it: 44 characters, surrounding white space ignored.
+
+        Args:
+            text: The base64 text.
+            name: What the key is called where it is kept, for the error message.
+
+        Raises:
+            MalformedKeyError: It is not the base64 form of exactly 32 bytes.
+        """
+        try:
+            raw = base64.b64decode(text.strip().encode("ascii"), validate=True)
+        except (binascii.Error, UnicodeEncodeError):
+            raw = b""
+        if len(raw) != KEY_BYTES:
+            raise MalformedKeyError(
+                f"{name} is not a key: expected the base64 form of {KEY_BYTES} random bytes (44 characters), "
+                "as `openssl rand -base64 32` prints it"
+            )
+        return cls(raw)
+
+    def expose(self) -> bytes:
+        """Return the key's base64 form, 44 ASCII bytes: what pgcrypto gets as its password, and Vault as its value."""
+        return base64.b64encode(self._raw)
+
+    def derive(self, info: str) -> Key:
+        """Derive a key that cannot be turned back into this one: HKDF-SHA256 (RFC 5869), no salt.
+
+        Args:
+            info: The context that sets the derived key apart, ASCII, such as ``patient_data.ssn``.
+        """
+        return Key(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info.encode("ascii")).derive(self._raw))
+
+    def mac(self, message: bytes) -> bytes:
+        """Return HMAC-SHA256 (RFC 2104) of the message under this key, 32 bytes."""
+        return hmac.digest(self._raw, message, "sha256")
+
+    def check_value(self) -> bytes:
+        """Return the 32 bytes that prove a key to be this one and tell nothing else about it; safe to store in the open."""
+        derived = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=_CHECK_VALUE_INFO).derive(self._raw)
+        return hashlib.sha256(derived).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and hmac.compare_digest(self._raw, other._raw)
+
+    __hash__ = None  # type: ignore[assignment]  # a hash of a key is a fact about it, and nothing needs one
+
+    def __repr__(self) -> str:
+        return _MASK
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return _MASK
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Key cannot be pickled or copied")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySet:
+    """What a key store holds at one moment: one or two encryption keys and the blind index's.
+
+    Attributes:
+        version: Number of the newest encryption key, 1 or more.
+        key: The newest encryption key.
+        previous_version: Number of the key before it, while rows may still need it.
+        previous_key: The key before it.
+        index_key: Root of the blind indexes' keys; None in a secret that was made without one.
+        previous_index_key: The one before it, during its rotation.
+        revision: What the store compares in check-and-set; 0 where it has no such number.
+    """
+
+    version: int
+    key: Key
+    previous_version: int | None = None
+    previous_key: Key | None = None
+    index_key: Key | None = None
+    previous_index_key: Key | None = None
+    revision: int = 0
+
+    def __post_init__(self) -> None:
+        if self.version < 1:
+            raise MalformedKeyError(f"key_version must be 1 or more, not {self.version}")
+        if (self.previous_key is None) != (self.previous_version is None):
+            raise MalformedKeyError("previous_key and previous_key_version belong together: one of them is missing")
+        if self.previous_version is not None and not 1 <= self.previous_version < self.version:
+            raise MalformedKeyError(
+                f"previous_key_version must be less than key_version: {self.previous_version} and {self.version}"
+            )
+        if self.previous_key is not None and self.previous_key == self.key:
+            raise MalformedKeyError("key and previous_key are the same key: a rotation that changes nothing")
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Make the first keys of a new deployment, as version 1."""
+        return cls(version=1, key=Key.generate(), index_key=Key.generate())
+
+    def versions(self) -> dict[int, Key]:
+        """Return the live encryption keys by version, newest first."""
+        live = {self.version: self.key}
+        if self.previous_version is not None and self.previous_key is not None:
+            live[self.previous_version] = self.previous_key
+        return live
+
+
+class Scheme(StrEnum):
+    """How a key version is used in SQL."""
+
+    BOUND = "bound"
+    """A key derived for each column; the plaintext begins with the column and the row that it belongs to."""
+
+    DIRECT = "direct"
+    """The key itself and the plain value: data written by a bare ``pgp_sym_encrypt(value, key)``."""
+
+
+class KeyProvider(Protocol):
+    """One key store: the only interface through which key material enters or leaves the process.
+
+    Every method may raise :class:`~voiceassist_db.errors.KeyStoreError`. None may hold more than it needs to log in.
+    """
+
+    def fetch(self) -> KeySet:
+        """Read the keys. Raises KeysNotFoundError where there are none yet."""
+        ...
+
+    def create(self, keys: KeySet) -> None:
+        """Store the first keys. Raises KeyStoreConflictError, and writes nothing, where there already are some."""
+        ...
+
+    def replace(self, old: KeySet, new: KeySet) -> None:
+        """Store ``new`` if the store still holds ``old``'s revision; else raise KeyStoreConflictError."""
+        ...

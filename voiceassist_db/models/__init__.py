@@ -1,0 +1,32 @@
+"""The tables, and the way to declare more of them. Nothing here knows a key."""
+
+from voiceassist_db.models.base import Base, EncryptedRow
+from voiceassist_db.models.declaration import (
+    EncryptedField,
+    EncryptedTable,
+    Kind,
+    blind_index_column,
+    declared_tables,
+    encrypted_column,
+    undeclared_columns,
+)
+from voiceassist_db.models.keys import EncryptionKeyRow, IndexKeyRow, KeyRotationFailureRow, KeyRotationRow
+from voiceassist_db.models.patients import ClinicalNoteRow, PatientRow
+
+__all__ = [
+    "Base",
+    "ClinicalNoteRow",
+    "EncryptedField",
+    "EncryptedRow",
+    "EncryptedTable",
+    "EncryptionKeyRow",
+    "IndexKeyRow",
+    "Kind",
+    "KeyRotationFailureRow",
+    "KeyRotationRow",
+    "PatientRow",
+    "blind_index_column",
+    "declared_tables",
+    "encrypted_column",
+    "undeclared_columns",
+]

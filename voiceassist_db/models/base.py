@@ -1,0 +1,40 @@
+"""What every table of this project shares.
+
+Owns the metadata, the naming of constraints, and the columns that each encrypted row carries.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import DateTime, MetaData, Text, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
+
+from voiceassist_db.models.declaration import FILLFACTOR
+
+
+class Base(DeclarativeBase):
+    """Declarative base of all tables. Constraints have fixed names, so that a migration can always find them."""
+
+    type_annotation_map = {str: Text}  # noqa: RUF012  # SQLAlchemy reads it from the class
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class EncryptedRow:
+    """Mixin of a table with encrypted columns: one key version per row, the dates, and room on each page for rotation."""
+
+    key_version: Mapped[int] = mapped_column(sort_order=100)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), sort_order=101)
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), sort_order=102)
+
+    @declared_attr.directive
+    def __table_args__(cls) -> Any:  # noqa: N805  # a declared_attr is called with the class
+        return {"postgresql_with": {"fillfactor": str(FILLFACTOR)}}

@@ -1,0 +1,71 @@
+"""The registry of key versions and the journal of rotations. No column of these tables ever holds key material."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, LargeBinary, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from voiceassist_db.models.base import Base
+
+
+class EncryptionKeyRow(Base):
+    """One version of the encryption key: how it is used, and the check value that proves a key to be the right one."""
+
+    __tablename__ = "encryption_keys"
+    __table_args__ = (
+        CheckConstraint("version >= 1", name="encryption_keys_version"),
+        CheckConstraint("scheme IN ('bound', 'direct')", name="encryption_keys_scheme"),
+        CheckConstraint("state IN ('current', 'previous', 'retired')", name="encryption_keys_state"),
+    )
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    scheme: Mapped[str]
+    state: Mapped[str]
+    check_value: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    replaced_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    retired_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class IndexKeyRow(Base):
+    """One key of the blind indexes. They have no number in the key store, so the check value is what tells them apart."""
+
+    __tablename__ = "index_keys"
+
+    check_value: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    retired_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class KeyRotationRow(Base):
+    """One rotation: from its lease to its result. ``heartbeat_at`` stands still when its process has died."""
+
+    __tablename__ = "key_rotations"
+    __table_args__ = (
+        CheckConstraint("state IN ('running', 'interrupted', 'finished')", name="key_rotations_state"),
+        CheckConstraint("to_version > from_version", name="key_rotations_versions"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    from_version: Mapped[int]
+    to_version: Mapped[int]
+    state: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    heartbeat_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    rows: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+
+class KeyRotationFailureRow(Base):
+    """A row that a rotation could not read: where it is and how it failed, never what it holds."""
+
+    __tablename__ = "key_rotation_failures"
+
+    rotation: Mapped[UUID] = mapped_column(ForeignKey(KeyRotationRow.id), primary_key=True)
+    table_name: Mapped[str] = mapped_column(primary_key=True)
+    row_id: Mapped[str] = mapped_column(primary_key=True)
+    sqlstate: Mapped[str]
+    recorded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

@@ -1,0 +1,1 @@
+"""pgcrypto: the only writer of ``pgp_sym_*`` SQL, and the codec of what stands inside."""

@@ -1,0 +1,184 @@
+"""Between Python values and the plaintext that pgcrypto encrypts.
+
+Owns the plaintext's layout. Types are converted here and never by a cast in SQL, whose error would print the plaintext.
+
+Under scheme ``bound`` the plaintext is ``context ":" row-id ":" value``, for example
+``patient_data.ssn:018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f:123-45-6789``; under ``direct`` it is the value alone. The row id is
+the primary key's columns as text, joined by ``/``; in text columns ``%``, ``:`` and ``/`` stand as ``%25``, ``%3A``, ``%2F``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from voiceassist_db.errors import BindingError, ValueFormatError
+from voiceassist_db.keys import Scheme
+from voiceassist_db.models import EncryptedField, Kind
+
+Plaintext = str | bytes
+"""What pgcrypto gets: bytes for a field of kind ``bytes``, text for every other."""
+
+
+def row_id(key: Sequence[Any]) -> str:
+    """Return a primary key as the text that values are bound to."""
+    return "/".join(
+        part.replace("%", "%25").replace(":", "%3A").replace("/", "%2F") if isinstance(part, str) else str(part)
+        for part in key
+    )
+
+
+def prefix(context: str, row: str) -> str:
+    """Return what stands before a bound value."""
+    return f"{context}:{row}:"
+
+
+def encode(field: EncryptedField, scheme: Scheme, row: str, value: Any) -> Plaintext | None:
+    """Return the plaintext of a value; None stays None.
+
+    Args:
+        field: The field, which says the value's type and context.
+        scheme: The scheme of the key version that it will be encrypted under.
+        row: The row's id, as :func:`row_id` gives it.
+        value: The value.
+
+    Raises:
+        ValueError: The value is not of the field's type, or cannot be stored. The message does not hold the value.
+    """
+    if value is None:
+        return None
+    problem = None
+    try:
+        text = _ENCODE[field.kind](value)
+    except (ValueError, TypeError, RecursionError) as error:
+        # The causes of a failed conversion quote what they could not convert, so only our own words go on.
+        problem = error.args[0] if type(error) is _RefusedError else f"is not a valid {field.kind.value} value"
+    if problem is not None:
+        raise ValueError(f"{field.name} {problem}")
+    if scheme is Scheme.DIRECT:
+        return text
+    bound = prefix(field.context, row)
+    return bound.encode() + text if isinstance(text, bytes) else bound + text
+
+
+def decode(field: EncryptedField, scheme: Scheme, row: str, plaintext: Plaintext | None, *, table: str) -> Any:
+    """Return the value of a decrypted plaintext; None stays None.
+
+    Raises:
+        BindingError: It was encrypted for another row or column.
+        ValueFormatError: It is not of the field's type.
+    """
+    if plaintext is None:
+        return None
+    if scheme is Scheme.BOUND:
+        bound = prefix(field.context, row)
+        start: Any = bound.encode() if isinstance(plaintext, bytes) else bound
+        if not plaintext.startswith(start):
+            raise BindingError(
+                f"{table}.{field.name} of row {row} was encrypted for another row or column: somebody moved it. "
+                "Restore the row from a backup and find out who wrote it.",
+                table=table,
+                field=field.name,
+                row_id=row,
+            )
+        plaintext = plaintext[len(start) :]
+    try:
+        return _DECODE[field.kind](plaintext)
+    except (ValueError, InvalidOperation, RecursionError):
+        pass  # raised below, where the cause, which quotes the plaintext, is no longer attached
+    raise ValueFormatError(
+        f"{table}.{field.name} of row {row} opens, but is not of type {field.kind.value}",
+        table=table,
+        field=field.name,
+        row_id=row,
+    )
+
+
+class _RefusedError(ValueError):
+    """A refusal in our own words, which are safe to show."""
+
+
+def _encode_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _RefusedError("must be a str")
+    if "\x00" in value:
+        raise _RefusedError("holds a NUL character, which PostgreSQL's text cannot hold")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _RefusedError("holds a lone surrogate, which is not a character") from None
+    return value
+
+
+def _encode_bytes(value: Any) -> bytes:
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise _RefusedError("must be bytes")
+    return bytes(value)
+
+
+def _encode_date(value: Any) -> str:
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise _RefusedError("must be a datetime.date")
+    return value.isoformat()
+
+
+def _encode_datetime(value: Any) -> str:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise _RefusedError("must be a datetime with a time zone")
+    try:
+        return value.astimezone(UTC).isoformat()
+    except OverflowError:
+        raise _RefusedError("is outside the years 1 to 9999 in UTC") from None
+
+
+def _encode_integer(value: Any) -> str:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _RefusedError("must be an int")
+    return str(value)
+
+
+def _encode_decimal(value: Any) -> str:
+    if not isinstance(value, Decimal) or not value.is_finite():
+        raise _RefusedError("must be a finite decimal.Decimal")
+    return str(value)
+
+
+def _encode_json(value: Any) -> str:
+    return _encode_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def _decode_datetime(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None:
+        raise ValueError("no time zone")
+    return moment
+
+
+def _decode_decimal(text: str) -> Decimal:
+    number = Decimal(text)
+    if not number.is_finite():
+        raise ValueError("not finite")
+    return number
+
+
+_ENCODE: Final[dict[Kind, Callable[[Any], Plaintext]]] = {
+    Kind.TEXT: _encode_text,
+    Kind.BYTES: _encode_bytes,
+    Kind.DATE: _encode_date,
+    Kind.DATETIME: _encode_datetime,
+    Kind.INTEGER: _encode_integer,
+    Kind.DECIMAL: _encode_decimal,
+    Kind.JSON: _encode_json,
+}
+_DECODE: Final[dict[Kind, Callable[[Any], Any]]] = {
+    Kind.TEXT: lambda text: text,
+    Kind.BYTES: bytes,
+    Kind.DATE: date.fromisoformat,
+    Kind.DATETIME: _decode_datetime,
+    Kind.INTEGER: int,
+    Kind.DECIMAL: _decode_decimal,
+    Kind.JSON: json.loads,
+}

@@ -1,0 +1,171 @@
+"""The SQL expressions around ``pgp_sym_encrypt`` and ``pgp_sym_decrypt``: the only module that writes them.
+
+Owns the options, the schema-qualified calls, and how a key version chooses a key. Expressions hold parameter *names* only:
+key versions and keys arrive with the parameters of each execution, so a statement may be built once, cached for ever, and
+still use the key of the day. :func:`parameters` makes them from a keyring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    Case,
+    Column,
+    ColumnElement,
+    Date,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+)
+
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.keys import Scheme
+from voiceassist_db.models import EncryptedField, EncryptedTable, Kind
+from voiceassist_db.pgcrypto.binding import key_parameter
+
+OPTIONS: Final = "cipher-algo=aes256, s2k-mode=1, s2k-digest-algo=sha256, compress-algo=0"
+"""AES-256 with salted S2K: stretching a uniformly random 256-bit key adds cost, not strength (RFC 9580, section 3.7.1.2)."""
+
+SLOTS: Final = ("current", "previous")
+
+
+def _present(key: ColumnElement[Any]) -> ColumnElement[Any]:
+    # pgcrypto's functions are STRICT: a NULL key would yield NULL, and lose the value. An empty key is an error (39000).
+    return func.coalesce(key, _quoted(""), type_=Text)
+
+
+def encrypt(kind: Kind, value: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnElement[bytes]:
+    """Return the expression of a value's ciphertext. A NULL value stays NULL; a NULL key is an error."""
+    options = _quoted(OPTIONS)
+    if kind is Kind.BYTES:
+        call = func.pgcrypto.pgp_sym_encrypt_bytea(cast(value, LargeBinary), _present(key), options, type_=LargeBinary)
+    else:
+        call = func.pgcrypto.pgp_sym_encrypt(cast(value, Text), _present(key), options, type_=LargeBinary)
+    return call
+
+
+def decrypt(kind: Kind, ciphertext: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the expression of a ciphertext's plaintext. A NULL ciphertext stays NULL; a NULL key is an error."""
+    if kind is Kind.BYTES:
+        return func.pgcrypto.pgp_sym_decrypt_bytea(ciphertext, _present(key), type_=LargeBinary)
+    return func.pgcrypto.pgp_sym_decrypt(ciphertext, _present(key), type_=Text)
+
+
+def version_parameter(slot: str) -> ColumnElement[int]:
+    """Return the parameter for the number of the current or the previous key."""
+    return bindparam(f"version_{slot}", type_=Integer)
+
+
+def _key(field: EncryptedField, slot: str) -> ColumnElement[Any]:
+    return key_parameter(f"key_{slot}_{field.name}")
+
+
+def encrypt_new(field: EncryptedField, value: ColumnElement[Any]) -> ColumnElement[bytes]:
+    """Return the expression of a new row's ciphertext, under the current key."""
+    return encrypt(field.kind, value, _key(field, "current"))
+
+
+def decrypt_stored(table: EncryptedTable, field: EncryptedField) -> ColumnElement[Any]:
+    """Return the expression of a stored plaintext, by the key of its row's version.
+
+    A row of neither live version yields NULL, and not an error that would end the caller's transaction: so whoever uses this
+    must select the row's version beside it, and refresh the keyring where it is unknown.
+    """
+    ciphertext = table.table.c[field.column]
+    return _by_version(table, {slot: decrypt(field.kind, ciphertext, _key(field, slot)) for slot in SLOTS})
+
+
+def encrypt_stored(
+    table: EncryptedTable, field: EncryptedField, value: ColumnElement[Any], schemes: dict[str, Scheme]
+) -> ColumnElement[bytes]:
+    """Return the expression of a changed value, under the key and scheme of its row's own version.
+
+    Args:
+        table: The table.
+        field: The field to change.
+        value: The value as the codec writes it under scheme ``direct``: the row's id is prefixed here, in SQL.
+        schemes: Scheme of each live version, by slot.
+    """
+    return _by_version(
+        table,
+        {
+            slot: encrypt(field.kind, _bind_to_row(table, field, value, scheme), _key(field, slot))
+            for slot, scheme in schemes.items()
+        },
+    )
+
+
+def reencrypt(
+    table: EncryptedTable, field: EncryptedField, old: ColumnElement[Any], old_scheme: Scheme, new: ColumnElement[Any]
+) -> ColumnElement[bytes]:
+    """Return the expression that turns a ciphertext under one key into a bound one under another, inside the server."""
+    plaintext = decrypt(field.kind, table.table.c[field.column], old)
+    if old_scheme is Scheme.DIRECT:
+        plaintext = _bind_to_row(table, field, plaintext, Scheme.BOUND)
+    return encrypt(field.kind, plaintext, new)
+
+
+def is_live(table: EncryptedTable) -> ColumnElement[bool]:
+    """Return the condition that a row is under one of the live versions."""
+    return table.version.in_([version_parameter(slot) for slot in SLOTS])
+
+
+def _by_version(table: EncryptedTable, choices: dict[str, ColumnElement[Any]]) -> Case[Any]:
+    return case({version_parameter(slot): choice for slot, choice in choices.items()}, value=table.version)
+
+
+def _bind_to_row(
+    table: EncryptedTable, field: EncryptedField, value: ColumnElement[Any], scheme: Scheme
+) -> ColumnElement[Any]:
+    if scheme is Scheme.DIRECT:
+        return value
+    prefix = _quoted(f"{field.context}:").concat(row_id(table.key)).concat(_quoted(":"))
+    if field.kind is Kind.BYTES:
+        return func.convert_to(prefix, _quoted("UTF8"), type_=LargeBinary).concat(cast(value, LargeBinary))
+    return prefix.concat(cast(value, Text))
+
+
+def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
+    """Return the expression of a row's id, equal to ``codec.row_id`` of its primary key."""
+    parts: list[ColumnElement[str]] = []
+    for column in key:
+        part: ColumnElement[str] = cast(column, Text)
+        if isinstance(column.type, Date):
+            part = func.to_char(column, _quoted("YYYY-MM-DD"), type_=Text)  # a cast would follow the session's DateStyle
+        elif isinstance(column.type, String):
+            for character, escaped in (("%", "%25"), (":", "%3A"), ("/", "%2F")):
+                part = func.replace(part, _quoted(character), _quoted(escaped), type_=Text)
+        parts.append(part)
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.concat(_quoted("/")).concat(part)
+    return joined
+
+
+def _quoted(text: str) -> ColumnElement[str]:
+    return literal_column(f"'{text}'", Text)
+
+
+def parameters(keyring: Keyring, fields: Iterable[EncryptedField]) -> dict[str, Any]:
+    """Return the versions and keys that a statement over these fields needs, from one keyring and so of one moment.
+
+    The previous slot holds version NULL, which matches no row, and the current key, where there is no previous version.
+    """
+    current = keyring.current
+    previous = keyring.previous
+    values: dict[str, Any] = {
+        "version_current": current.version,
+        "version_previous": previous.version if previous else None,
+    }
+    for field in fields:
+        values[f"key_current_{field.name}"] = keyring.column_key(current, field.context)
+        values[f"key_previous_{field.name}"] = keyring.column_key(previous or current, field.context)
+    return values

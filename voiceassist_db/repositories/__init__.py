@@ -1,0 +1,15 @@
+"""What application code calls: records, and the repositories that keep them encrypted."""
+
+from voiceassist_db.repositories.patients import ClinicalNoteRepository, PatientRepository
+from voiceassist_db.repositories.records import ClinicalNote, Patient, Record, record
+from voiceassist_db.repositories.repository import Repository
+
+__all__ = [
+    "ClinicalNote",
+    "ClinicalNoteRepository",
+    "Patient",
+    "PatientRepository",
+    "Record",
+    "Repository",
+    "record",
+]

@@ -1,0 +1,48 @@
+"""Patients and their notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from voiceassist_db.models import ClinicalNoteRow, PatientRow
+from voiceassist_db.repositories.records import ClinicalNote, Patient
+from voiceassist_db.repositories.repository import BATCH_ROWS, Repository
+
+
+class PatientRepository(Repository[Patient]):
+    """Patients, named by their external ``patient_id``."""
+
+    model = PatientRow
+    record = Patient
+    lookup = ("patient_id",)
+
+    def find_by_ssn(self, ssn: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
+        """Return the patients with a social security number, in any spelling; real exports have duplicates."""
+        return self._find("ssn", ssn, fields)
+
+    def find_by_mrn(self, mrn: str, *, fields: Iterable[str] | None = None) -> Patient | None:
+        """Return the patient with a medical record number, or None."""
+        return next(iter(self._find("mrn", mrn, fields)), None)
+
+    def find_by_name(self, name: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
+        """Return the patients with a full name; upper and lower case and runs of white space do not matter."""
+        return self._find("name", name, fields)
+
+
+class ClinicalNoteRepository(Repository[ClinicalNote]):
+    """Clinical notes, named by their patient's ``id`` and their own."""
+
+    model = ClinicalNoteRow
+    record = ClinicalNote
+
+    def of_patient(
+        self,
+        patient: UUID,
+        *,
+        after: ClinicalNote | None = None,
+        limit: int = BATCH_ROWS,
+        fields: Iterable[str] | None = None,
+    ) -> list[ClinicalNote]:
+        """Return a patient's notes, oldest first; the next page begins after the last note of this one."""
+        return self._page({"patient": patient}, after, limit, fields)

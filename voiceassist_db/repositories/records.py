@@ -1,0 +1,110 @@
+"""What application code holds: frozen records that show no patient's value when printed.
+
+Owns :class:`Record` and the records of the patient tables. Knows no SQL and no key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from voiceassist_db.errors import FieldNotLoadedError
+
+T = TypeVar("T")
+
+
+class Record:
+    """Base of all records: masks its values, and refuses to give a field that was not read.
+
+    Attributes:
+        shown: Names of the fields that may appear in ``repr``; every other one is masked.
+    """
+
+    __slots__ = ()
+    shown: ClassVar[frozenset[str]] = frozenset({"id"})
+
+    def __repr__(self) -> str:
+        parts = []
+        for each in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass, by @record
+            try:
+                value = object.__getattribute__(self, each.name)
+            except AttributeError:
+                parts.append(f"{each.name}=<not loaded>")
+                continue
+            parts.append(f"{each.name}={value!r}" if value is None or each.name in self.shown else f"{each.name}=•••")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Only reached where the slot is empty, or where there is no such attribute at all.
+        if name in getattr(type(self), "__dataclass_fields__", {}):
+            raise FieldNotLoadedError(f"{type(self).__name__} was read without {name!r}: add it to fields=")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def record(cls: type[T]) -> type[T]:
+    """Turn a subclass of :class:`Record` into a frozen, keyword-only dataclass whose repr stays masked.
+
+    Fields are named as the table's encrypted fields (``ssn``, not ``ssn_encrypted``) and plain columns.
+    """
+    if not issubclass(cls, Record):
+        raise TypeError(f"{cls.__name__} must be a subclass of Record")
+    return dataclass(frozen=True, kw_only=True, slots=True, repr=False)(cls)
+
+
+@record
+class Patient(Record):
+    """One patient.
+
+    Attributes:
+        patient_id: The external id, such as ``PT-001``; unique, and not encrypted.
+        ssn: Social security number, nine digits in any spelling; two patients may have the same.
+        mrn: Medical record number; unique.
+        name: Full name.
+        date_of_birth: Date of birth.
+        address: Postal address, any JSON object.
+        id: UUIDv7, made here so that values can be bound to it before the row exists.
+        created_at: When the row was written; None on a record that was not read from the database.
+        updated_at: When it was changed last.
+    """
+
+    shown: ClassVar[frozenset[str]] = frozenset({"id", "patient_id", "created_at", "updated_at"})
+
+    patient_id: str
+    ssn: str | None = None
+    mrn: str | None = None
+    name: str | None = None
+    date_of_birth: date | None = None
+    address: Mapping[str, Any] | None = None
+    id: UUID = field(default_factory=uuid7)
+    created_at: datetime | None = field(default=None, compare=False)
+    updated_at: datetime | None = field(default=None, compare=False)
+
+
+@record
+class ClinicalNote(Record):
+    """One note on a patient.
+
+    Attributes:
+        patient: ``Patient.id`` of the patient.
+        note: The text, of any length.
+        metadata: Any JSON object: author, department, codes.
+        id: UUIDv7, made here.
+        created_at: When the row was written; None on a record that was not read from the database.
+        updated_at: When it was changed last.
+    """
+
+    shown: ClassVar[frozenset[str]] = frozenset({"id", "patient", "created_at", "updated_at"})
+
+    patient: UUID
+    note: str
+    metadata: Mapping[str, Any] | None = None
+    id: UUID = field(default_factory=uuid7)
+    created_at: datetime | None = field(default=None, compare=False)
+    updated_at: datetime | None = field(default=None, compare=False)

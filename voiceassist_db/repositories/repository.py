@@ -1,0 +1,365 @@
+"""The repository of any encrypted table: records in, records out, and never a key in sight.
+
+Owns the two walks: a write encodes, then runs one INSERT or UPDATE; a read runs one SELECT, then decodes into records. It
+never commits and never rolls back: the transaction is the caller's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
+from voiceassist_db.execution import Prepared
+from voiceassist_db.keyring import Keyring, KeyringSource
+from voiceassist_db.models import EncryptedField, EncryptedTable
+from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.expressions import parameters
+from voiceassist_db.repositories.records import Record
+from voiceassist_db.repositories.statements import WHERE, Statements
+
+R = TypeVar("R", bound=Record)
+
+BATCH_ROWS: Final = 1000
+"""Rows of one bulk INSERT: enough that a round trip does not count, few enough that memory stays flat."""
+
+_BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
+
+
+class Repository(Generic[R]):
+    """Reads and writes the records of one encrypted table.
+
+    A subclass names its ``model`` and its ``record``; that is all that a table needs. See ``examples/appointments.py``.
+
+    Attributes:
+        model: The table's model.
+        record: The record class, made by ``@record``: fields named as the encrypted fields and the plain columns.
+        lookup: Columns by which :meth:`get`, :meth:`update` and :meth:`delete` name a row: the primary key by default.
+    """
+
+    model: ClassVar[type[DeclarativeBase]]
+    record: ClassVar[type[Record]]
+    lookup: ClassVar[tuple[str, ...]] = ()
+    _table: ClassVar[EncryptedTable]
+    _statements: ClassVar[Statements]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "model" not in cls.__dict__:
+            return
+        if cls.record.__repr__ is not Record.__repr__:
+            raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")
+        cls._table = EncryptedTable.of(cls.model.__table__)  # type: ignore[arg-type]  # a declarative model's is a Table
+        hidden = {each.column for each in cls._table.fields.values()} | {
+            each.index_column for each in cls._table.fields.values()
+        }
+        key = {each.name for each in cls._table.key} | {"key_version"}
+        plain = [each for each in cls._table.table.c if each.name not in hidden | key]
+        cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
+        cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
+        known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # checked just above
+        expected = set(cls._table.fields) | {each.name for each in (*cls._table.key, *plain)}
+        if known != expected:
+            odd = ", ".join(sorted(known ^ expected))
+            raise TypeError(f"{cls.record.__name__} and the table {cls._table.name} do not have the same fields: {odd}")
+
+    def __init__(self, session: Session | Connection, keys: KeyringSource) -> None:
+        self._session = session
+        self._keys = keys
+
+    # --- writing -------------------------------------------------------------------------------------------------------
+
+    def add(self, record: R) -> None:
+        """Write a new row.
+
+        Raises:
+            ValueError: A value is not of its field's type.
+            DuplicateError: A row with this key, or with the same value in a unique index, exists.
+        """
+        connection = self._connection()
+        keyring = self._keys.keyring(connection)
+        values = self._encode_new(record, keyring)
+        self._statements.insert().count(connection, values | parameters(keyring, self._table.fields.values()))
+
+    def add_many(self, records: Iterable[R], *, batch_rows: int = BATCH_ROWS) -> int:
+        """Write many new rows, streaming: only one batch is held in memory.
+
+        Returns:
+            How many rows were written.
+
+        Raises:
+            ValueError: A value is not of its field's type. Earlier batches are written; roll back to undo them.
+            DuplicateError: As for :meth:`add`.
+        """
+        connection = self._connection()
+        written = 0
+        for batch in _batches(records, batch_rows):
+            keyring = self._keys.keyring(connection)
+            encoded = [self._encode_new(record, keyring) for record in batch]
+            values: dict[str, Any] = {name: [row[name] for row in encoded] for name in encoded[0]}
+            values |= parameters(keyring, self._table.fields.values())
+            written += self._statements.insert_many().count(connection, values)
+        return written
+
+    def update(self, *key: Any, **changes: Any) -> None:
+        """Change some fields of a row, under the key version that the row has at that moment.
+
+        Args:
+            key: The row's lookup key.
+            changes: New values by field name; None clears a field.
+
+        Raises:
+            ValueError: No such field, or a value is not of its type.
+            NotFoundError: There is no such row.
+        """
+        unchangeable = set(changes) - self._changeable()
+        if unchangeable or not changes:
+            raise ValueError(f"{self._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
+        where = self._where(key)
+
+        def attempt(connection: Connection, keyring: Keyring) -> int | None:
+            schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
+            fields = [self._table.fields[name] for name in changes if name in self._table.fields]
+            values = where | self._encode_changes(changes, keyring) | parameters(keyring, fields)
+            statement = self._statements.update(frozenset(changes), schemes)
+            if statement.count(connection, values):
+                return None
+            versions = self._statements.version().rows(connection, dict(where))
+            if not versions:
+                raise self._not_found(where)
+            # An old reader's answer can be a live version: then a rotation committed between the two statements.
+            return int(versions[0][0])
+
+        self._with_fresh_keys(attempt)
+
+    def delete(self, *key: Any) -> None:
+        """Delete a row.
+
+        Raises:
+            NotFoundError: There is no such row.
+            ConstraintError: Other rows refer to it.
+        """
+        where = self._where(key)
+        if not self._statements.delete().count(self._connection(), dict(where)):
+            raise self._not_found(where)
+
+    # --- reading -------------------------------------------------------------------------------------------------------
+
+    def get(self, *key: Any, fields: Iterable[str] | None = None) -> R:
+        """Read one record.
+
+        Args:
+            key: The row's lookup key.
+            fields: The encrypted fields to decrypt, all by default. The record refuses to give any other.
+
+        Raises:
+            NotFoundError: There is no such row.
+            DecryptionError, BindingError, ValueFormatError: A stored value was damaged or moved.
+        """
+        chosen = self._chosen(fields)
+        where = self._where(key)
+        found = self._read(self._statements.get(chosen), where, chosen)
+        if not found:
+            raise self._not_found(where)
+        return found[0]
+
+    def get_many(self, keys: Iterable[Any], *, fields: Iterable[str] | None = None) -> dict[Any, R]:
+        """Read many records in one statement.
+
+        Args:
+            keys: Lookup keys: single values, or tuples where the key has several columns.
+            fields: As for :meth:`get`.
+
+        Returns:
+            The records by key; a key that has no row is not in it.
+        """
+        wanted = list(keys)
+        rows = [key if isinstance(key, tuple) else (key,) for key in wanted]
+        arrays = {WHERE + name: [row[position] for row in rows] for position, name in enumerate(self.lookup)}
+        chosen = self._chosen(fields)
+        found = self._read(self._statements.get_many(chosen), arrays, chosen) if wanted else []
+        return {self._lookup_key(each): each for each in found}
+
+    def page(self, *, after: R | None = None, limit: int = BATCH_ROWS, fields: Iterable[str] | None = None) -> list[R]:
+        """Read the next records in the order of the primary key.
+
+        Args:
+            after: The last record of the page before; None for the first page.
+            limit: Most records to return.
+            fields: As for :meth:`get`.
+        """
+        return self._page({}, after, limit, fields)
+
+    def _page(self, within: dict[str, Any], after: R | None, limit: int, fields: Iterable[str] | None) -> list[R]:
+        if limit < 1:
+            raise ValueError("limit must be 1 or more")
+        chosen = self._chosen(fields)
+        values: dict[str, Any] = {WHERE + name: value for name, value in within.items()} | {"limit": limit}
+        if after is not None:
+            values |= {f"after_{each.name}": getattr(after, each.name) for each in self._table.key}
+        return self._read(self._statements.page(chosen, tuple(within), after is not None), values, chosen)
+
+    def _find(self, name: str, value: str, fields: Iterable[str] | None) -> list[R]:
+        field = self._table.fields[name]
+        assert field.index_column is not None and field.normaliser is not None  # the subclass names a searchable field
+        normalise = NORMALISERS[field.normaliser]
+        wanted = self._normalised(field, value)
+        chosen = self._chosen(None if fields is None else {*fields, name})
+        statement = self._statements.find(field.index_column, chosen)
+
+        def tokens(keyring: Keyring) -> dict[str, Any]:
+            return {"tokens": [token(key, wanted) for key in keyring.index_column_keys(field.context)]}
+
+        found = self._read(statement, tokens, chosen)
+        # A token says where to look; only the value itself says that it is the one.
+        return [each for each in found if (stored := getattr(each, name)) is not None and normalise(stored) == wanted]
+
+    def _read(
+        self,
+        statement: Prepared,
+        values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
+        fields: tuple[EncryptedField, ...],
+    ) -> list[R]:
+        found: list[R] = []
+
+        def attempt(connection: Connection, keyring: Keyring) -> int | None:
+            given = values(keyring) if callable(values) else dict(values)
+            rows = statement.rows(connection, given | parameters(keyring, fields))
+            found.clear()
+            return self._decode(rows, keyring, fields, found)
+
+        self._with_fresh_keys(attempt)
+        return found
+
+    # --- inside --------------------------------------------------------------------------------------------------------
+
+    def _with_fresh_keys(self, attempt: Callable[[Connection, Keyring], int | None]) -> None:
+        """Run an attempt; where it met a key version that is not live, run it once more with a fresh keyring."""
+        connection = self._connection()
+        keyring = self._keys.keyring(connection)
+        if attempt(connection, keyring) is None:
+            return
+        keyring = self._keys.refresh(connection, unlike=keyring)
+        if (version := attempt(connection, keyring)) is None:
+            return
+        raise UnknownKeyVersionError(
+            f"a row of {self._table.name} is under key version {version}, which the key store does not hold: restore that "
+            "version of the secret (`vault kv rollback`), or check that this is the right key store",
+            version=version,
+            table=self._table.name,
+        )
+
+    def _connection(self) -> Connection:
+        if isinstance(self._session, Session):
+            self._session.flush()
+            return self._session.connection()
+        return self._session
+
+    def _decode(
+        self, rows: Sequence[tuple[Any, ...]], keyring: Keyring, fields: tuple[EncryptedField, ...], found: list[R]
+    ) -> int | None:
+        table = self._table
+        width = len(table.key)
+        names = [each.name for each in table.key]
+        plain = [each.name for each in self._statements.plain]
+        encrypted = [(width + 1 + len(plain) + position, field) for position, field in enumerate(fields)]
+        for row in rows:
+            scheme = keyring.scheme(row[width])
+            if scheme is None:
+                return int(row[width])
+            row_id = codec.row_id(row[:width])
+            values = dict(zip(names, row, strict=False))
+            values.update(zip(plain, row[width + 1 :], strict=False))
+            for position, field in encrypted:
+                values[field.name] = codec.decode(field, scheme, row_id, row[position], table=table.name)
+            found.append(self._make(values))
+        return None
+
+    def _make(self, values: dict[str, Any]) -> R:
+        made = object.__new__(self.record)
+        for name, value in values.items():
+            object.__setattr__(made, name, value)
+        return made  # type: ignore[return-value]  # the subclass's record is R
+
+    def _encode_new(self, record: R, keyring: Keyring) -> dict[str, Any]:
+        if type(record) is not self.record:
+            raise ValueError(f"{self._table.name} stores {self.record.__name__}, not {type(record).__name__}")
+        key = [getattr(record, each.name) for each in self._table.key]
+        values = dict(zip((each.name for each in self._table.key), key, strict=True))
+        for column in self._statements.plain:
+            if column.server_default is None:
+                values[column.name] = getattr(record, column.name)
+        row_id = codec.row_id(key)
+        scheme = keyring.current.scheme
+        for field in self._table.fields.values():
+            value = getattr(record, field.name)
+            values[field.name] = codec.encode(field, scheme, row_id, value)
+            if field.index_column:
+                values[field.index_column] = self._token(field, value, keyring)
+        return values
+
+    def _encode_changes(self, changes: dict[str, Any], keyring: Keyring) -> dict[str, Any]:
+        from voiceassist_db.keys import Scheme
+
+        values: dict[str, Any] = {}
+        for name, value in changes.items():
+            field = self._table.fields.get(name)
+            if field is None:
+                values[name] = value
+                continue
+            values[name] = codec.encode(field, Scheme.DIRECT, "", value)
+            if field.index_column:
+                values[field.index_column] = self._token(field, value, keyring)
+        return values
+
+    def _token(self, field: EncryptedField, value: Any, keyring: Keyring) -> bytes | None:
+        if value is None:
+            return None
+        return token(keyring.index_column_keys(field.context)[0], self._normalised(field, value))
+
+    def _normalised(self, field: EncryptedField, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{field.name} must be a str")
+        try:
+            return NORMALISERS[field.normaliser or "exact"](value)
+        except ValueError as error:
+            problem = error.args[0]
+        raise ValueError(f"{field.name} {problem}")
+
+    def _changeable(self) -> set[str]:
+        plain = {each.name for each in self._statements.plain} - _BOOKKEEPING
+        return plain | set(self._table.fields)
+
+    def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:
+        if fields is None:
+            return tuple(self._table.fields.values())
+        wanted = set(fields)
+        known = {each.name for each in dataclasses.fields(self.record)}  # type: ignore[arg-type]  # made by @record
+        if unknown := wanted - known:
+            raise ValueError(f"{self._table.name} has no field {', '.join(sorted(unknown))}")
+        return tuple(each for each in self._table.fields.values() if each.name in wanted)
+
+    def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
+        if len(key) != len(self.lookup):
+            raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
+        return {WHERE + name: value for name, value in zip(self.lookup, key, strict=True)}
+
+    def _lookup_key(self, record: R) -> Any:
+        key = tuple(getattr(record, name) for name in self.lookup)
+        return key[0] if len(key) == 1 else key
+
+    def _not_found(self, where: dict[str, Any]) -> NotFoundError:
+        row = "/".join(str(value) for value in where.values())
+        return NotFoundError(f"{self._table.name} has no row {row}", table=self._table.name, row_id=row)
+
+
+def _batches(records: Iterable[R], size: int) -> Iterator[list[R]]:
+    iterator = iter(records)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,178 @@
+"""The statements of one encrypted table, each built and compiled once.
+
+Owns the SQL of a repository. Holds no key and no value: both come with the parameters of each execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Column,
+    ColumnElement,
+    Executable,
+    LargeBinary,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.types import TypeEngine
+
+from voiceassist_db.execution import Prepared
+from voiceassist_db.keys import Scheme
+from voiceassist_db.models import EncryptedField, EncryptedTable, Kind
+from voiceassist_db.pgcrypto.expressions import decrypt_stored, encrypt_new, encrypt_stored, is_live, version_parameter
+
+WHERE: Final = "where_"
+"""Prefix of the parameters that say which row is meant, to keep them apart from the values of the same columns."""
+
+
+def plaintext_type(field: EncryptedField) -> TypeEngine[Any]:
+    """Return the SQL type of a field's plaintext."""
+    return LargeBinary() if field.kind is Kind.BYTES else Text()
+
+
+class Statements:
+    """Builds the statements of one table on first use, and keeps them.
+
+    Every ``SELECT`` returns the primary key, the key version, the plain columns, then the decrypted fields that were asked
+    for. Parameters are named after columns and fields; keys and versions as ``pgcrypto.expressions.parameters`` names them.
+
+    Args:
+        table: The table.
+        plain: Its columns that are neither key, version, encrypted nor an index.
+        lookup: The columns by which application code names one row.
+    """
+
+    def __init__(self, table: EncryptedTable, plain: Iterable[Column[Any]], lookup: Iterable[Column[Any]]) -> None:
+        self.table = table
+        self.plain = tuple(plain)
+        self.lookup = tuple(lookup)
+        self._written = [*table.key, *(each for each in self.plain if each.server_default is None)]
+        self._prepared: dict[object, Prepared] = {}
+
+    def _once(self, key: object, build: Callable[[], Executable]) -> Prepared:
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            prepared = self._prepared[key] = Prepared(build(), table=self.table.name)
+        return prepared
+
+    def insert(self) -> Prepared:
+        """One row from scalar parameters."""
+        return self._once("insert", lambda: insert(self.table.table).values(self._new_row(_scalar)))
+
+    def insert_many(self) -> Prepared:
+        """Many rows from one array parameter for each column."""
+        return self._once("insert_many", self._insert_many)
+
+    def get(self, fields: tuple[EncryptedField, ...]) -> Prepared:
+        """One row by its lookup columns."""
+        return self._once(("get", fields), lambda: self._select(fields).where(*self._is_row()))
+
+    def get_many(self, fields: tuple[EncryptedField, ...]) -> Prepared:
+        """Many rows by arrays of their lookup columns."""
+        return self._once(("get_many", fields), lambda: self._select(fields).where(self._is_one_of()))
+
+    def find(self, index_column: str, fields: tuple[EncryptedField, ...]) -> Prepared:
+        """Rows whose blind index has one of ``tokens``."""
+        tokens = cast(bindparam("tokens"), ARRAY(LargeBinary))
+        condition = self.table.table.c[index_column] == func.any(tokens)
+        return self._once(("find", index_column, fields), lambda: self._ordered(fields).where(condition))
+
+    def page(self, fields: tuple[EncryptedField, ...], within: tuple[str, ...], after: bool) -> Prepared:
+        """At most ``limit`` rows in the order of the primary key, after a given one, within equal columns."""
+
+        def build() -> Executable:
+            statement = self._ordered(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
+            if after:
+                key = [bindparam(f"after_{each.name}", type_=each.type) for each in self.table.key]
+                statement = statement.where(tuple_(*self.table.key) > tuple_(*key))
+            return statement.limit(bindparam("limit"))  # type: ignore[arg-type]  # the stubs know integers only
+
+        return self._once(("page", fields, within, after), build)
+
+    def update(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> Prepared:
+        """Change some fields of one row, under the row's own key version; no row where that version is not live."""
+        return self._once(
+            ("update", names, *schemes.values()),
+            lambda: update(self.table.table).values(self._changes(names, schemes)).where(*self._is_row(), is_live(self.table)),
+        )
+
+    def version(self) -> Prepared:
+        """The key version of one row."""
+        return self._once("version", lambda: select(self.table.version).where(*self._is_row()))
+
+    def delete(self) -> Prepared:
+        """Delete one row."""
+        return self._once("delete", lambda: delete(self.table.table).where(*self._is_row()))
+
+    def _new_row(self, value: Callable[[str, TypeEngine[Any]], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
+        row = {each.name: value(each.name, each.type) for each in self._written}
+        row[self.table.version.name] = version_parameter("current")
+        for field in self.table.fields.values():
+            row[field.column] = encrypt_new(field, value(field.name, plaintext_type(field)))
+            if field.index_column:
+                row[field.index_column] = value(field.index_column, LargeBinary())
+        return row
+
+    def _insert_many(self) -> Executable:
+        arrays: dict[str, TypeEngine[Any]] = {}
+
+        def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+            arrays[name] = type_
+            return column(name, type_)
+
+        row = self._new_row(element)
+        source = func.unnest(*(cast(bindparam(name), ARRAY(type_)) for name, type_ in arrays.items())).table_valued(
+            *(column(name, type_) for name, type_ in arrays.items()), name="given"
+        )
+        return insert(self.table.table).from_select(list(row), select(*row.values()).select_from(source.render_derived()))
+
+    def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
+        decrypted = (decrypt_stored(self.table, field).label(field.name) for field in fields)
+        return select(*self.table.key, self.table.version, *self.plain, *decrypted)
+
+    def _ordered(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
+        return self._select(fields).order_by(*self.table.key)
+
+    def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+        changes: dict[str, Any] = {each.name: _scalar(each.name, each.type) for each in self.plain if each.name in names}
+        for field in self.table.fields.values():
+            if field.name in names:
+                value = _scalar(field.name, plaintext_type(field))
+                changes[field.column] = encrypt_stored(self.table, field, value, schemes)
+                if field.index_column:
+                    changes[field.index_column] = _scalar(field.index_column, LargeBinary())
+        if "updated_at" in self.table.table.c:
+            changes["updated_at"] = func.now()
+        return changes
+
+    def _is_row(self) -> list[ColumnElement[bool]]:
+        return [self._equal(each) for each in self.lookup]
+
+    def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
+        return each == bindparam(WHERE + each.name, type_=each.type)
+
+    def _is_one_of(self) -> ColumnElement[bool]:
+        arrays = [cast(bindparam(WHERE + each.name), ARRAY(each.type)) for each in self.lookup]
+        if len(self.lookup) == 1:
+            return self.lookup[0] == func.any(arrays[0])
+        names = [f"k{position}" for position in range(len(arrays))]
+        given = func.unnest(*arrays).table_valued(*names, name="wanted").render_derived()
+        return and_(tuple_(*self.lookup).in_(select(*(given.c[name] for name in names))))
+
+
+def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:
+    return bindparam(name, type_=type_)
