@@ -1,0 +1,8 @@
+#!/usr/bin/env python3
+"""Rotate the encryption key of a live database. See --help, and docs/rotation.md."""
+
+from voiceassist_db.cli import run
+from voiceassist_db.cli.rotate_command import command
+
+if __name__ == "__main__":
+    run(command)

@@ -1,0 +1,47 @@
+"""Which encrypted tables a database has, read from the database itself.
+
+Owns discovery. Rotation, status and verify work on what is found here, so that a table of any team is rotated and verified
+without being named anywhere, and a column that merely looks encrypted is never passed over in silence.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, MetaData, text
+
+from voiceassist_db.errors import SchemaNotMigratedError
+from voiceassist_db.execution import execute
+from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns
+from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
+
+_CANDIDATES = text(
+    """
+    SELECT DISTINCT n.nspname, c.relname, n.nspname = current_schema() AS is_default
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+      AND a.atttypid = 'pg_catalog.bytea'::regtype
+      AND (a.attname LIKE :suffix OR pg_catalog.col_description(c.oid, a.attnum) LIKE 'encrypted %')
+    ORDER BY 1, 2
+    """
+)
+
+
+def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
+    """Return every encrypted table of the database, by name.
+
+    Raises:
+        SchemaNotMigratedError: A table has columns named ``*_encrypted`` that carry no declaration, so that nobody could
+            know how to rotate them.
+    """
+    candidates = execute(connection, _CANDIDATES, {"suffix": f"%{ENCRYPTED_SUFFIX}"}, table="pg_class").all()
+    metadata = MetaData()
+    for schema, is_default in {(row.nspname, row.is_default) for row in candidates}:
+        names = [row.relname for row in candidates if row.nspname == schema]
+        metadata.reflect(connection, schema=None if is_default else schema, only=names, resolve_fks=False)
+    if undeclared := undeclared_columns(metadata):
+        raise SchemaNotMigratedError(
+            f"{', '.join(undeclared)}: named as encrypted, but without the comment that says of what type and for what "
+            "context, so that no rotation could include it. Declare it with encrypted_column() and migrate, or rename it."
+        )
+    return declared_tables(metadata)

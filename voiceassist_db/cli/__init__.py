@@ -1,0 +1,67 @@
+"""The command ``voiceassist-db``: the composition root, where settings, keys, database and output meet.
+
+Owns the list of commands and the translation of errors into messages and exit codes. Each command is a module of its own,
+imported only when it is called, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Final
+
+import click
+
+from voiceassist_db.errors import VoiceAssistDBError
+
+_COMMANDS: Final = {
+    "demo": "Show everything on servers of its own: import, read, search, rotate the key, verify.",
+    "dev": "Run a command or a shell with PostgreSQL and OpenBao up, migrated, and the environment set.",
+    "import": "Import patients from a CSV file.",
+    "init-keys": "Create the first keys in Vault, if there are none, and register them in the database.",
+    "status": "Show key versions, rows per version, and rotations.",
+    "verify": "Check that every encrypted value opens, is bound to its row, and has the right format.",
+}
+"""Commands and their one-line help; the module of ``init-keys`` is ``cli.init_keys_command``."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}_command")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="voiceassist-db")
+def cli() -> None:
+    """Encrypted patient data on PostgreSQL: keys in Vault, ciphertext by pgcrypto, keys rotated online.
+
+    The database is named by DATABASE_URL; the keys by VAULT_ADDR with VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID,
+    or VAULT_KUBERNETES_ROLE. `voiceassist-db dev` gives you both to try.
+    """
+
+
+def run(command: click.Command) -> None:
+    """Run a command as the process: our errors become one line on standard error and exit code 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        command.main()
+    except VoiceAssistDBError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run ``voiceassist-db``."""
+    run(cli)

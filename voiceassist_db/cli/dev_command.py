@@ -1,0 +1,66 @@
+"""``voiceassist-db dev``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from voiceassist_db.cli.local import local_deployment
+
+
+@click.command("dev", context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the data in this directory for next time. Default: a temporary one, removed at the end.",
+)
+@click.argument("arguments", metavar="[-- CMD …]", nargs=-1, type=click.UNPROCESSED)
+def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
+    """Run CMD, or a shell, with PostgreSQL and OpenBao up, the database migrated, keys made, and the environment set.
+
+    CMD sees DATABASE_URL, VAULT_ADDR and VAULT_TOKEN, so every other command works in it with no server at hand:
+
+    \b
+      voiceassist-db dev -- voiceassist-db status
+      voiceassist-db dev --dir ./data -- python my_app.py
+
+    The servers are real, listen on loopback only, and end with this command. Exit code: CMD's.
+    """
+    shell = os.environ.get("SHELL", "/bin/sh")
+    with local_deployment(directory) as environment:
+        if not arguments:
+            click.echo(f"PostgreSQL and OpenBao are up; leave the shell to stop them. Try: {_EXAMPLES}", err=True)
+        inherited = {name: value for name, value in os.environ.items() if name != "ENCRYPTION_KEY"}
+        status = _run(list(arguments) or [shell], inherited | environment)
+    sys.exit(status)
+
+
+_EXAMPLES = "voiceassist-db import FILE.csv, voiceassist-db status, psql $DATABASE_URL"
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> int:
+    """Run the command; signals are its to handle, and this process outlives it to stop the servers."""
+    try:
+        child = subprocess.Popen(arguments, env=environment)
+    except OSError as error:
+        raise click.UsageError(f"cannot run {arguments[0]!r}: {error.strerror}") from None
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    # The terminal sends Ctrl-C to both; only the child acts on it.
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status

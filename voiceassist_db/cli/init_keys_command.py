@@ -1,0 +1,43 @@
+"""``voiceassist-db init-keys``."""
+
+from __future__ import annotations
+
+import click
+
+from voiceassist_db import config
+from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.engine import create_engine
+from voiceassist_db.execution import translated
+from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.keys import Scheme
+from voiceassist_db.schema import allow_direct_format
+
+
+@click.command("init-keys")
+@click.option(
+    "--scheme",
+    type=click.Choice([each.value for each in Scheme]),
+    default=Scheme.BOUND.value,
+    show_default=True,
+    help="How a key that the database does not know yet is used. 'direct' adopts rows that were written by a bare "
+    "pgp_sym_encrypt(value, key), and needs the tables' owner.",
+)
+@json_option
+def command(scheme: str, as_json: bool) -> None:
+    """Create the first keys in Vault, if there are none, and register them in the database.
+
+    Writes by check-and-set and never overwrites a key; repeating it changes nothing. A secret that holds only `key`, as
+    `vault kv put secret/voiceassist/encryption key=…` leaves it, becomes version 1 and gets an index_key beside it.
+    """
+    provider = config.key_provider()
+    engine = create_engine(config.database_url())
+    with translated(), engine.begin() as connection:
+        done = initialise_keys(provider, connection, scheme=Scheme(scheme))
+        if scheme == Scheme.DIRECT.value:
+            allow_direct_format(connection)
+    if as_json:
+        emit_json({"created": done.created, "registered": done.registered, "version": done.version})
+        return
+    click.echo(f"created in the key store: {', '.join(done.created) or 'nothing, the keys were there'}")
+    versions = ", ".join(map(str, done.registered))
+    click.echo(f"registered in the database: {f'version {versions}' if versions else 'nothing, it knew them'}")

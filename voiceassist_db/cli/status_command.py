@@ -1,0 +1,81 @@
+"""``voiceassist-db status``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from voiceassist_db import config
+from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.engine import create_engine
+from voiceassist_db.execution import translated
+from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, Status, read_status
+
+
+@click.command("status")
+@click.option(
+    "--max-age-days",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_AGE_DAYS,
+    show_default=True,
+    help="Age of the current key from which it is reported as overdue for rotation.",
+)
+@json_option
+def command(max_age_days: int, as_json: bool) -> None:
+    """Show key versions, rows per version and table, and rotations. Needs the database only, no key."""
+    engine = create_engine(config.database_url())
+    with translated(), engine.connect() as connection:
+        status = read_status(connection, max_age_days=max_age_days)
+    if as_json:
+        emit_json(as_dict(status))
+    else:
+        _show(status, max_age_days)
+
+
+def as_dict(status: Status) -> dict[str, Any]:
+    """Return the status as the JSON contract has it."""
+    return {
+        "keys": [
+            {
+                "version": key.version,
+                "state": key.state,
+                "scheme": key.scheme.value,
+                "created_at": _date(key.created_at),
+                "replaced_at": _date(key.replaced_at),
+                "retired_at": _date(key.retired_at),
+            }
+            for key in status.keys
+        ],
+        "tables": {table: {str(version): rows for version, rows in counts.items()} for table, counts in status.tables.items()},
+        "rotations": [dataclasses.asdict(each) | {"id": str(each.id)} for each in status.rotations],
+        "key_age_days": status.key_age_days,
+        "overdue": status.overdue,
+    }
+
+
+def _date(moment: Any) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def _show(status: Status, max_age_days: int) -> None:
+    if not status.keys:
+        click.echo("no key is registered: run `voiceassist-db init-keys`")
+    for key in status.keys:
+        dates = f"since {key.created_at:%Y-%m-%d}"
+        if key.replaced_at:
+            dates += f", replaced {key.replaced_at:%Y-%m-%d}"
+        if key.retired_at:
+            dates += f", retired {key.retired_at:%Y-%m-%d}"
+        click.echo(f"key version {key.version}: {key.state}, scheme {key.scheme.value}, {dates}")
+    if status.overdue:
+        click.echo(f"the current key is {status.key_age_days:.0f} days old, more than {max_age_days}: rotate it")
+    for table, counts in status.tables.items():
+        versions = ", ".join(f"{rows:,} under version {version}" for version, rows in counts.items())
+        click.echo(f"{table}: {versions or 'empty'}")
+    for run in status.rotations:
+        click.echo(
+            f"rotation {run.from_version} → {run.to_version}: {run.state}, started {run.started_at:%Y-%m-%d %H:%M}, "
+            f"{run.rows:,} rows, {run.quarantined:,} quarantined"
+        )

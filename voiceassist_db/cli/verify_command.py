@@ -1,0 +1,57 @@
+"""``voiceassist-db verify``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import click
+
+from voiceassist_db.cli.output import emit_json, json_option, progress
+from voiceassist_db.database import Database
+from voiceassist_db.verification import TableReport, verify
+
+
+@click.command("verify")
+@json_option
+def command(as_json: bool) -> None:
+    """Check that every encrypted value opens, is bound to its row, has the right format, and its own blind index.
+
+    Reads every encrypted table of the database. Exit codes: 0 all is well; 1 some values cannot be trusted (they are
+    listed by row, never by content), or the check could not be made.
+    """
+    with Database.from_env() as database, progress("verifying") as report:
+        reports = verify(database.engine, database.keys, on_progress=report)
+    if as_json:
+        emit_json(
+            {
+                "ok": not any(each.failed for each in reports),
+                "tables": {
+                    each.table: {
+                        "rows": each.rows,
+                        "values": each.values,
+                        "unindexed": each.unindexed,
+                        "failed": each.failed,
+                        "failures": [dataclasses.asdict(failure) for failure in each.failures],
+                    }
+                    for each in reports
+                },
+            }
+        )
+    else:
+        show(reports)
+    if any(each.failed for each in reports):
+        sys.exit(1)
+
+
+def show(reports: list[TableReport]) -> None:
+    """Print a line for each table, and one for each failure."""
+    for each in reports:
+        verdict = f"{each.failed:,} FAILED" if each.failed else "all well"
+        searchable = f", {each.unindexed:,} without a blind index" if each.unindexed else ""
+        click.echo(f"{each.table}: {each.rows:,} rows, {each.values:,} values, {verdict}{searchable}")
+        for failure in each.failures:
+            field = f".{failure.field}" if failure.field else ""
+            click.echo(f"  {each.table}{field} of row {failure.row_id} {failure.problem}")
+        if each.failed > len(each.failures):
+            click.echo(f"  … and {each.failed - len(each.failures):,} more")

@@ -1,0 +1,63 @@
+"""The first use of a key store and of a database: keys are created where there are none, and never overwritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+
+from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError
+from voiceassist_db.keyring.registry import register, registered_keys
+from voiceassist_db.keys import Key, KeyProvider, KeySet, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """What was done.
+
+    Attributes:
+        created: Names of the keys that were made: ``key``, ``index_key``.
+        registered: Key versions that this database did not know before.
+        version: The current key version.
+    """
+
+    created: tuple[str, ...]
+    registered: tuple[int, ...]
+    version: int
+
+
+def initialise_keys(provider: KeyProvider, connection: Connection, *, scheme: Scheme = Scheme.BOUND) -> Initialised:
+    """Make sure that the key store has keys and that the database has registered them; safe to repeat at any time.
+
+    Args:
+        provider: The key store.
+        connection: A connection in a transaction, which the caller commits.
+        scheme: How versions are used that the database does not know yet.
+
+    Raises:
+        KeysNotFoundError: The store is empty, but the database has encrypted rows' keys registered: this is the wrong store,
+            or its secret was lost. A new key would not open the rows.
+        WrongKeyError: The store's keys are not those that the database has registered.
+    """
+    created: tuple[str, ...] = ()
+    try:
+        keys = provider.fetch()
+    except KeysNotFoundError:
+        if known := registered_keys(connection):
+            raise KeysNotFoundError(
+                f"the key store is empty, but this database has key version {max(known)} registered: a new key would not open "
+                "its rows. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, or restore the secret."
+            ) from None
+        keys, created = _create(provider)
+    if keys.index_key is None:
+        provider.replace(keys, replace(keys, index_key=Key.generate()))
+        keys, created = provider.fetch(), (*created, "index_key")
+    return Initialised(created, tuple(register(connection, keys, scheme)), keys.version)
+
+
+def _create(provider: KeyProvider) -> tuple[KeySet, tuple[str, ...]]:
+    try:
+        provider.create(KeySet.generate())
+    except KeyStoreConflictError:
+        return provider.fetch(), ()  # somebody else was first, and theirs are the keys
+    return provider.fetch(), ("key", "index_key")

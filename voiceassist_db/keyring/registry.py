@@ -1,0 +1,148 @@
+"""The database's registry of key versions: which there are, how each is used, and proof of which key each is.
+
+Owns the tables ``encryption_keys`` and ``index_keys``. Holds no key longer than a call, and stores none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
+from voiceassist_db.execution import execute
+from voiceassist_db.keyring.keyring import Keyring, KeyVersion
+from voiceassist_db.keys import Key, KeySet, Scheme
+from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredKey:
+    """A row of ``encryption_keys``."""
+
+    version: int
+    scheme: Scheme
+    state: str
+    check_value: bytes
+    created_at: datetime
+    replaced_at: datetime | None
+    retired_at: datetime | None
+
+
+def registered_keys(connection: Connection) -> dict[int, RegisteredKey]:
+    """Read the registry of key versions."""
+    table = EncryptionKeyRow.__table__
+    rows = execute(connection, select(table).order_by(table.c.version), table=table.name)
+    return {
+        row.version: RegisteredKey(
+            row.version,
+            Scheme(row.scheme),
+            row.state,
+            row.check_value,
+            row.created_at,
+            row.replaced_at,
+            row.retired_at,
+        )
+        for row in rows
+    }
+
+
+def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND) -> list[int]:
+    """Record the check values of a store's keys that the database does not know yet; the newest becomes the current one.
+
+    Args:
+        connection: A connection in a transaction, which the caller commits.
+        keys: What the store holds.
+        scheme: How new versions are used.
+
+    Returns:
+        The versions that were added.
+
+    Raises:
+        WrongKeyError: A version is registered already, with another key.
+    """
+    known = registered_keys(connection)
+    added = []
+    table = EncryptionKeyRow.__table__
+    for version, key in keys.versions().items():
+        if version in known:
+            _prove(version, key, known)
+            continue
+        state = "current" if version == keys.version else "previous"
+        values = {"version": version, "scheme": scheme.value, "state": state, "check_value": key.check_value()}
+        execute(connection, insert(table).values(values), table=table.name)
+        added.append(version)
+    if keys.version in added:
+        demote = update(table).where(table.c.version < keys.version, table.c.state == "current")
+        execute(connection, demote.values(state="previous", replaced_at=func.now()), table=table.name)
+    _register_index_keys(connection, keys)
+    return added
+
+
+def _index_keys(keys: KeySet) -> tuple[Key, ...]:
+    return tuple(key for key in (keys.index_key, keys.previous_index_key) if key is not None)
+
+
+def _register_index_keys(connection: Connection, keys: KeySet) -> None:
+    table = IndexKeyRow.__table__
+    known = _registered_index_keys(connection)
+    for key in _index_keys(keys):
+        if key.check_value() in known:
+            continue
+        if known and keys.previous_index_key is None:
+            raise _wrong_index_key()
+        execute(connection, insert(table).values(check_value=key.check_value()), table=table.name)
+
+
+def _registered_index_keys(connection: Connection) -> set[bytes]:
+    table = IndexKeyRow.__table__
+    return {row.check_value for row in execute(connection, select(table.c.check_value), table=table.name)}
+
+
+def _prove(version: int, key: Key, known: Mapping[int, RegisteredKey]) -> None:
+    if key.check_value() != known[version].check_value:
+        raise WrongKeyError(
+            f"the key store's key of version {version} is not the key that this database was encrypted with. Nothing was "
+            "read or written. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, and DATABASE_URL; if the "
+            "secret was overwritten, restore its earlier version (`vault kv rollback`).",
+            version=version,
+        )
+
+
+def _wrong_index_key() -> WrongKeyError:
+    return WrongKeyError(
+        "the key store's index_key is not the one that this database's blind indexes were made with: searches would find "
+        "nothing and duplicates would go unseen. Restore the secret's earlier version (`vault kv rollback`).",
+        version=0,
+    )
+
+
+def assemble(connection: Connection, keys: KeySet) -> Keyring:
+    """Prove a store's keys against the registry, and return them as a keyring.
+
+    A version that is in the store but not registered yet (a rotation has just begun, or died right there) is left out, so
+    that nothing is ever written under a key that the database does not know.
+
+    Raises:
+        WrongKeyError: A key is not the one that is registered for its version.
+        KeyNotRegisteredError: None of the store's versions is registered.
+    """
+    known = registered_keys(connection)
+    live = []
+    for version, key in keys.versions().items():
+        if version in known:
+            _prove(version, key, known)
+            live.append(KeyVersion(version, known[version].scheme, key))
+    if not live:
+        raise KeyNotRegisteredError(
+            f"key version {keys.version} is not registered in this database: run `voiceassist-db init-keys` once"
+            + (f" (it knows {', '.join(map(str, known))}: is this the right key store?)" if known else ""),
+            version=keys.version,
+        )
+    index_keys = _index_keys(keys)
+    registered = _registered_index_keys(connection) if index_keys else set()
+    if any(key.check_value() not in registered for key in index_keys):
+        raise _wrong_index_key()
+    return Keyring(live[0], live[1] if len(live) > 1 else None, index_keys)

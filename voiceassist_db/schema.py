@@ -1,0 +1,71 @@
+"""The database's schema as a whole: bring it up to date, and fit its format checks to the schemes in use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, text
+
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.errors import DatabaseError
+from voiceassist_db.execution import execute, translated
+from voiceassist_db.models.declaration import any_format, bound_format, format_constraint
+
+
+def migrations_directory() -> Path:
+    """Return where the migrations are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def migrate(engine: Engine) -> None:
+    """Bring a database to the newest version of the schema, as ``alembic upgrade head`` does.
+
+    Raises:
+        DatabaseError: A migration needs something first; the message says what.
+    """
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
+    problem = None
+    with translated(), engine.connect() as connection:
+        config.attributes["connection"] = connection
+        try:
+            alembic.command.upgrade(config, "head")
+        except CommandError as error:
+            problem = str(error)
+    if problem is not None:
+        raise DatabaseError(problem)
+
+
+def allow_direct_format(connection: Connection) -> None:
+    """Let the encrypted columns hold any password-encrypted OpenPGP message, as data of scheme ``direct`` is.
+
+    Needs the tables' owner. The caller commits.
+    """
+    _set_format(connection, bound_only=False)
+
+
+def require_bound_format(connection: Connection) -> None:
+    """Let the encrypted columns hold scheme ``bound``'s format only, which is also how they are created.
+
+    Needs the tables' owner. The caller commits.
+    """
+    _set_format(connection, bound_only=True)
+
+
+def _set_format(connection: Connection, *, bound_only: bool) -> None:
+    quote = connection.dialect.identifier_preparer
+    for table in encrypted_tables(connection):
+        for field in table.fields.values():
+            column = quote.quote(field.column)
+            condition = bound_format(column) if bound_only else any_format(column)
+            name = quote.quote(format_constraint(table.table.name, field.column))
+            statement = (
+                f"ALTER TABLE {quote.format_table(table.table)} DROP CONSTRAINT IF EXISTS {name}, "
+                f"ADD CONSTRAINT {name} CHECK ({condition})"
+            )
+            execute(connection, text(statement), table=table.name)

@@ -1,0 +1,94 @@
+"""Where a database stands with its keys. Needs no key: an auditor may run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection, func, select
+
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.execution import execute
+from voiceassist_db.keyring import RegisteredKey, registered_keys
+from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow
+
+DEFAULT_MAX_AGE_DAYS: Final = 30
+"""How old the current key may become: rotation is monthly, as in ``docs/rotation.md``."""
+
+SHOWN_ROTATIONS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """One run of the past, or one in progress."""
+
+    id: UUID
+    from_version: int
+    to_version: int
+    state: str
+    started_at: datetime
+    heartbeat_at: datetime
+    finished_at: datetime | None
+    rows: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Key versions, rows and rotations of one database.
+
+    Attributes:
+        keys: The registered versions, oldest first.
+        tables: Rows per key version, by table.
+        rotations: The last runs, newest first.
+        key_age_days: Age of the current key; None where no key is registered.
+        overdue: Whether the current key is older than the policy allows.
+    """
+
+    keys: tuple[RegisteredKey, ...]
+    tables: dict[str, dict[int, int]]
+    rotations: tuple[Rotation, ...]
+    key_age_days: float | None
+    overdue: bool
+
+    @property
+    def unfinished(self) -> tuple[Rotation, ...]:
+        """The runs that have not finished."""
+        return tuple(each for each in self.rotations if each.state != "finished")
+
+
+def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_DAYS) -> Status:
+    """Read the registry, count rows per version in every encrypted table, and list the last rotations."""
+    keys = tuple(registered_keys(connection).values())
+    tables: dict[str, dict[int, int]] = {}
+    for table in encrypted_tables(connection):
+        counted = select(table.version, func.count()).group_by(table.version).order_by(table.version)
+        tables[table.name] = {version: rows for version, rows in execute(connection, counted, table=table.name)}
+    current = next((key for key in keys if key.state == "current"), None)
+    age = (datetime.now(UTC) - current.created_at).total_seconds() / 86400 if current else None
+    overdue = age is not None and age > max_age_days
+    return Status(keys, tables, _rotations(connection), age, overdue)
+
+
+def _rotations(connection: Connection) -> tuple[Rotation, ...]:
+    run: Any = KeyRotationRow.__table__.c
+    failure: Any = KeyRotationFailureRow.__table__.c
+    failures = select(func.count()).where(failure.rotation == run.id).scalar_subquery()
+    statement = (
+        select(
+            run.id,
+            run.from_version,
+            run.to_version,
+            run.state,
+            run.started_at,
+            run.heartbeat_at,
+            run.finished_at,
+            run.rows,
+            failures,
+        )
+        .order_by(run.started_at.desc())
+        .limit(SHOWN_ROTATIONS)
+    )
+    return tuple(Rotation(*row) for row in execute(connection, statement, table=KeyRotationRow.__tablename__))

@@ -1,0 +1,228 @@
+"""Whether every encrypted value of a database can be trusted: it opens, belongs to its row, and has the right format.
+
+Owns the walk over all encrypted tables, in short read-only transactions of one page each. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Connection, Engine, bindparam, cast, func, literal_column, null, select, text, tuple_
+
+from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.errors import BindingError, DecryptionError, ValueFormatError
+from voiceassist_db.execution import Prepared, execute, translated
+from voiceassist_db.keyring import Keyring, KeyringSource
+from voiceassist_db.keys import Scheme
+from voiceassist_db.models import EncryptedField, EncryptedTable
+from voiceassist_db.models.declaration import any_format, bound_format
+from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
+
+PAGE_ROWS: Final = 1000
+KEPT_FAILURES: Final = 1000
+"""How many failures of a table are kept with their row; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One value that cannot be trusted; never what it holds.
+
+    Attributes:
+        row_id: The row's primary key as text.
+        field: The field's name; None where the whole row could not be read.
+        problem: What is wrong with it.
+    """
+
+    row_id: str
+    field: str | None
+    problem: str
+
+
+@dataclass(slots=True)
+class TableReport:
+    """What was found in one table.
+
+    Attributes:
+        table: Its name.
+        rows: Rows read.
+        values: Encrypted values read, NULLs not counted.
+        unindexed: Values without the blind-index token that their field should have: they cannot be found by search.
+        failed: Failures counted.
+        failures: The first of them.
+    """
+
+    table: str
+    rows: int = 0
+    values: int = 0
+    unindexed: int = 0
+    failed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def fail(self, row_id: str, name: str | None, problem: str) -> None:
+        """Count a failure, and keep it unless there are too many."""
+        self.failed += 1
+        if len(self.failures) < KEPT_FAILURES:
+            self.failures.append(Failure(row_id, name, problem))
+
+
+def verify(
+    engine: Engine, keys: KeyringSource, *, on_progress: Callable[[int, int | None], None] | None = None
+) -> list[TableReport]:
+    """Read every encrypted value of every encrypted table.
+
+    Args:
+        engine: An engine whose connections may receive keys.
+        keys: The keys.
+        on_progress: Called with rows read, and how many there are about.
+
+    Returns:
+        A report for each table. Nothing is wrong where each has ``failed == 0``.
+    """
+    with translated(), engine.connect() as connection:
+        tables = encrypted_tables(connection)
+        total = sum(_about(connection, table) for table in tables)
+        reports = []
+        for table in tables:
+            done = sum(report.rows for report in reports)
+            walk = _Walk(connection, keys, table)
+            for rows in walk.pages():
+                if on_progress:
+                    on_progress(done + rows, max(total, done + rows))
+            reports.append(walk.report)
+    return reports
+
+
+def _about(connection: Connection, table: EncryptedTable) -> int:
+    estimate = text("SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)")
+    quoted = connection.dialect.identifier_preparer.format_table(table.table)
+    return int(execute(connection, estimate, {"name": quoted}, table=table.name).scalar_one())
+
+
+class _Walk:
+    """Reads one table page by page; a page with a damaged value is halved until the value stands alone."""
+
+    def __init__(self, connection: Connection, keys: KeyringSource, table: EncryptedTable) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._table = table
+        self._width = len(table.key)
+        self._statements: dict[tuple[EncryptedField, ...], Prepared] = {}
+        self.report = TableReport(table.name)
+
+    def pages(self) -> Iterator[int]:
+        """Check the table; yields, after each page, how many rows have been read."""
+        after: tuple[Any, ...] | None = None
+        first, later = self._key_pages()
+        while True:
+            values: dict[str, Any] = {"limit": PAGE_ROWS}
+            if after is not None:
+                values |= {f"after_{position}": value for position, value in enumerate(after)}
+            page = (first if after is None else later).rows(self._connection, values)
+            self._connection.rollback()
+            if not page:
+                return
+            after = page[-1]
+            self._check(page, tuple(self._table.fields.values()))
+            yield self.report.rows
+
+    def _key_pages(self) -> tuple[Prepared, Prepared]:
+        key = self._table.key
+        statement = select(*key).order_by(*key).limit(bindparam("limit"))  # type: ignore[arg-type]  # stubs know int only
+        after = tuple_(*(bindparam(f"after_{position}", type_=each.type) for position, each in enumerate(key)))
+        name = self._table.name
+        return Prepared(statement, table=name), Prepared(statement.where(tuple_(*key) > after), table=name)
+
+    def _check(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> None:
+        """Check these rows' fields: together if they open together, else in halves, else value by value."""
+        try:
+            rows, keyring = self._read(page, fields)
+        except DecryptionError:
+            self._connection.rollback()
+            if len(page) > 1:
+                middle = len(page) // 2
+                self._check(page[:middle], fields)
+                self._check(page[middle:], fields)
+            elif len(fields) > 1:
+                before = self.report.rows
+                for each in fields:
+                    self._check(page, (each,))
+                self.report.rows = before + 1
+            else:
+                self.report.rows += 1
+                self.report.values += 1
+                self.report.fail(codec.row_id(page[0]), fields[0].name, "does not open: damaged, or under another key")
+            return
+        for row in rows:
+            self._check_row(row, fields, keyring)
+
+    def _read(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> tuple[list[Any], Keyring]:
+        statement = self._statements.get(fields)
+        if statement is None:
+            statement = self._statements[fields] = _select(self._table, fields)
+        keyring = self._keys.keyring(self._connection)
+        arrays = {f"key_{position}": [key[position] for key in page] for position in range(self._width)}
+        rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
+        if any(keyring.scheme(row[self._width]) is None for row in rows):
+            keyring = self._keys.refresh(self._connection, unlike=keyring)
+            rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
+        self._connection.rollback()
+        return rows, keyring
+
+    def _check_row(self, row: tuple[Any, ...], fields: tuple[EncryptedField, ...], keyring: Keyring) -> None:
+        self.report.rows += 1
+        row_id = codec.row_id(row[: self._width])
+        version = row[self._width]
+        scheme = keyring.scheme(version)
+        if scheme is None:
+            self.report.fail(row_id, None, f"is under key version {version}, which the key store does not hold")
+            return
+        for position, each in enumerate(fields):
+            plaintext, is_bound, is_any, stored = row[self._width + 1 + 4 * position :][:4]
+            if plaintext is None:
+                continue
+            self.report.values += 1
+            if not (is_bound if scheme is Scheme.BOUND else is_any):
+                self.report.fail(row_id, each.name, f"is not in the format of scheme {scheme.value}")
+                continue
+            try:
+                value = codec.decode(each, scheme, row_id, plaintext, table=self._table.name)
+            except BindingError:
+                self.report.fail(row_id, each.name, "was encrypted for another row or column")
+            except ValueFormatError:
+                self.report.fail(row_id, each.name, f"is not of type {each.kind.value}")
+            else:
+                self._check_token(row_id, each, value, stored, keyring)
+
+    def _check_token(self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None, keyring: Keyring) -> None:
+        if each.index_column is None or each.normaliser is None:
+            return
+        if stored is None:
+            self.report.unindexed += 1
+            return
+        try:
+            normalised = NORMALISERS[each.normaliser](value)
+        except ValueError:
+            self.report.fail(row_id, each.name, "has a blind index, but a value that cannot be searched")
+            return
+        if stored not in {token(key, normalised) for key in keyring.index_column_keys(each.context)}:
+            self.report.fail(row_id, each.name, "has the blind index of another value")
+
+
+def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...]) -> Prepared:
+    columns: list[Any] = []
+    for each in fields:
+        columns += [
+            decrypt_stored(table, each).label(each.name),
+            literal_column(bound_format(each.column)),
+            literal_column(any_format(each.column)),
+            table.table.c[each.index_column] if each.index_column else null(),
+        ]
+    wanted = [f"k{position}" for position in range(len(table.key))]
+    arrays = (cast(bindparam(f"key_{position}"), ARRAY(each.type)) for position, each in enumerate(table.key))
+    given = func.unnest(*arrays).table_valued(*wanted, name="wanted").render_derived()
+    condition = tuple_(*table.key).in_(select(*(given.c[name] for name in wanted)))
+    return Prepared(select(*table.key, table.version, *columns).where(condition), table=table.name)
