@@ -1,0 +1,211 @@
+"""Servers, databases and keys for the tests: all real.
+
+PostgreSQL comes from ``VOICEASSIST_DB_TEST_DSN`` (a role that may create databases), else from Docker where its daemon
+answers, else from the embedded server. Vault comes from Docker or is the embedded OpenBao. Each test has a database of its
+own, copied from a migrated template, and a path of its own in the key store.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import URL, Engine, make_url
+
+from voiceassist_db import Database, create_engine
+from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
+from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
+from voiceassist_db.schema import migrate
+
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+"""Settings for servers whose data is thrown away."""
+
+OWNER = "voiceassist_test"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--long``: the long forms of trials, whose short forms always run."""
+    parser.addoption("--long", action="store_true", help="also run the long trials")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long trials out, visibly, unless they are asked for."""
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+@functools.cache
+def docker_is_present() -> bool:
+    """Say whether a Docker daemon answers."""
+    import docker
+    from docker.errors import DockerException
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # a client that finds no daemon leaves its socket to the collector
+        try:
+            client = docker.from_env()
+            present = bool(client.ping())
+            client.close()
+        except DockerException:
+            present = False
+        gc.collect()
+    return present
+
+
+@dataclass(frozen=True)
+class VaultServer:
+    """A running Vault or OpenBao."""
+
+    address: str
+    root_token: str
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[URL]:
+    """Address of a PostgreSQL server, as a role that may create databases and need not be a superuser."""
+    with ExitStack() as stack:
+        if dsn := os.environ.get("VOICEASSIST_DB_TEST_DSN"):
+            yield make_url(dsn).set(drivername="postgresql+psycopg")
+        elif docker_is_present():
+            from testcontainers.community.postgres import PostgresContainer
+
+            container = stack.enter_context(PostgresContainer("postgres:17", driver="psycopg"))
+            yield make_url(container.get_connection_url())
+        else:
+            server = stack.enter_context(EmbeddedPostgres(settings=FAST))
+            password = secrets.token_hex(16)
+            with psycopg.connect(plain(server.url()), autocommit=True) as admin:
+                create = sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE PASSWORD {}")
+                admin.execute(create.format(sql.Identifier(OWNER), sql.Literal(password)))
+            yield server.url().set(username=OWNER, password=password)
+
+
+@pytest.fixture(scope="session")
+def vault() -> Iterator[VaultServer]:
+    """A Vault server that every test of this process shares, each on a path of its own."""
+    if docker_is_present():
+        from testcontainers.community.vault import VaultContainer
+
+        with VaultContainer("hashicorp/vault:1.20") as container:
+            yield VaultServer(container.get_connection_url(), container.root_token)
+    else:
+        with EmbeddedOpenBao() as server:
+            yield VaultServer(server.address, server.root_token)
+
+
+def plain(url: URL) -> str:
+    """Return an address as psycopg takes it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def new_database(server_url: URL) -> Iterator[Callable[[str | None], URL]]:
+    """A function that creates a database, empty or as a copy of another; all are dropped at the end."""
+    created: list[str] = []
+
+    def create(template: str | None = None) -> URL:
+        name = f"voiceassist_test_{secrets.token_hex(6)}"
+        with psycopg.connect(plain(server_url), autocommit=True) as admin:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8'")
+            admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template or "template0")))
+        created.append(name)
+        return server_url.set(database=name)
+
+    yield create
+    with psycopg.connect(plain(server_url), autocommit=True) as admin:
+        for name in created:
+            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def template(new_database: Callable[[str | None], URL]) -> str:
+    """Name of a migrated database without any connection, from which each test's is copied."""
+    url = new_database(None)
+    engine = create_engine(url)
+    migrate(engine)
+    engine.dispose()
+    assert url.database is not None
+    return url.database
+
+
+@pytest.fixture
+def empty_url(new_database: Callable[[str | None], URL]) -> URL:
+    """Address of an empty database."""
+    return new_database(None)
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[str | None], URL], template: str) -> URL:
+    """Address of a migrated database that holds no row."""
+    return new_database(template)
+
+
+@pytest.fixture
+def engine(database_url: URL) -> Iterator[Engine]:
+    """An engine on a migrated database."""
+    made = create_engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def vault_path() -> str:
+    """A path in the key store, ``MOUNT/PATH``, that nothing is stored at yet."""
+    return f"secret/test/{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def new_provider(vault: VaultServer, vault_path: str) -> Callable[[], VaultKeyProvider]:
+    """A function that makes one more client of the test's path in the key store, as another process would."""
+    mount, _, path = vault_path.partition("/")
+    return lambda: VaultKeyProvider(vault.address, TokenLogin(vault.root_token), mount=mount, path=path)
+
+
+@pytest.fixture
+def provider(new_provider: Callable[[], VaultKeyProvider], engine: Engine) -> VaultKeyProvider:
+    """A key store with keys that the test's database has registered."""
+    made = new_provider()
+    with engine.begin() as connection:
+        initialise_keys(made, connection)
+    return made
+
+
+@pytest.fixture
+def database(engine: Engine, provider: VaultKeyProvider) -> Database:
+    """A database with keys, ready for application code."""
+    return Database(engine, provider)
+
+
+@pytest.fixture
+def environment(database: Database, database_url: URL, vault: VaultServer, vault_path: str) -> dict[str, str]:
+    """Environment variables that lead a command to the test's database and keys, and none that lead elsewhere."""
+    assert database is not None  # the keys are made and registered
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    return inherited | {
+        "DATABASE_URL": plain(database_url),
+        "VAULT_ADDR": vault.address,
+        "VAULT_TOKEN": vault.root_token,
+        "VOICEASSIST_DB_VAULT_PATH": vault_path,
+    }
+
+
+@pytest.fixture(scope="session")
+def synthea_csv() -> Path:
+    """The real-format patient export that lies beside the checkout; ``VOICEASSIST_DB_TEST_SYNTHEA`` names it elsewhere."""
+    default = Path(__file__).parents[2] / "shared" / "data" / "synthea_patients.csv"
+    path = Path(os.environ.get("VOICEASSIST_DB_TEST_SYNTHEA", default))
+    if not path.exists() and "CI" not in os.environ:
+        pytest.skip(f"no patient export at {path}: set VOICEASSIST_DB_TEST_SYNTHEA to Synthea's patients.csv")
+    return path

@@ -1,0 +1,209 @@
+"""What each failure of Vault means, and what to do about it: the wording of every error of this package.
+
+Owns the translation into :mod:`voiceassist_db.errors`. A message is made of the address, mount, path, namespace, status
+and KV version alone: what the server answered is looked at, and never repeated.
+"""
+
+from __future__ import annotations
+
+import enum
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import requests
+
+from voiceassist_db.errors import (
+    KeysDeletedError,
+    KeysNotFoundError,
+    KeyStoreAuthenticationError,
+    KeyStoreConflictError,
+    KeyStoreError,
+    KeyStoreForbiddenError,
+    KeyStoreSealedError,
+    KeyStoreTLSError,
+    KeyStoreUnavailableError,
+)
+
+_DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_LOGIN_REFUSED: Final = _DENIED | {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
+_SEALED: Final = frozenset({HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.SERVICE_UNAVAILABLE})
+_LATER: Final = frozenset({412, 429, 500, 502, 503, 504})
+"""Statuses that pass by themselves: 412 and 429 (Vault's HTTP API, "HTTP status codes"), 500 for a moment after
+unsealing, and what a proxy answers for a server that is down or hung."""
+
+_CONFLICT: Final = "check-and-set parameter did not match"
+"""From Vault's and OpenBao's KV engine; the same status 400 stands for other mistakes."""
+
+_NO_NAMESPACE: Final = "namespace not found"
+
+
+class Operation(enum.Enum):
+    """What a request is for: the same status means different things."""
+
+    LOG_IN = "log in"
+    LOOK_UP = "look the token up"
+    RENEW = "renew the token"
+    EXAMINE = "examine the mount"
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the secret is.
+
+    Attributes:
+        address: URL of the server as it may be shown, without credentials.
+        mount: Mount of the KV v2 engine.
+        path: Path below it.
+        namespace: Namespace of both.
+        ca_file: Authorities that are trusted; None for the public ones.
+        timeout_s: Seconds that an answer may take.
+    """
+
+    address: str
+    mount: str
+    path: str
+    namespace: str | None
+    ca_file: Path | None
+    timeout_s: float
+
+    def __str__(self) -> str:
+        """Return mount, path and namespace, as messages name the secret."""
+        return f"{self.mount}/{self.path}" + (f" (namespace {self.namespace})" if self.namespace else "")
+
+
+def no_answer(place: Place, operation: Operation, error: OSError) -> KeyStoreError:
+    """Translate an error of requests, or of the system, before there was an answer."""
+    if isinstance(error, requests.exceptions.InvalidHeader):
+        return _impossible_token()
+    plain = not isinstance(error, requests.exceptions.RequestException)  # requests and ssl on a bad CA file
+    if plain or isinstance(error, requests.exceptions.SSLError):
+        reason = _verification(error)
+        return KeyStoreTLSError(
+            f"no trusted TLS connection to Vault at {place.address}{f' ({reason})' if reason else ''}: set "
+            "VAULT_CACERT to the file of the authority that signed its certificate (now: "
+            f"{place.ca_file or 'the public ones'}), and check that the server speaks TLS"
+        )
+    if isinstance(error, requests.exceptions.Timeout):
+        return _unavailable(place, operation, f"did not answer within {place.timeout_s:g} s")
+    return _unavailable(place, operation, "cannot be reached")
+
+
+def invalid(place: Place, operation: Operation, error: Exception, status: int) -> KeyStoreError:
+    """Translate an error of Python's, with which hvac and requests meet a token or an answer of impossible form."""
+    if isinstance(error, UnicodeEncodeError):
+        return _impossible_token()
+    return foreign(place, operation, status)
+
+
+def foreign(place: Place, operation: Operation, status: int) -> KeyStoreError:
+    """Say that an answer is not Vault's."""
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        return KeyStoreError(
+            f"Vault at {place.address} redirects to another address, to which the token was not sent: set VAULT_ADDR "
+            "to the active node, or to one that forwards requests to it"
+        )
+    return KeyStoreError(
+        f"{place.address} answered a request to {operation.value}{f' with HTTP {status}' if status else ''}, but not "
+        "as Vault does: check VAULT_ADDR, and whether it is http or https"
+    )
+
+
+def refusal(
+    place: Place, operation: Operation, status: int, errors: Sequence[str] | None, metadata: Mapping[str, Any]
+) -> KeyStoreError:
+    """Translate an answer with a status of failure.
+
+    Args:
+        place: Where the secret is.
+        operation: What was asked.
+        status: The HTTP status.
+        errors: The field ``errors`` of a JSON answer, as Vault's have it; else None.
+        metadata: The metadata of the secret, where a read was answered with it.
+    """
+    if metadata:
+        return _deleted(place, metadata)
+    if status in _SEALED and errors:
+        return KeyStoreSealedError(
+            f"Vault at {place.address} is sealed, or was never initialised: unseal it (`vault operator unseal`)"
+        )
+    if status in _LATER:
+        return _unavailable(place, operation, f"answered HTTP {status}")
+    if errors is None:
+        return foreign(place, operation, status)
+    return _refused(place, operation, status, errors)
+
+
+def no_engine(place: Place) -> KeysNotFoundError:
+    """Say that the mount is not that of a KV v2 engine."""
+    return KeysNotFoundError(
+        f"Vault at {place.address} has no KV engine of version 2 at the mount {place.mount}: correct the path, or run "
+        f"`vault secrets enable -path={place.mount} -version=2 kv`, and then `voiceassist-db init-keys`"
+    )
+
+
+def _refused(place: Place, operation: Operation, status: int, errors: Sequence[str]) -> KeyStoreError:
+    if operation is Operation.LOG_IN and status in _LOGIN_REFUSED:
+        return KeyStoreAuthenticationError(
+            f"Vault at {place.address} refused the login: check the role, its secret id or service account, the mount "
+            "of the auth method, and the namespace"
+        )
+    if operation in {Operation.LOOK_UP, Operation.RENEW} and status in _DENIED:
+        return KeyStoreAuthenticationError(
+            f"Vault at {place.address} does not accept the token: it is wrong, expired or revoked (or it lacks the "
+            "policy `default` and may not look itself up). Set VAULT_TOKEN to a new one."
+        )
+    if status in _DENIED:
+        return _forbidden(place, operation)
+    if status == HTTPStatus.NOT_FOUND:
+        return _no_namespace(place) if any(_NO_NAMESPACE in each for each in errors) else no_engine(place)
+    if operation is Operation.WRITE and any(_CONFLICT in each for each in errors):
+        message = f"somebody else wrote {place} first, and nothing was written: read it and try again"
+        return KeyStoreConflictError(message)
+    message = f"Vault at {place.address} refused to {operation.value} ({place}) with HTTP {status}: see Vault's own log"
+    return KeyStoreError(message)
+
+
+def _no_namespace(place: Place) -> KeysNotFoundError:
+    return KeysNotFoundError(f"Vault at {place.address} has no namespace {place.namespace}: check VAULT_NAMESPACE")
+
+
+def _unavailable(place: Place, operation: Operation, what: str) -> KeyStoreUnavailableError:
+    unknown = " Whether the secret was written is not known: read it first." if operation is Operation.WRITE else ""
+    return KeyStoreUnavailableError(f"Vault at {place.address} {what}: check that it runs, and VAULT_ADDR.{unknown}")
+
+
+def _forbidden(place: Place, operation: Operation) -> KeyStoreForbiddenError:
+    capabilities = '["create", "read", "update"]' if operation is Operation.WRITE else '["read"]'
+    return KeyStoreForbiddenError(
+        f"the login to Vault works, but no policy of it permits to {operation.value} {place}: add "
+        f'`path "{place.mount}/data/{place.path}" {{ capabilities = {capabilities} }}`, or correct the path'
+    )
+
+
+def _deleted(place: Place, metadata: Mapping[str, Any]) -> KeysDeletedError:
+    version, mount = metadata.get("version"), f"-mount={place.mount}"
+    what, remedy = "deleted", f"`vault kv undelete {mount} -versions={version} {place.path}` brings it back"
+    if metadata.get("destroyed") is True:
+        what = "destroyed"
+        remedy = f"`vault kv rollback {mount} -version=NUMBER {place.path}` brings an earlier one back"
+    return KeysDeletedError(
+        f"version {version} of {place}, the newest, was {what}: {remedy}. Only where nothing was ever encrypted with "
+        f"it, begin anew: `vault kv metadata delete {mount} {place.path}`."
+    )
+
+
+def _impossible_token() -> KeyStoreAuthenticationError:
+    return KeyStoreAuthenticationError("the Vault token holds characters that no token has: set VAULT_TOKEN again")
+
+
+def _verification(error: BaseException | None) -> str:
+    """Return OpenSSL's reason for not trusting a certificate, from down the chain; empty if it was something else."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return "" if error is None else error.verify_message

@@ -1,0 +1,154 @@
+"""The key store in Vault: reads and writes the secret, every write by check-and-set.
+
+Owns the rule of what may be written over what. ``client`` speaks to the server, ``tokens`` keeps the login alive,
+``secret`` knows the fields and ``failures`` the wording of errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from voiceassist_db.errors import (
+    ConfigurationError,
+    KeysNotFoundError,
+    KeyStoreConflictError,
+    KeyStoreForbiddenError,
+)
+from voiceassist_db.keys import KeySet
+from voiceassist_db.providers.vault.client import Stored, VaultClient
+from voiceassist_db.providers.vault.failures import Place
+from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, Masked, RawSecret, TokenLogin
+from voiceassist_db.providers.vault.secret import KEY, key_set, with_keys
+from voiceassist_db.providers.vault.tokens import GivenToken, LoginToken
+
+Result = TypeVar("Result")
+
+
+class VaultKeyProvider:
+    """Keys in one secret of a KV v2 engine of Vault or OpenBao. Thread-safe, and safe to fork.
+
+    Every method may raise, besides what it says: :class:`KeyStoreUnavailableError`, :class:`KeyStoreSealedError`,
+    :class:`KeyStoreTLSError`, :class:`KeyStoreAuthenticationError`, :class:`KeyStoreForbiddenError`,
+    :class:`KeysDeletedError` if the secret's newest version is deleted, :class:`KeysNotFoundError` if there is no KV v2
+    engine at the mount, and :class:`KeyStoreError` for the rest. None carries or chains a token, a key or an answer.
+    """
+
+    def __init__(  # noqa: PLR0913  # one deployment's settings; all but two are optional and keyword-only
+        self,
+        address: str,
+        login: TokenLogin | AppRoleLogin | KubernetesLogin,
+        *,
+        mount: str = "secret",
+        path: str = "voiceassist/encryption",
+        ca_file: Path | None = None,
+        namespace: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            address: URL of the server, as in ``VAULT_ADDR``.
+            login: How to log in.
+            mount: Where the KV v2 engine is mounted.
+            path: The secret's path below it.
+            ca_file: PEM file of the authorities to trust instead of the public ones.
+            namespace: Namespace of mount and login.
+            timeout_s: Seconds to wait for a connection, and again for each part of an answer.
+
+        Raises:
+            ConfigurationError: The address is not one.
+            ValueError: The mount or the path is empty, or the timeout is not positive.
+        """
+        mount, path = mount.strip("/"), path.strip("/")
+        if not mount or not path:
+            raise ValueError("mount and path must not be empty")
+        if timeout_s <= 0:
+            raise ValueError("timeout_s must be more than 0")
+        shown = _without_credentials(address)
+        place = Place(address=shown, mount=mount, path=path, namespace=namespace, ca_file=ca_file, timeout_s=timeout_s)
+        self._client = VaultClient(Masked(address), place)
+        self._token: GivenToken | LoginToken = (
+            GivenToken(self._client, login) if isinstance(login, TokenLogin) else LoginToken(self._client, login)
+        )
+
+    def __repr__(self) -> str:
+        return f"<VaultKeyProvider {self._client.place} at {self._client.place.address}>"
+
+    def fetch(self) -> KeySet:
+        """Read the keys, and renew a given token that has lived half of its time.
+
+        Raises:
+            KeysNotFoundError: There are none yet.
+            MalformedKeyError: A field is not of its form; the message names it.
+        """
+        stored = self._permitted(self._client.read)
+        self._token.keep_alive()
+        if stored is None or KEY not in stored.fields:
+            raise self._not_found(stored)
+        return key_set(stored.fields, revision=stored.revision, where=str(self._client.place))
+
+    def create(self, keys: KeySet) -> None:
+        """Store the first keys, beside the fields of others that the secret may have.
+
+        Raises:
+            KeyStoreConflictError: There is a ``key`` already, or somebody wrote meanwhile; nothing was written.
+            KeysDeletedError: There was a secret; it must be restored, or removed with its history.
+        """
+        stored = self._permitted(self._client.read)
+        if stored is not None and KEY in stored.fields:
+            raise KeyStoreConflictError(f"{self._client.place} holds a key already: nothing was written")
+        fields, revision = (RawSecret(), 0) if stored is None else (stored.fields, stored.revision)
+        self._write(fields, keys, revision)
+
+    def replace(self, old: KeySet, new: KeySet) -> None:
+        """Store ``new``, whose None removes a field, where the secret is still at ``old``'s revision.
+
+        Raises:
+            KeyStoreConflictError: It is at another one; nothing was written.
+            KeysNotFoundError: It is gone.
+        """
+        stored = self._permitted(self._client.read)
+        if stored is None:
+            raise self._not_found(stored)
+        if stored.revision != old.revision:
+            raise KeyStoreConflictError(
+                f"{self._client.place} is at version {stored.revision} and no longer at {old.revision}: somebody else "
+                "wrote it, and nothing was written. Read it and try again."
+            )
+        self._write(stored.fields, new, stored.revision)
+
+    def _write(self, fields: RawSecret, keys: KeySet, revision: int) -> None:
+        merged = with_keys(fields, keys)
+        self._permitted(lambda token: self._client.write(token, merged, revision=revision))
+
+    def _permitted(self, operation: Callable[[Masked], Result]) -> Result:
+        token = self._token.current()
+        try:
+            return operation(token)
+        except KeyStoreForbiddenError as error:
+            refusal = error
+        # Out here so that what follows is not chained to the refusal.
+        return operation(self._token.after_refusal(token, refusal))
+
+    def _not_found(self, stored: Stored | None) -> KeysNotFoundError:
+        what = "nothing is stored" if stored is None else f"there is no field {KEY}"
+        place = self._client.place
+        return KeysNotFoundError(
+            f"{what} at {place} in Vault at {place.address}: run `voiceassist-db init-keys`, or correct "
+            "VOICEASSIST_DB_VAULT_PATH"
+        )
+
+
+def _without_credentials(address: str) -> str:
+    """Return a server's URL as it may be shown, without the user name and password that it may hold."""
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigurationError("the address of Vault (VAULT_ADDR) must look like https://vault.example.org:8200")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"

@@ -1,0 +1,116 @@
+"""The life of the token: when to log in, again, and when to renew.
+
+Owns the only copy of a token that outlives a request. There is no thread behind it: time passes unseen between two
+fetches, so a token should live at least three times as long as the keyring's time to live.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from typing import Final
+
+from voiceassist_db.errors import KeyStoreAuthenticationError, KeyStoreError, KeyStoreForbiddenError
+from voiceassist_db.providers.vault.client import Lease, VaultClient
+from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, Masked, TokenLogin
+
+logger = logging.getLogger(__name__)
+
+LOG_IN_AGAIN: Final = 1 / 3
+"""Part of the lease that is left when a new token is asked for."""
+
+RENEW: Final = 1 / 2
+"""Part of its first time that is left when a given token is renewed."""
+
+
+class GivenToken:
+    """A token that came from outside: it cannot be replaced, only renewed."""
+
+    def __init__(self, client: VaultClient, login: TokenLogin) -> None:
+        self._client = client
+        self._token = Masked(login.token)
+        self._lock = threading.Lock()
+        self._due = 0.0
+
+    def current(self) -> Masked:
+        """Return the token."""
+        return self._token
+
+    def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:
+        """Say why the token was refused: raises KeyStoreAuthenticationError if it is bad, else the refusal itself."""
+        self._client.look_up(refused)
+        raise refusal
+
+    def keep_alive(self) -> None:
+        """Renew the token if less than half of its time is left. A failure is a warning: so far the token works."""
+        with self._lock:
+            if time.monotonic() < self._due:
+                return
+            try:
+                self._renew()
+            except KeyStoreAuthenticationError as error:
+                self._due = math.inf  # it may not look itself up, ever
+                logger.warning("the Vault token cannot be renewed and may expire: %s", error)
+            except KeyStoreError as error:
+                logger.warning("the Vault token could not be renewed, which is tried again: %s", error)
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        lease = self._client.look_up(self._token)
+        half_s = lease.granted_s * RENEW
+        if not lease.renewable or not lease.granted_s:
+            self._due = math.inf
+            return
+        left_s = lease.left_s
+        if left_s < half_s:
+            left_s = self._client.renew(self._token).left_s
+            logger.debug("renewed the Vault token for %.0f s", left_s)
+            if left_s < half_s:
+                logger.warning("the Vault token reaches its longest life and expires in %.0f s: set a new one", left_s)
+        self._due = now + left_s - half_s
+
+
+class LoginToken:
+    """A token from a login, which is replaced by another login."""
+
+    def __init__(self, client: VaultClient, login: AppRoleLogin | KubernetesLogin) -> None:
+        self._client = client
+        self._login = login
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._due = 0.0
+        self._expiry = 0.0
+
+    def current(self) -> Masked:
+        """Return a token with at least a third of its time left, or one that lives while no new one is to be had."""
+        with self._lock:
+            if self._lease is None or time.monotonic() >= self._expiry:
+                return self._log_in()
+            if time.monotonic() < self._due:
+                return self._lease.token
+            try:
+                return self._log_in()
+            except KeyStoreAuthenticationError as error:
+                left_s = self._expiry - time.monotonic()
+                logger.warning("no new Vault token, and the old one expires in %.0f s: %s", left_s, error)
+            return self._lease.token
+
+    def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:  # noqa: ARG002
+        """Log in again, unless another thread did: the token may have been revoked."""
+        with self._lock:
+            if self._lease is not None and self._lease.token is not refused:
+                return self._lease.token
+            return self._log_in()
+
+    def keep_alive(self) -> None:
+        """Do nothing: the next :meth:`current` logs in again in time."""
+
+    def _log_in(self) -> Masked:
+        now = time.monotonic()
+        lease = self._client.log_in(self._login)
+        self._lease = lease
+        self._expiry = now + (lease.granted_s or math.inf)
+        self._due = self._expiry - lease.granted_s * LOG_IN_AGAIN
+        return lease.token
