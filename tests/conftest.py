@@ -53,7 +53,9 @@ def docker_is_present() -> bool:
     from docker.errors import DockerException
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # a client that finds no daemon leaves its socket to the collector
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # a client that finds no daemon leaves its socket to the collector
         try:
             client = docker.from_env()
             present = bool(client.ping())
@@ -167,14 +169,18 @@ def vault_path() -> str:
 
 
 @pytest.fixture
-def new_provider(vault: VaultServer, vault_path: str) -> Callable[[], VaultKeyProvider]:
+def new_provider(vault: VaultServer, vault_path: str) -> Callable[..., VaultKeyProvider]:
     """A function that makes one more client of the test's path in the key store, as another process would."""
     mount, _, path = vault_path.partition("/")
-    return lambda: VaultKeyProvider(vault.address, TokenLogin(vault.root_token), mount=mount, path=path)
+
+    def make(below: str = "") -> VaultKeyProvider:
+        return VaultKeyProvider(vault.address, TokenLogin(vault.root_token), mount=mount, path=path + below)
+
+    return make
 
 
 @pytest.fixture
-def provider(new_provider: Callable[[], VaultKeyProvider], engine: Engine) -> VaultKeyProvider:
+def provider(new_provider: Callable[..., VaultKeyProvider], engine: Engine) -> VaultKeyProvider:
     """A key store with keys that the test's database has registered."""
     made = new_provider()
     with engine.begin() as connection:

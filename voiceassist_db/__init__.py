@@ -10,7 +10,9 @@ from voiceassist_db.repositories import (
     PatientRepository,
     Record,
     Repository,
+    field,
     record,
+    uuid7,
 )
 
 __all__ = [
@@ -27,5 +29,7 @@ __all__ = [
     "VoiceAssistDBError",
     "create_async_engine",
     "create_engine",
+    "field",
     "record",
+    "uuid7",
 ]

@@ -29,9 +29,9 @@ VALUES: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.BYTES: st.binary(),
     Kind.DATE: st.dates(),
     Kind.DATETIME: st.datetimes(
-        min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC) | st.builds(
-            timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23))
-        )
+        min_value=datetime(1, 1, 2),
+        max_value=datetime(9999, 12, 30),
+        timezones=st.just(UTC) | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23))),
     ),
     Kind.INTEGER: st.integers(),
     Kind.DECIMAL: st.decimals(allow_nan=False, allow_infinity=False),
@@ -126,7 +126,8 @@ def test_a_row_id_is_the_keys_text() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.TEXT, Kind.BYTES])
 @pytest.mark.parametrize(
-    ("context", "row"), [("patient_data.mrn", ROW), ("patient_data.ssn", ROW[:-1] + "0"), ("patient_data.ss", f"n:{ROW}")]
+    ("context", "row"),
+    [("patient_data.mrn", ROW), ("patient_data.ssn", ROW[:-1] + "0"), ("patient_data.ss", f"n:{ROW}")],
 )
 def test_a_value_of_another_row_or_column_is_refused(kind: Kind, context: str, row: str) -> None:
     """A plaintext that was bound elsewhere raises, and the error does not hold it."""

@@ -156,9 +156,7 @@ def strategies() -> st.SearchStrategy[tuple[Kind, list[Any]]]:
 @pytest.mark.parametrize("scheme", Scheme)
 @server
 @given(drawn=strategies())
-def test_every_value_survives_the_server(
-    connection: Connection, scheme: Scheme, drawn: tuple[Kind, list[Any]]
-) -> None:
+def test_every_value_survives_the_server(connection: Connection, scheme: Scheme, drawn: tuple[Kind, list[Any]]) -> None:
     """Whatever the codec writes is encrypted, decrypted and read back equal, NULLs among them."""
     kind, originals = drawn
     plaintexts = [codec.encode(field(kind), scheme, ROW, each) for each in originals]
@@ -251,7 +249,17 @@ def test_gpg_opens_a_value_with_the_column_key(connection: Connection, tmp_path:
     home.mkdir(mode=0o700)
     (tmp_path / "value.pgp").write_bytes(ciphertext)
     opened = subprocess.run(
-        [gpg, "--homedir", home, "--batch", "--quiet", "--pinentry-mode=loopback", "--passphrase-fd=0", "--decrypt", tmp_path / "value.pgp"],
+        [
+            gpg,
+            "--homedir",
+            home,
+            "--batch",
+            "--quiet",
+            "--pinentry-mode=loopback",
+            "--passphrase-fd=0",
+            "--decrypt",
+            tmp_path / "value.pgp",
+        ],
         input=column_key.expose() + b"\n",
         capture_output=True,
         check=False,

@@ -16,7 +16,9 @@ PATIENT = Patient(patient_id="PT-001", ssn="SECRET", name="SECRET", address={"SE
 
 def test_a_printed_record_shows_its_id_and_which_fields_are_set() -> None:
     """What is needed to find the patient is there; every value is masked, and absent ones are told apart."""
-    assert f"{PATIENT!r}".startswith("Patient(patient_id='PT-001', ssn=•••, mrn=None, name=•••, date_of_birth=None, address=•••")
+    assert f"{PATIENT!r}".startswith(
+        "Patient(patient_id='PT-001', ssn=•••, mrn=None, name=•••, date_of_birth=None, address=•••"
+    )
     assert "SECRET" not in f"{PATIENT} {PATIENT!s} {[PATIENT]} {ClinicalNote(patient=PATIENT.id, note='SECRET')}"
 
 

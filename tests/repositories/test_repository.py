@@ -77,7 +77,9 @@ def test_absent_fields_stay_absent(tx: Repositories) -> None:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(patients=st.lists(PATIENTS, max_size=20, unique_by=(lambda each: each.patient_id, lambda each: each.mrn or each.id)))
+@given(
+    patients=st.lists(PATIENTS, max_size=20, unique_by=(lambda each: each.patient_id, lambda each: each.mrn or each.id))
+)
 def test_bulk_and_single_writes_store_the_same(database: Database, patients: list[Patient]) -> None:
     """Whatever patients there are, adding them in bulk or one by one reads back equal, by get, get_many and pages."""
     for add in ("bulk", "single"):

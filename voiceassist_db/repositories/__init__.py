@@ -1,5 +1,9 @@
 """What application code calls: records, and the repositories that keep them encrypted."""
 
+from dataclasses import field
+
+from uuid_utils.compat import uuid7
+
 from voiceassist_db.repositories.patients import ClinicalNoteRepository, PatientRepository
 from voiceassist_db.repositories.records import ClinicalNote, Patient, Record, record
 from voiceassist_db.repositories.repository import Repository
@@ -11,5 +15,7 @@ __all__ = [
     "PatientRepository",
     "Record",
     "Repository",
+    "field",
     "record",
+    "uuid7",
 ]

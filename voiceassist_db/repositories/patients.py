@@ -19,15 +19,19 @@ class PatientRepository(Repository[Patient]):
 
     def find_by_ssn(self, ssn: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
         """Return the patients with a social security number, in any spelling; real exports have duplicates."""
-        return self._find("ssn", ssn, fields)
+        return self._find("ssn", [ssn], fields)
 
     def find_by_mrn(self, mrn: str, *, fields: Iterable[str] | None = None) -> Patient | None:
         """Return the patient with a medical record number, or None."""
-        return next(iter(self._find("mrn", mrn, fields)), None)
+        return next(iter(self._find("mrn", [mrn], fields)), None)
+
+    def with_mrns(self, mrns: Iterable[str], *, fields: Iterable[str] | None = None) -> list[Patient]:
+        """Return the patients who have one of these medical record numbers, in one statement."""
+        return self._find("mrn", mrns, fields)
 
     def find_by_name(self, name: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
         """Return the patients with a full name; upper and lower case and runs of white space do not matter."""
-        return self._find("name", name, fields)
+        return self._find("name", [name], fields)
 
 
 class ClinicalNoteRepository(Repository[ClinicalNote]):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Column, Connection
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import NORMALISERS, token
@@ -56,18 +56,25 @@ class Repository(Generic[R]):
         if cls.record.__repr__ is not Record.__repr__:
             raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")
         cls._table = EncryptedTable.of(cls.model.__table__)  # type: ignore[arg-type]  # a declarative model's is a Table
-        hidden = {each.column for each in cls._table.fields.values()} | {
-            each.index_column for each in cls._table.fields.values()
-        }
-        key = {each.name for each in cls._table.key} | {"key_version"}
-        plain = [each for each in cls._table.table.c if each.name not in hidden | key]
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
+        plain = cls._plain_columns()
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
-        known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # checked just above
-        expected = set(cls._table.fields) | {each.name for each in (*cls._table.key, *plain)}
-        if known != expected:
-            odd = ", ".join(sorted(known ^ expected))
-            raise TypeError(f"{cls.record.__name__} and the table {cls._table.name} do not have the same fields: {odd}")
+
+    @classmethod
+    def _plain_columns(cls) -> list[Column[Any]]:
+        """Return the unencrypted columns that the record has, after a look whether record and table fit together."""
+        fields = cls._table.fields.values()
+        own = {*(each.column for each in fields), *(each.index_column for each in fields), "key_version"}
+        own |= {each.name for each in cls._table.key}
+        plain = [each for each in cls._table.table.c if each.name not in own]
+        known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # made by @record
+        expected = {*cls._table.fields, *(each.name for each in (*cls._table.key, *plain))}
+        optional = {each.name for each in plain if each.nullable or each.server_default is not None}
+        if odd := (known - expected) | (expected - optional - known):
+            raise TypeError(
+                f"{cls.record.__name__} and the table {cls._table.name} do not have the same fields: {', '.join(sorted(odd))}"
+            )
+        return [each for each in plain if each.name in known]
 
     def __init__(self, session: Session | Connection, keys: KeyringSource) -> None:
         self._session = session
@@ -205,20 +212,21 @@ class Repository(Generic[R]):
             values |= {f"after_{each.name}": getattr(after, each.name) for each in self._table.key}
         return self._read(self._statements.page(chosen, tuple(within), after is not None), values, chosen)
 
-    def _find(self, name: str, value: str, fields: Iterable[str] | None) -> list[R]:
+    def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
         field = self._table.fields[name]
         assert field.index_column is not None and field.normaliser is not None  # the subclass names a searchable field
         normalise = NORMALISERS[field.normaliser]
-        wanted = self._normalised(field, value)
+        wanted = {self._normalised(field, value) for value in values}
         chosen = self._chosen(None if fields is None else {*fields, name})
         statement = self._statements.find(field.index_column, chosen)
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
-            return {"tokens": [token(key, wanted) for key in keyring.index_column_keys(field.context)]}
+            keys = keyring.index_column_keys(field.context)
+            return {"tokens": [token(key, value) for key in keys for value in wanted]}
 
-        found = self._read(statement, tokens, chosen)
+        found = self._read(statement, tokens, chosen) if wanted else []
         # A token says where to look; only the value itself says that it is the one.
-        return [each for each in found if (stored := getattr(each, name)) is not None and normalise(stored) == wanted]
+        return [each for each in found if (stored := getattr(each, name)) is not None and normalise(stored) in wanted]
 
     def _read(
         self,

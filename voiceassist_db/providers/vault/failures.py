@@ -175,7 +175,9 @@ def _no_namespace(place: Place) -> KeysNotFoundError:
 
 def _unavailable(place: Place, operation: Operation, what: str) -> KeyStoreUnavailableError:
     unknown = " Whether the secret was written is not known: read it first." if operation is Operation.WRITE else ""
-    return KeyStoreUnavailableError(f"Vault at {place.address} {what}: check that it runs, and VAULT_ADDR.{unknown}")
+    return KeyStoreUnavailableError(
+        f"Vault at {place.address} {what}: check that it runs, and VAULT_ADDR (http or https, host, port).{unknown}"
+    )
 
 
 def _forbidden(place: Place, operation: Operation) -> KeyStoreForbiddenError:

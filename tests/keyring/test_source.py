@@ -1,0 +1,248 @@
+"""The keyring is proven before it is used, stays fresh by itself, and never makes a reader wait for nothing."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, text
+
+from voiceassist_db import Database, Patient
+from voiceassist_db.errors import (
+    KeyNotRegisteredError,
+    KeysNotFoundError,
+    KeyStoreError,
+    KeyStoreForbiddenError,
+    KeyStoreUnavailableError,
+    MissingKeyError,
+    UnknownKeyVersionError,
+    WrongKeyError,
+)
+from voiceassist_db.keyring import KeyringSource, initialise_keys, register, source
+from voiceassist_db.keys import Key, KeyProvider, KeySet
+from voiceassist_db.providers.environment import EnvironmentKeyProvider
+from voiceassist_db.providers.vault import VaultKeyProvider
+
+
+class CountingProvider:
+    """Hands on to a real provider, counts the calls, and fails when told to: a store's outage on command."""
+
+    def __init__(self, provider: KeyProvider) -> None:
+        self._provider = provider
+        self.fetches = 0
+        self.failure: KeyStoreError | None = None
+        self.hold: threading.Event | None = None
+
+    def fetch(self) -> KeySet:
+        self.fetches += 1
+        if self.hold is not None:
+            self.hold.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        return self._provider.fetch()
+
+    def create(self, keys: KeySet) -> None:
+        self._provider.create(keys)
+
+    def replace(self, old: KeySet, new: KeySet) -> None:
+        self._provider.replace(old, new)
+
+
+def next_keys(keys: KeySet) -> KeySet:
+    """Return what the store holds after the next rotation began."""
+    return replace(
+        keys, version=keys.version + 1, key=Key.generate(), previous_version=keys.version, previous_key=keys.key
+    )
+
+
+@pytest.fixture
+def counting(provider: VaultKeyProvider) -> CountingProvider:
+    """The test's key store, counted."""
+    return CountingProvider(provider)
+
+
+def test_the_store_is_asked_once_and_then_after_the_time_to_live(
+    engine: Engine, counting: CountingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand uses cost one fetch; when the time to live is over, one more."""
+    now = 1000.0
+    monkeypatch.setattr(source.time, "monotonic", lambda: now)
+    keys = KeyringSource(counting, ttl_s=300)
+    with engine.connect() as connection:
+        first = keys.keyring(connection)
+        assert all(keys.keyring(connection) is first for _ in range(1000))
+        now += 299
+        assert keys.keyring(connection) is first
+        assert counting.fetches == 1
+        now += 2
+        assert keys.keyring(connection) is not first
+        assert counting.fetches == 2
+
+
+@pytest.mark.parametrize("failure", [KeyStoreUnavailableError("down"), KeyStoreForbiddenError("no")])
+def test_an_outage_is_ridden_out_and_a_refusal_is_not(
+    engine: Engine,
+    counting: CountingProvider,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: KeyStoreError,
+) -> None:
+    """With the store down, keys fetched before stay in use, with a warning and without asking at every call."""
+    now = 1000.0
+    monkeypatch.setattr(source.time, "monotonic", lambda: now)
+    keys = KeyringSource(counting, ttl_s=300)
+    counting.failure = failure
+    with engine.connect() as connection:
+        with pytest.raises(type(failure)):
+            keys.keyring(connection)
+        counting.failure = None
+        first = keys.keyring(connection)
+        counting.failure = failure
+        now += 301
+        if isinstance(failure, KeyStoreForbiddenError):
+            for _ in range(2):
+                with pytest.raises(KeyStoreForbiddenError):
+                    keys.keyring(connection)
+            return
+        with caplog.at_level(logging.WARNING):
+            assert all(keys.keyring(connection) is first for _ in range(100))
+        assert counting.fetches == 3
+        assert "going on with the keys" in caplog.text
+        counting.failure = None
+        now += source.RETRY_AFTER_S + 1
+        assert keys.keyring(connection) is not first
+
+
+def test_others_go_on_while_one_thread_fetches(
+    engine: Engine, counting: CountingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow key store delays one thread only; the others use the keyring that they have."""
+    now = 1000.0
+    monkeypatch.setattr(source.time, "monotonic", lambda: now)
+    keys = KeyringSource(counting, ttl_s=300)
+    with engine.connect() as connection, engine.connect() as slow:
+        first = keys.keyring(connection)
+        now += 301
+        counting.hold = threading.Event()
+        thread = threading.Thread(target=keys.keyring, args=(slow,))
+        thread.start()
+        try:
+            while counting.fetches < 2:
+                pass
+            assert keys.keyring(connection) is first
+        finally:
+            counting.hold.set()
+            thread.join()
+        assert keys.keyring(connection) is not first
+        assert counting.fetches == 2
+
+
+def test_a_wrong_key_is_refused_before_it_touches_a_row(engine: Engine, provider: VaultKeyProvider) -> None:
+    """A key that is not the registered one for its version is an error for reading and writing alike."""
+    database = Database(engine, provider)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    keys = provider.fetch()
+    provider.replace(keys, replace(keys, key=Key.generate()))
+    stranger = Database(engine, provider)
+    for attempt in ("get", "add"):
+        with pytest.raises(WrongKeyError, match="not the key that this database was encrypted with"):
+            with stranger.transaction() as tx:
+                if attempt == "get":
+                    tx.patients.get("PT-001")
+                else:
+                    tx.patients.add(Patient(patient_id="PT-002"))
+    with engine.begin() as connection, pytest.raises(WrongKeyError):
+        register(connection, provider.fetch())
+
+
+def test_a_wrong_index_key_is_refused(engine: Engine, provider: VaultKeyProvider) -> None:
+    """With another index key, searches would find nothing and duplicates would go unseen: so it is an error."""
+    keys = provider.fetch()
+    provider.replace(keys, replace(keys, index_key=Key.generate()))
+    with engine.connect() as connection:
+        with pytest.raises(WrongKeyError, match="index_key"):
+            KeyringSource(provider).keyring(connection)
+        with pytest.raises(WrongKeyError, match="index_key"):
+            initialise_keys(provider, connection)
+
+
+def test_keys_that_the_database_does_not_know_are_refused(engine: Engine) -> None:
+    """A migrated database whose keys were never registered says which command registers them."""
+    provider = EnvironmentKeyProvider(base64.b64encode(bytes(32)).decode())
+    with engine.connect() as connection, pytest.raises(KeyNotRegisteredError, match="init-keys") as caught:
+        KeyringSource(provider).keyring(connection)
+    assert caught.value.version == 1
+
+
+def test_without_an_index_key_nothing_is_searched_or_written_unsearchable(
+    engine: Engine, provider: VaultKeyProvider
+) -> None:
+    """A secret without index_key reads, but a write that would leave a value unfindable is an error that says why."""
+    with Database(engine, provider).transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    keys = provider.fetch()
+    provider.replace(keys, replace(keys, index_key=None))
+    database = Database(engine, provider)
+    with database.transaction() as tx:
+        assert tx.patients.get("PT-001").ssn == "123-45-6789"
+    with pytest.raises(MissingKeyError, match="init-keys"), database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-002", ssn="123-45-6780"))
+    with pytest.raises(MissingKeyError, match="init-keys"), database.transaction() as tx:
+        tx.patients.find_by_ssn("123-45-6789")
+
+
+def test_a_version_in_the_store_that_is_not_registered_yet_is_not_written_with(
+    engine: Engine, provider: VaultKeyProvider
+) -> None:
+    """Between a rotation's first two steps, or after it died there, processes start and write with the registered key."""
+    provider.replace(provider.fetch(), next_keys(provider.fetch()))
+    database = Database(engine, provider)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+        assert tx.patients.get("PT-001").ssn == "123-45-6789"
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT key_version FROM patient_data")).scalars().all() == [1]
+
+
+def test_a_row_under_a_version_that_nobody_has_is_an_error(engine: Engine, provider: VaultKeyProvider) -> None:
+    """Reading and changing it asks the store once more, and then says which version is missing."""
+    counting = CountingProvider(provider)
+    database = Database(engine, counting)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE patient_data SET key_version = 7"))
+    for number, attempt in enumerate(("get", "update"), 1):
+        with pytest.raises(UnknownKeyVersionError, match="key version 7") as caught, database.transaction() as tx:
+            tx.patients.get("PT-001") if attempt == "get" else tx.patients.update("PT-001", name="X")
+        assert caught.value.version == 7
+        assert counting.fetches == 1 + number
+
+
+def test_initialising_twice_changes_nothing(engine: Engine, new_provider: Callable[..., VaultKeyProvider]) -> None:
+    """The first call makes both keys, the second finds them, and the third registers them in another database."""
+    provider = new_provider()
+    with engine.begin() as connection:
+        first = initialise_keys(provider, connection)
+        keys = provider.fetch()
+        again = initialise_keys(new_provider(), connection)
+    assert (first.created, first.registered, first.version) == (("key", "index_key"), (1,), 1)
+    assert (again.created, again.registered) == ((), ())
+    assert keys == provider.fetch()
+
+
+def test_an_empty_store_beside_a_filled_database_is_refused(
+    engine: Engine, provider: VaultKeyProvider, new_provider: Callable[..., VaultKeyProvider]
+) -> None:
+    """New keys for rows that are encrypted already would be a disaster in waiting: nothing is created."""
+    assert provider.fetch().version == 1
+    empty = new_provider("/elsewhere")
+    with engine.begin() as connection, pytest.raises(KeysNotFoundError, match="key version 1 registered"):
+        initialise_keys(empty, connection)
+    with pytest.raises(KeysNotFoundError):
+        empty.fetch()

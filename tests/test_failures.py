@@ -1,0 +1,251 @@
+"""Each way in which the world can fail has its own error, says what to do, and shows no secret."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import hvac
+import pytest
+from sqlalchemy import URL, Engine, text
+from sqlalchemy.orm import Session
+
+from tests.conftest import VaultServer
+from voiceassist_db import ClinicalNote, Database, Patient, create_engine
+from voiceassist_db.embedded import EmbeddedOpenBao
+from voiceassist_db.errors import (
+    ConstraintError,
+    DatabaseUnavailableError,
+    KeysDeletedError,
+    KeysNotFoundError,
+    KeyStoreForbiddenError,
+    KeyStoreSealedError,
+    KeyStoreUnavailableError,
+    PgcryptoMissingError,
+    SchemaNotMigratedError,
+    TransactionConflictError,
+    VoiceAssistDBError,
+)
+from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
+
+SECRET = "123-45-6789"  # noqa: S105  # a made-up patient's
+PATIENT = Patient(patient_id="PT-001", ssn=SECRET)
+
+
+def assert_clean(error: VoiceAssistDBError, *secrets: str) -> None:
+    """Check that nothing of an error, and nothing that hangs on it, holds a secret."""
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    shown = f"{error} {error!r} {error.args} {vars(error)}"
+    for secret in (SECRET, *secrets):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize("attempt", ["get", "add", "add_many", "find", "page"])
+def test_no_pgcrypto(database: Database, attempt: str) -> None:
+    """Without the extension, every access names it and the command that installs it."""
+    with database.transaction() as tx:
+        tx.patients.add(PATIENT)
+    with database.engine.begin() as connection:
+        connection.execute(text("DROP EXTENSION pgcrypto CASCADE"))
+    with pytest.raises(PgcryptoMissingError, match="alembic upgrade head") as caught:
+        _attempt(database, attempt)
+    assert_clean(caught.value)
+
+
+def _attempt(database: Database, what: str) -> None:
+    with database.transaction() as tx:
+        attempts: dict[str, Callable[[], object]] = {
+            "get": lambda: tx.patients.get("PT-001"),
+            "add": lambda: tx.patients.add(Patient(patient_id="PT-002", ssn=SECRET)),
+            "add_many": lambda: tx.patients.add_many([Patient(patient_id="PT-002", ssn=SECRET)]),
+            "find": lambda: tx.patients.find_by_ssn(SECRET),
+            "page": lambda: tx.patients.page(),
+        }
+        attempts[what]()
+
+
+@pytest.mark.parametrize("attempt", ["get", "add", "add_many", "find", "page"])
+def test_no_tables(empty_url: URL, provider: VaultKeyProvider, attempt: str) -> None:
+    """A database that was never migrated says so, and how to do it."""
+    engine = create_engine(empty_url)
+    with pytest.raises(SchemaNotMigratedError, match="alembic upgrade head") as caught:
+        _attempt(Database(engine, provider), attempt)
+    assert_clean(caught.value)
+    engine.dispose()
+
+
+def test_a_table_that_is_too_old(database: Database) -> None:
+    """A missing column is a missing migration."""
+    with database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE patient_data DROP COLUMN name_index"))
+    with pytest.raises(SchemaNotMigratedError, match="patient_data"):
+        _attempt(database, "add")
+
+
+@pytest.mark.parametrize("attempt", ["get", "add"])
+def test_no_database(database_url: URL, provider: VaultKeyProvider, attempt: str) -> None:
+    """A server that does not answer, and a login that is refused, are told with no password in the message."""
+    for url in (
+        database_url.set(port=1),
+        database_url.set(password="wrong-password"),
+        database_url.set(database="none"),
+    ):
+        engine = create_engine(url)
+        with pytest.raises(DatabaseUnavailableError, match="DATABASE_URL") as caught:
+            _attempt(Database(engine, provider), attempt)
+        assert_clean(caught.value, str(database_url.password), "wrong-password")
+        engine.dispose()
+
+
+@pytest.mark.parametrize("attempt", ["get", "add", "find"])
+def test_a_connection_that_is_cut(database: Database, attempt: str) -> None:
+    """A statement on a dead connection is our error, and the next transaction simply works."""
+    with database.transaction() as tx:
+        tx.patients.add(PATIENT)
+    with pytest.raises(DatabaseUnavailableError) as caught, database.transaction() as tx:
+        assert isinstance(tx.session, Session)
+        pid = tx.session.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        with database.engine.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        if attempt == "get":
+            tx.patients.get("PT-001")
+        elif attempt == "add":
+            tx.patients.add(Patient(patient_id="PT-002", ssn=SECRET))
+        else:
+            tx.patients.find_by_ssn(SECRET)
+    assert_clean(caught.value)
+    with database.transaction() as tx:
+        assert tx.patients.get("PT-001").ssn == SECRET
+
+
+def test_a_lock_that_does_not_come(database: Database) -> None:
+    """A lock timeout may be tried again, and says so."""
+    with database.transaction() as tx:
+        tx.patients.add(PATIENT)
+    with database.engine.begin() as holder:
+        holder.execute(text("SELECT FROM patient_data FOR UPDATE"))
+        with pytest.raises(TransactionConflictError, match="try it again") as caught, database.transaction() as tx:
+            tx.session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            tx.patients.update("PT-001", ssn="999-99-9999")
+    assert caught.value.sqlstate == "55P03"
+    assert_clean(caught.value)
+
+
+def test_a_deadlock(database: Database) -> None:
+    """Of two transactions that wait for each other one is told to try again, and the other commits."""
+    with database.transaction() as tx:
+        tx.patients.add_many([PATIENT, Patient(patient_id="PT-002")])
+    meet = threading.Barrier(2)
+    caught: list[VoiceAssistDBError] = []
+
+    def update(first: str, second: str) -> None:
+        try:
+            with database.transaction() as tx:
+                tx.patients.update(first, name=f"by {first}")
+                meet.wait(10)
+                tx.patients.update(second, name=f"by {first}")
+        except TransactionConflictError as error:
+            caught.append(error)
+
+    threads = [threading.Thread(target=update, args=order) for order in (("PT-001", "PT-002"), ("PT-002", "PT-001"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [error.sqlstate for error in caught if isinstance(error, TransactionConflictError)] == ["40P01"]
+    assert_clean(caught[0])
+    with database.transaction() as tx:
+        assert len({each.name for each in tx.patients.page()}) == 1
+
+
+def test_an_error_at_commit_is_ours(database: Database) -> None:
+    """A constraint that is only checked at commit goes through the same translation."""
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE clinical_notes ALTER CONSTRAINT fk_clinical_notes_patient DEFERRABLE INITIALLY DEFERRED")
+        )
+    with pytest.raises(ConstraintError, match="fk_clinical_notes_patient") as caught, database.transaction() as tx:
+        tx.clinical_notes.add(ClinicalNote(patient=uuid4(), note=SECRET))
+    assert_clean(caught.value)
+
+
+def test_errors_of_the_callers_own_pass_unchanged(database: Database) -> None:
+    """What application code raises in a transaction rolls it back and comes out as it is."""
+    with pytest.raises(ZeroDivisionError), database.transaction() as tx:
+        tx.patients.add(PATIENT)
+        _ = 1 / 0
+    with database.transaction() as tx:
+        assert tx.patients.page() == []
+
+
+def test_a_session_of_another_engine_is_refused(database: Database, database_url: URL) -> None:
+    """Keys are proven against one database: a session on another could receive the wrong ones."""
+    stranger: Engine = create_engine(database_url)
+    with Session(stranger) as session, pytest.raises(ValueError, match="another engine"):
+        database.using(session)
+    stranger.dispose()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedOpenBao]:
+    """A server that may be sealed without disturbing other tests."""
+    with EmbeddedOpenBao() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: EmbeddedOpenBao) -> hvac.Client:
+    """An administrator's client, which leaves a key at the usual path."""
+    client = hvac.Client(server.address, server.root_token)
+    client.secrets.kv.v2.create_or_update_secret(
+        "voiceassist/encryption", {"key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
+    )
+    return client
+
+
+def assert_vault_fails(
+    engine: Engine, server: EmbeddedOpenBao | VaultServer, error: type[VoiceAssistDBError], token: str = ""
+) -> str:
+    provider = VaultKeyProvider(server.address, TokenLogin(token or server.root_token), timeout_s=2)
+    with pytest.raises(error) as caught, Database(engine, provider).transaction() as tx:
+        tx.patients.add(PATIENT)
+    assert_clean(caught.value, server.root_token, token or server.root_token)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM patient_data")).scalar_one() == 0
+    return str(caught.value)
+
+
+def test_vault_down(engine: Engine) -> None:
+    """A server that does not run."""
+    down = VaultServer("http://127.0.0.1:1", "root-token")
+    assert "127.0.0.1:1" in assert_vault_fails(engine, down, KeyStoreUnavailableError)
+
+
+def test_vault_sealed(engine: Engine, server: EmbeddedOpenBao, client: hvac.Client) -> None:
+    """A sealed server says that it must be unsealed."""
+    client.sys.seal()
+    try:
+        assert "unseal" in assert_vault_fails(engine, server, KeyStoreSealedError)
+    finally:
+        client.sys.submit_unseal_key(server.unseal_key)
+
+
+def test_vault_forbidden(engine: Engine, server: EmbeddedOpenBao, client: hvac.Client) -> None:
+    """A token whose policy lacks the path names the path."""
+    client.sys.create_or_update_policy("nothing", 'path "secret/data/other" { capabilities = ["read"] }')
+    token = client.auth.token.create(policies=["nothing"])["auth"]["client_token"]
+    assert "voiceassist/encryption" in assert_vault_fails(engine, server, KeyStoreForbiddenError, token)
+
+
+def test_vault_deleted(engine: Engine, server: EmbeddedOpenBao, client: hvac.Client) -> None:
+    """A deleted secret says how to bring it back, and is not mistaken for one that never was."""
+    client.secrets.kv.v2.delete_latest_version_of_secret("voiceassist/encryption")
+    assert "undelete" in assert_vault_fails(engine, server, KeysDeletedError)
+
+
+def test_vault_missing(engine: Engine, server: EmbeddedOpenBao, client: hvac.Client) -> None:
+    """A path at which nothing was ever stored says which command stores it."""
+    client.secrets.kv.v2.delete_metadata_and_all_versions("voiceassist/encryption")
+    assert "init-keys" in assert_vault_fails(engine, server, KeysNotFoundError)

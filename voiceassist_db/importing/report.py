@@ -1,0 +1,46 @@
+"""What an import did. Holds line numbers, problems and names of columns and fields, never a patient's value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A broken line.
+
+    Attributes:
+        line: Number of the line in the file, from 1, where the record starts; a quoted field may run over several lines.
+        problem: What is wrong with it.
+    """
+
+    line: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """The result of an import.
+
+    Attributes:
+        format: Name of the format that the file's header was recognised as.
+        lines: Records that the file has, without its header and blank lines; ``imported + unchanged + bad`` where committed.
+        imported: Patients that were added; 0 where nothing was committed.
+        unchanged: Patients who were already there with equal values.
+        bad: Broken lines.
+        bad_lines: The broken lines in the file's order, at most the first 1,000.
+        ignored_columns: Columns of the file that are not imported, in the file's order.
+        committed: False where broken lines made the import do nothing.
+    """
+
+    format: str
+    lines: int
+    imported: int
+    unchanged: int
+    bad: int
+    bad_lines: tuple[BadLine, ...]
+    ignored_columns: tuple[str, ...]
+    committed: bool

@@ -1,0 +1,149 @@
+"""The rows of a CSV file (RFC 4180), from bytes: a broken row costs itself and no other, in bounded memory.
+
+Owns decoding, line numbers and the bounds. Knows no column and no patient.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from voiceassist_db.errors import ImportFileError
+
+MAX_ROW_BYTES: Final = 1 << 20
+"""Longest row, 1 MiB: a quote that is never closed must not read the rest of the file into memory."""
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row.
+
+    Attributes:
+        line: Number of the physical line where it starts, from 1.
+        last_line: Number of the physical line where it ends.
+        size: Length in bytes.
+        cells: Its cells; empty where the row could not be read.
+        problem: Why it could not be read; None where it could.
+    """
+
+    line: int
+    last_line: int
+    size: int
+    cells: list[str]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    number: int
+    size: int
+    text: str
+    problem: str | None
+
+
+class _TooLongError(Exception):
+    """The row has outgrown :data:`MAX_ROW_BYTES`."""
+
+
+class RowReader:
+    """Reads the rows of a file, one at a time. Blank lines are no rows.
+
+    A row that is not well-formed CSV ends with its first physical line, and reading goes on at the next one: so a stray
+    quote breaks the line that it stands in, and not all lines up to the next quote.
+
+    Args:
+        source: The file, open for reading bytes.
+
+    Attributes:
+        bytes_read: How many bytes were read so far.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self.bytes_read = 0
+        self._source = source
+        self._lines_read = 0
+        self._again: deque[_Line] = deque()
+
+    def __iter__(self) -> Iterator[Row]:
+        while (line := self._next_line()) is not None:
+            row = self._row(line)
+            if row.cells or row.problem:
+                yield row
+
+    def _row(self, first: _Line) -> Row:
+        taken = [first]
+        try:
+            cells = next(csv.reader(self._texts(taken), strict=True))
+        except (csv.Error, _TooLongError) as error:
+            self._again.extendleft(reversed(taken[1:]))
+            return Row(first.number, first.number, first.size, [], _malformed(error, spread=len(taken) > 1))
+        problem = next((line.problem for line in taken if line.problem), None)
+        size = sum(line.size for line in taken)
+        return Row(first.number, taken[-1].number, size, [] if problem else cells, problem)
+
+    def _texts(self, taken: list[_Line]) -> Iterator[str]:
+        """Give the first line, and the next one whenever the csv module finds that a quote is still open."""
+        line: _Line | None = taken[0]
+        size = 0
+        while line is not None:
+            size += line.size
+            if size > MAX_ROW_BYTES:
+                raise _TooLongError
+            yield line.text
+            if (line := self._next_line()) is not None:
+                taken.append(line)
+
+    def _next_line(self) -> _Line | None:
+        if self._again:
+            return self._again.popleft()
+        raw = self._read(MAX_ROW_BYTES + 1)
+        if not raw:
+            return None
+        self._lines_read += 1
+        size = len(raw)
+        if self._lines_read == 1:
+            raw = raw.removeprefix(_BYTE_ORDER_MARK)
+        if size > MAX_ROW_BYTES:
+            while raw and not raw.endswith(b"\n"):
+                raw = self._read(MAX_ROW_BYTES)
+            return _Line(self._lines_read, size, "", None)
+        return _decoded(self._lines_read, size, raw)
+
+    def _read(self, limit: int) -> bytes:
+        try:
+            raw = self._source.readline(limit)
+        except OSError as error:
+            raise ImportFileError(
+                f"the file cannot be read beyond line {self._lines_read}: {os.strerror(error.errno or 0)}"
+            ) from None
+        self.bytes_read += len(raw)
+        return raw
+
+
+def _decoded(number: int, size: int, raw: bytes) -> _Line:
+    problem = None
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        # No byte of a quote, comma or line break is ever part of another UTF-8 character, so the row's shape is still true.
+        text = raw.decode(errors="surrogateescape")
+        problem = "is not UTF-8"
+    if "\x00" in text:
+        problem = "holds a NUL character, which PostgreSQL's text cannot hold"
+    return _Line(number, size, text, problem)
+
+
+def _malformed(error: Exception, *, spread: bool) -> str:
+    if isinstance(error, _TooLongError):
+        problem = f"is longer than {MAX_ROW_BYTES:,} bytes"
+    elif str(error).startswith("field larger"):
+        problem = f"has a field longer than {csv.field_size_limit():,} characters"
+    else:
+        problem = "is not well-formed CSV: a quote or a carriage return is out of place"
+    return f"{problem}; a quote that opens here is not closed properly" if spread else problem
