@@ -33,12 +33,13 @@ class Key:
     only the psycopg dumper and a key store's client call, and :meth:`mac`.
     """
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_exposed", "_raw")
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != KEY_BYTES:
             raise MalformedKeyError(f"a key is {KEY_BYTES} bytes, not {len(raw)}")
         self._raw = raw
+        self._exposed = base64.b64encode(raw)
 
     @classmethod
     def generate(cls) -> Self:
@@ -69,7 +70,7 @@ class Key:
 
     def expose(self) -> bytes:
         """Return the key's base64 form, 44 ASCII bytes: what pgcrypto gets as its password, and Vault as its value."""
-        return base64.b64encode(self._raw)
+        return self._exposed
 
     def derive(self, info: str) -> Key:
         """Derive a key that cannot be turned back into this one: HKDF-SHA256 (RFC 5869), no salt.

@@ -111,6 +111,7 @@ class _Walk:
         self._table = table
         self._width = len(table.key)
         self._statements: dict[tuple[EncryptedField, ...], Prepared] = {}
+        self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
         self.report = TableReport(table.name)
 
     def pages(self) -> Iterator[int]:
@@ -189,7 +190,7 @@ class _Walk:
                 self.report.fail(row_id, each.name, f"is not in the format of scheme {scheme.value}")
                 continue
             try:
-                value = codec.decode(each, scheme, row_id, plaintext, table=self._table.name)
+                value = self._decoders[each.name](scheme, row_id, plaintext)
             except BindingError:
                 self.report.fail(row_id, each.name, "was encrypted for another row or column")
             except ValueFormatError:

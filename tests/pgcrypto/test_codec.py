@@ -50,8 +50,8 @@ def field(kind: Kind) -> EncryptedField:
 def test_every_value_survives(scheme: Scheme, given_value: tuple[Kind, Any]) -> None:
     """What is encoded decodes to an equal value of the same type, under both schemes."""
     kind, value = given_value
-    plaintext = codec.encode(field(kind), scheme, ROW, value)
-    decoded = codec.decode(field(kind), scheme, ROW, plaintext, table="patient_data")
+    plaintext = codec.encoder(field(kind))(scheme, ROW, value)
+    decoded = codec.decoder(field(kind), table="patient_data")(scheme, ROW, plaintext)
     assert value == decoded
     if value is not None and kind is not Kind.JSON:
         assert type(value) is type(decoded)
@@ -61,22 +61,22 @@ def test_the_layout_is_as_documented() -> None:
     """The plaintext of each scheme is fixed for ever: stored data depends on it."""
     value = datetime(2024, 2, 29, 23, 59, 59, 5, tzinfo=timezone(timedelta(hours=-5)))
     bound = f"patient_data.ssn:{ROW}:"
-    assert bound + "123-45-6789" == codec.encode(field(Kind.TEXT), Scheme.BOUND, ROW, "123-45-6789")
-    assert codec.encode(field(Kind.TEXT), Scheme.DIRECT, ROW, "123-45-6789") == "123-45-6789"
-    assert bound.encode() + b"\x00\xff" == codec.encode(field(Kind.BYTES), Scheme.BOUND, ROW, b"\x00\xff")
-    assert codec.encode(field(Kind.DATE), Scheme.DIRECT, ROW, date(1980, 1, 2)) == "1980-01-02"
-    assert codec.encode(field(Kind.DATETIME), Scheme.DIRECT, ROW, value) == "2024-03-01T04:59:59.000005+00:00"
-    assert codec.encode(field(Kind.INTEGER), Scheme.DIRECT, ROW, -7) == "-7"
-    assert codec.encode(field(Kind.DECIMAL), Scheme.DIRECT, ROW, Decimal("1.50")) == "1.50"
-    assert codec.encode(field(Kind.JSON), Scheme.DIRECT, ROW, {"é": [1, None]}) == '{"é":[1,null]}'
+    assert bound + "123-45-6789" == codec.encoder(field(Kind.TEXT))(Scheme.BOUND, ROW, "123-45-6789")
+    assert codec.encoder(field(Kind.TEXT))(Scheme.DIRECT, ROW, "123-45-6789") == "123-45-6789"
+    assert bound.encode() + b"\x00\xff" == codec.encoder(field(Kind.BYTES))(Scheme.BOUND, ROW, b"\x00\xff")
+    assert codec.encoder(field(Kind.DATE))(Scheme.DIRECT, ROW, date(1980, 1, 2)) == "1980-01-02"
+    assert codec.encoder(field(Kind.DATETIME))(Scheme.DIRECT, ROW, value) == "2024-03-01T04:59:59.000005+00:00"
+    assert codec.encoder(field(Kind.INTEGER))(Scheme.DIRECT, ROW, -7) == "-7"
+    assert codec.encoder(field(Kind.DECIMAL))(Scheme.DIRECT, ROW, Decimal("1.50")) == "1.50"
+    assert codec.encoder(field(Kind.JSON))(Scheme.DIRECT, ROW, {"é": [1, None]}) == '{"é":[1,null]}'
 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("scheme", Scheme)
 def test_none_stays_none(kind: Kind, scheme: Scheme) -> None:
     """NULL is not encrypted, and is not confused with an empty value."""
-    assert codec.encode(field(kind), scheme, ROW, None) is None
-    assert codec.decode(field(kind), scheme, ROW, None, table="t") is None
+    assert codec.encoder(field(kind))(scheme, ROW, None) is None
+    assert codec.decoder(field(kind), table="t")(scheme, ROW, None) is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_none_stays_none(kind: Kind, scheme: Scheme) -> None:
 def test_what_cannot_be_stored_is_refused_and_not_shown(kind: Kind, value: Any, problem: str) -> None:
     """The error names the field and the rule; neither it nor anything chained to it holds the value."""
     with pytest.raises(ValueError, match=problem) as caught:
-        codec.encode(field(kind), Scheme.BOUND, ROW, value)
+        codec.encoder(field(kind))(Scheme.BOUND, ROW, value)
     assert str(caught.value).startswith("ssn ")
     assert caught.value.__context__ is None
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))
@@ -133,9 +133,7 @@ def test_a_value_of_another_row_or_column_is_refused(kind: Kind, context: str, r
     """A plaintext that was bound elsewhere raises, and the error does not hold it."""
     moved = codec.prefix(context, row) + "SECRET"
     with pytest.raises(BindingError, match=rf"patient_data\.ssn of row {ROW}") as caught:
-        codec.decode(
-            field(kind), Scheme.BOUND, ROW, moved.encode() if kind is Kind.BYTES else moved, table="patient_data"
-        )
+        codec.decoder(field(kind), table="patient_data")(Scheme.BOUND, ROW, moved.encode() if kind is Kind.BYTES else moved)
     assert (caught.value.table, caught.value.field, caught.value.row_id) == ("patient_data", "ssn", ROW)
     assert "SECRET" not in str(caught.value)
 
@@ -155,7 +153,7 @@ def test_a_value_of_another_row_or_column_is_refused(kind: Kind, context: str, r
 def test_a_value_of_another_type_is_an_error_of_ours(kind: Kind, plaintext: str) -> None:
     """A plaintext that is not of its type raises our error, from which no library's message with the value hangs."""
     with pytest.raises(ValueFormatError, match=f"not of type {kind.value}") as caught:
-        codec.decode(field(kind), Scheme.DIRECT, ROW, plaintext, table="patient_data")
+        codec.decoder(field(kind), table="patient_data")(Scheme.DIRECT, ROW, plaintext)
     assert isinstance(caught.value, VoiceAssistDBError)
     assert caught.value.__context__ is None
     assert "SECRET" not in str(caught.value)

@@ -29,7 +29,7 @@ def test_the_key_is_version_1_with_an_index_key_that_stays_the_same(value: str) 
 
 
 def test_a_trailing_newline_is_not_part_of_the_key(value: str) -> None:
-    """``ENCRYPTION_KEY="$(cat file)\\n"`` is the same key."""
+    """A variable filled from a file may end in one, and is the same key."""
     assert EnvironmentKeyProvider(value).fetch() == EnvironmentKeyProvider(f"{value}\n").fetch()
 
 

@@ -18,18 +18,18 @@ EXIT_SKIPPED = 4
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"), metavar="FILE.csv")
-@click.option("--skip-bad", is_flag=True, help="Import the rest where lines are broken; by default nothing is imported then.")
+@click.option("--skip-bad", is_flag=True, help="Import the rest where lines are broken; by default, nothing.")
 @json_option
 def command(file: BinaryIO, skip_bad: bool, as_json: bool) -> None:
     """Import patients from a CSV file; - reads standard input.
 
-    Two formats, recognised by the header: Synthea's patients.csv, whose Id becomes patient_id and medical record number; and
-    patient_id,ssn,mrn,name,date_of_birth,address in any order, all but patient_id optional, address being a JSON object.
-    UTF-8; an empty cell is no value. All happens in one transaction. Broken lines go to standard error by their number and
-    without any value. A patient who is there with equal values is left alone, so an import can be repeated.
+    Two formats, recognised by the header: Synthea's patients.csv, whose Id becomes patient_id and medical record
+    number; and patient_id,ssn,mrn,name,date_of_birth,address in any order, all but patient_id optional, address being
+    a JSON object. UTF-8; an empty cell is no value. All happens in one transaction. Broken lines go to standard error,
+    by number and without any value. A patient who is there with equal values is left alone: an import can be repeated.
 
-    Exit codes: 0 every line is imported or was there; 1 the import failed, and why; 2 wrong usage, or no such file; 3 some
-    lines are broken, and nothing was imported; 4 some lines are broken, and the rest was imported (--skip-bad).
+    Exit codes: 0 every line is imported or was there; 1 the import failed, and why; 2 wrong usage, or no such file;
+    3 some lines are broken, and nothing was imported; 4 some lines are broken, and the rest was imported (--skip-bad).
     """
     with Database.from_env() as database, progress("importing", "lines") as report_progress:
         report = import_patients(database, file, skip_bad=skip_bad, on_progress=report_progress, on_bad=_show_bad)

@@ -22,6 +22,7 @@ MAX_PATIENT_ID_BYTES: Final = 1024
 MAX_ADDRESS_DEPTH: Final = 50
 """Levels of JSON, far below those at which Python's encoder gives up."""
 
+_NO_ADDRESS: Final = f"is not a JSON object (each name once, at most {MAX_ADDRESS_DEPTH} levels, no NaN, no NUL)"
 _ADDRESS_PARTS: Final = ("street", "city", "state", "county", "zip", "latitude", "longitude")
 
 Read = Callable[[Sequence[str]], Any]
@@ -72,15 +73,19 @@ def _address_parts(cells: Sequence[str]) -> dict[str, str]:
 
 
 def _address_json(cells: Sequence[str]) -> dict[str, Any]:
+    text = cells[0]
     try:
-        value = json.loads(cells[0], object_pairs_hook=_once_each, parse_float=_finite, parse_constant=_no_constant)
-        sound = isinstance(value, dict) and not _is_deeper(value, MAX_ADDRESS_DEPTH)
-        # An escape can spell what UTF-8 cannot: half a character, or NUL.
-        sound = sound and b"\x00" not in _text(value).encode()
+        value = _JSON.decode(text)
+        sound = isinstance(value, dict)
+        # Only many brackets can nest deep, and only an escape can spell what UTF-8 cannot: half a character, or NUL.
+        if text.count("{") + text.count("[") > MAX_ADDRESS_DEPTH:
+            sound = sound and not _is_deeper(value, MAX_ADDRESS_DEPTH)
+        if sound and "\\u" in text:
+            sound = b"\x00" not in _text(value).encode()
     except (ValueError, RecursionError):
         sound = False
     if not sound:
-        raise ValueError("is not a JSON object that can be kept unaltered")
+        raise ValueError(_NO_ADDRESS)
     result: dict[str, Any] = value
     return result
 
@@ -117,6 +122,9 @@ def _finite(text: str) -> float:
 
 def _no_constant(_name: str) -> float:
     raise ValueError("JSON has no such number")
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_once_each, parse_float=_finite, parse_constant=_no_constant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ EXPECTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A field of the patient in one file: the positions of its cells (None where the file lacks one), and its reader."""
+    """A field of the patient in one file: the positions of its cells, None where the file lacks one, and its reader."""
 
     field: str
     label: str
@@ -220,8 +228,8 @@ def recognise(header: Sequence[str]) -> Layout:
     """Recognise a file's format by its header.
 
     Raises:
-        ImportFileError: It is of no known format, or names a column twice. A file without a header begins with a patient,
-            so the message does not show what was found.
+        ImportFileError: It is of no known format, or names a column twice. The message does not show what was found: a
+            file without a header begins with a patient.
     """
     columns = [column.strip() for column in header]
     found = next((each for each in (_SYNTHEA, _OWN) if set(each.required) <= set(columns)), None)

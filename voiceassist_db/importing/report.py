@@ -10,7 +10,7 @@ class BadLine:
     """A broken line.
 
     Attributes:
-        line: Number of the line in the file, from 1, where the record starts; a quoted field may run over several lines.
+        line: Number of the line in the file, from 1, where the record starts: a quoted field may hold line breaks.
         problem: What is wrong with it.
     """
 
@@ -27,7 +27,7 @@ class ImportReport:
 
     Attributes:
         format: Name of the format that the file's header was recognised as.
-        lines: Records that the file has, without its header and blank lines; ``imported + unchanged + bad`` where committed.
+        lines: Records in the file, without header and blank lines; ``imported + unchanged + bad`` where committed.
         imported: Patients that were added; 0 where nothing was committed.
         unchanged: Patients who were already there with equal values.
         bad: Broken lines.

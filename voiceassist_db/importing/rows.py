@@ -131,7 +131,7 @@ def _decoded(number: int, size: int, raw: bytes) -> _Line:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        # No byte of a quote, comma or line break is ever part of another UTF-8 character, so the row's shape is still true.
+        # The bytes of quote, comma and line break are never part of another character, so the row's shape is right.
         text = raw.decode(errors="surrogateescape")
         problem = "is not UTF-8"
     if "\x00" in text:

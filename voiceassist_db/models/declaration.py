@@ -129,7 +129,7 @@ def _default_context(table: Table, field: str) -> str:
     return f"{table.fullname}.{field}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EncryptedField:
     """One encrypted column, as declared.
 

@@ -36,61 +36,76 @@ def prefix(context: str, row: str) -> str:
     return f"{context}:{row}:"
 
 
-def encode(field: EncryptedField, scheme: Scheme, row: str, value: Any) -> Plaintext | None:
-    """Return the plaintext of a value; None stays None.
+Encoder = Callable[[Scheme, str, Any], Plaintext | None]
+Decoder = Callable[[Scheme, str, Plaintext | None], Any]
+
+
+def encoder(field: EncryptedField) -> Encoder:
+    """Return a function of scheme, row id and value that gives the plaintext; None stays None.
 
     Args:
         field: The field, which says the value's type and context.
-        scheme: The scheme of the key version that it will be encrypted under.
-        row: The row's id, as :func:`row_id` gives it.
-        value: The value.
 
-    Raises:
-        ValueError: The value is not of the field's type, or cannot be stored. The message does not hold the value.
+    The function raises ValueError where a value is not of the field's type, or cannot be stored; the message does not hold
+    the value.
     """
-    if value is None:
-        return None
-    problem = None
-    try:
-        text = _ENCODE[field.kind](value)
-    except (ValueError, TypeError, RecursionError) as error:
-        # The causes of a failed conversion quote what they could not convert, so only our own words go on.
-        problem = error.args[0] if type(error) is _RefusedError else f"is not a valid {field.kind.value} value"
-    if problem is not None:
+    to_text, context, bytes_ = _ENCODE[field.kind], field.context, field.kind is Kind.BYTES
+
+    def encode(scheme: Scheme, row: str, value: Any) -> Plaintext | None:
+        if value is None:
+            return None
+        try:
+            text: Any = to_text(value)
+        except (ValueError, TypeError, RecursionError) as error:
+            # The causes of a failed conversion quote what they could not convert, so only our own words go on.
+            problem = error.args[0] if type(error) is _RefusedError else f"is not a valid {field.kind.value} value"
+        else:
+            if scheme is Scheme.DIRECT:
+                return text  # type: ignore[no-any-return]  # the kind's encoder gives str or bytes
+            return prefix(context, row).encode() + text if bytes_ else f"{context}:{row}:{text}"
         raise ValueError(f"{field.name} {problem}")
-    if scheme is Scheme.DIRECT:
-        return text
-    bound = prefix(field.context, row)
-    return bound.encode() + text if isinstance(text, bytes) else bound + text
+
+    return encode
 
 
-def decode(field: EncryptedField, scheme: Scheme, row: str, plaintext: Plaintext | None, *, table: str) -> Any:
-    """Return the value of a decrypted plaintext; None stays None.
+def decoder(field: EncryptedField, *, table: str) -> Decoder:
+    """Return a function of scheme, row id and decrypted plaintext that gives the value; None stays None.
 
-    Raises:
-        BindingError: It was encrypted for another row or column.
-        ValueFormatError: It is not of the field's type.
+    Args:
+        field: The field, which says the value's type and context.
+        table: The table's name, for errors.
+
+    The function raises BindingError where the plaintext was encrypted for another row or column, and ValueFormatError where
+    it is not of the field's type.
     """
-    if plaintext is None:
-        return None
-    if scheme is Scheme.BOUND:
-        bound = prefix(field.context, row)
-        start: Any = bound.encode() if isinstance(plaintext, bytes) else bound
-        if not plaintext.startswith(start):
-            raise BindingError(
-                f"{table}.{field.name} of row {row} was encrypted for another row or column: somebody moved it. "
-                "Restore the row from a backup and find out who wrote it.",
-                table=table,
-                field=field.name,
-                row_id=row,
-            )
-        plaintext = plaintext[len(start) :]
-    try:
-        return _DECODE[field.kind](plaintext)
-    except (ValueError, InvalidOperation, RecursionError):
-        pass  # raised below, where the cause, which quotes the plaintext, is no longer attached
-    raise ValueFormatError(
-        f"{table}.{field.name} of row {row} opens, but is not of type {field.kind.value}",
+    to_value, context, bytes_ = _DECODE[field.kind], field.context, field.kind is Kind.BYTES
+
+    def decode(scheme: Scheme, row: str, plaintext: Any) -> Any:
+        if plaintext is None:
+            return None
+        if scheme is Scheme.BOUND:
+            bound: Any = prefix(context, row).encode() if bytes_ else f"{context}:{row}:"
+            if not plaintext.startswith(bound):
+                raise _moved(field, row, table)
+            plaintext = plaintext[len(bound) :]
+        try:
+            return to_value(plaintext)
+        except (ValueError, InvalidOperation, RecursionError):
+            pass  # raised below, where the cause, which quotes the plaintext, is no longer attached
+        raise ValueFormatError(
+            f"{table}.{field.name} of row {row} opens, but is not of type {field.kind.value}",
+            table=table,
+            field=field.name,
+            row_id=row,
+        )
+
+    return decode
+
+
+def _moved(field: EncryptedField, row: str, table: str) -> BindingError:
+    return BindingError(
+        f"{table}.{field.name} of row {row} was encrypted for another row or column: somebody moved it. "
+        "Restore the row from a backup and find out who wrote it.",
         table=table,
         field=field.name,
         row_id=row,
@@ -146,8 +161,11 @@ def _encode_decimal(value: Any) -> str:
     return str(value)
 
 
+_to_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def _encode_json(value: Any) -> str:
-    return _encode_text(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    return _encode_text(_to_json(value))
 
 
 def _decode_datetime(text: str) -> datetime:

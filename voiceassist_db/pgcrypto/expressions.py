@@ -7,7 +7,7 @@ still use the key of the day. :func:`parameters` makes them from a keyring.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -154,13 +154,20 @@ def _quoted(text: str) -> ColumnElement[str]:
     return literal_column(f"'{text}'", Text)
 
 
-def parameters(keyring: Keyring, fields: Iterable[EncryptedField]) -> dict[str, Any]:
+def parameters(keyring: Keyring, fields: tuple[EncryptedField, ...]) -> dict[str, Any]:
     """Return the versions and keys that a statement over these fields needs, from one keyring and so of one moment.
 
     The previous slot holds version NULL, which matches no row, and the current key, where there is no previous version.
+    The result is made once for each keyring: do not change it.
     """
-    current = keyring.current
-    previous = keyring.previous
+    known = keyring.memory.get(fields)
+    if known is None:
+        known = keyring.memory[fields] = _parameters(keyring, fields)
+    return known
+
+
+def _parameters(keyring: Keyring, fields: tuple[EncryptedField, ...]) -> dict[str, Any]:
+    current, previous = keyring.current, keyring.previous
     values: dict[str, Any] = {
         "version_current": current.version,
         "version_previous": previous.version if previous else None,

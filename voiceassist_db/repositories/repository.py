@@ -7,21 +7,22 @@ never commits and never rolls back: the transaction is the caller's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from sqlalchemy import Column, Connection
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.blind_index import token
 from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
 from voiceassist_db.execution import Prepared
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable
-from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories.records import Record
+from voiceassist_db.repositories.rows import Rows, normalised
 from voiceassist_db.repositories.statements import WHERE, Statements
 
 R = TypeVar("R", bound=Record)
@@ -48,6 +49,8 @@ class Repository(Generic[R]):
     lookup: ClassVar[tuple[str, ...]] = ()
     _table: ClassVar[EncryptedTable]
     _statements: ClassVar[Statements]
+    _rows: ClassVar[Rows[Any]]
+    _fields: ClassVar[tuple[EncryptedField, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -59,6 +62,8 @@ class Repository(Generic[R]):
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
         plain = cls._plain_columns()
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
+        cls._rows = Rows(cls._table, cls.record, plain)
+        cls._fields = tuple(cls._table.fields.values())
 
     @classmethod
     def _plain_columns(cls) -> list[Column[Any]]:
@@ -91,8 +96,8 @@ class Repository(Generic[R]):
         """
         connection = self._connection()
         keyring = self._keys.keyring(connection)
-        values = self._encode_new(record, keyring)
-        self._statements.insert().count(connection, values | parameters(keyring, self._table.fields.values()))
+        values = self._rows.new(record, keyring)
+        self._statements.insert().count(connection, values | parameters(keyring, self._fields))
 
     def add_many(self, records: Iterable[R], *, batch_rows: int = BATCH_ROWS) -> int:
         """Write many new rows, streaming: only one batch is held in memory.
@@ -105,13 +110,19 @@ class Repository(Generic[R]):
             DuplicateError: As for :meth:`add`.
         """
         connection = self._connection()
+        statement = self._statements.insert_many()
         written = 0
-        for batch in _batches(records, batch_rows):
-            keyring = self._keys.keyring(connection)
-            encoded = [self._encode_new(record, keyring) for record in batch]
-            values: dict[str, Any] = {name: [row[name] for row in encoded] for name in encoded[0]}
-            values |= parameters(keyring, self._table.fields.values())
-            written += self._statements.insert_many().count(connection, values)
+        # One batch is encoded while the server encrypts the one before it. The records themselves are drawn in this thread,
+        # for they may come from a generator that reads from this very session.
+        with ThreadPoolExecutor(1, "voiceassist-db-encode") as encoder:
+            waiting: Future[dict[str, Any]] | None = None
+            for batch in _batches(records, batch_rows):
+                encoding = encoder.submit(self._rows.many, batch, self._keys.keyring(connection))
+                if waiting is not None:
+                    written += statement.count(connection, waiting.result())
+                waiting = encoding
+            if waiting is not None:
+                written += statement.count(connection, waiting.result())
         return written
 
     def update(self, *key: Any, **changes: Any) -> None:
@@ -129,11 +140,11 @@ class Repository(Generic[R]):
         if unchangeable or not changes:
             raise ValueError(f"{self._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
         where = self._where(key)
+        changed = self._chosen(name for name in changes if name in self._table.fields)
 
         def attempt(connection: Connection, keyring: Keyring) -> int | None:
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
-            fields = [self._table.fields[name] for name in changes if name in self._table.fields]
-            values = where | self._encode_changes(changes, keyring) | parameters(keyring, fields)
+            values = where | self._rows.changed(changes, keyring) | parameters(keyring, changed)
             statement = self._statements.update(frozenset(changes), schemes)
             if statement.count(connection, values):
                 return None
@@ -214,9 +225,8 @@ class Repository(Generic[R]):
 
     def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
         field = self._table.fields[name]
-        assert field.index_column is not None and field.normaliser is not None  # the subclass names a searchable field
-        normalise = NORMALISERS[field.normaliser]
-        wanted = {self._normalised(field, value) for value in values}
+        assert field.index_column is not None  # the subclass names a searchable field
+        wanted = {normalised(field, value) for value in values}
         chosen = self._chosen(None if fields is None else {*fields, name})
         statement = self._statements.find(field.index_column, chosen)
 
@@ -226,7 +236,7 @@ class Repository(Generic[R]):
 
         found = self._read(statement, tokens, chosen) if wanted else []
         # A token says where to look; only the value itself says that it is the one.
-        return [each for each in found if (stored := getattr(each, name)) is not None and normalise(stored) in wanted]
+        return [each for each in found if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted]
 
     def _read(
         self,
@@ -240,7 +250,7 @@ class Repository(Generic[R]):
             given = values(keyring) if callable(values) else dict(values)
             rows = statement.rows(connection, given | parameters(keyring, fields))
             found.clear()
-            return self._decode(rows, keyring, fields, found)
+            return self._rows.read(rows, keyring, fields, found)
 
         self._with_fresh_keys(attempt)
         return found
@@ -269,89 +279,18 @@ class Repository(Generic[R]):
             return self._session.connection()
         return self._session
 
-    def _decode(
-        self, rows: Sequence[tuple[Any, ...]], keyring: Keyring, fields: tuple[EncryptedField, ...], found: list[R]
-    ) -> int | None:
-        table = self._table
-        width = len(table.key)
-        names = [each.name for each in table.key]
-        plain = [each.name for each in self._statements.plain]
-        encrypted = [(width + 1 + len(plain) + position, field) for position, field in enumerate(fields)]
-        for row in rows:
-            scheme = keyring.scheme(row[width])
-            if scheme is None:
-                return int(row[width])
-            row_id = codec.row_id(row[:width])
-            values = dict(zip(names, row, strict=False))
-            values.update(zip(plain, row[width + 1 :], strict=False))
-            for position, field in encrypted:
-                values[field.name] = codec.decode(field, scheme, row_id, row[position], table=table.name)
-            found.append(self._make(values))
-        return None
-
-    def _make(self, values: dict[str, Any]) -> R:
-        made = object.__new__(self.record)
-        for name, value in values.items():
-            object.__setattr__(made, name, value)
-        return made  # type: ignore[return-value]  # the subclass's record is R
-
-    def _encode_new(self, record: R, keyring: Keyring) -> dict[str, Any]:
-        if type(record) is not self.record:
-            raise ValueError(f"{self._table.name} stores {self.record.__name__}, not {type(record).__name__}")
-        key = [getattr(record, each.name) for each in self._table.key]
-        values = dict(zip((each.name for each in self._table.key), key, strict=True))
-        for column in self._statements.plain:
-            if column.server_default is None:
-                values[column.name] = getattr(record, column.name)
-        row_id = codec.row_id(key)
-        scheme = keyring.current.scheme
-        for field in self._table.fields.values():
-            value = getattr(record, field.name)
-            values[field.name] = codec.encode(field, scheme, row_id, value)
-            if field.index_column:
-                values[field.index_column] = self._token(field, value, keyring)
-        return values
-
-    def _encode_changes(self, changes: dict[str, Any], keyring: Keyring) -> dict[str, Any]:
-        from voiceassist_db.keys import Scheme
-
-        values: dict[str, Any] = {}
-        for name, value in changes.items():
-            field = self._table.fields.get(name)
-            if field is None:
-                values[name] = value
-                continue
-            values[name] = codec.encode(field, Scheme.DIRECT, "", value)
-            if field.index_column:
-                values[field.index_column] = self._token(field, value, keyring)
-        return values
-
-    def _token(self, field: EncryptedField, value: Any, keyring: Keyring) -> bytes | None:
-        if value is None:
-            return None
-        return token(keyring.index_column_keys(field.context)[0], self._normalised(field, value))
-
-    def _normalised(self, field: EncryptedField, value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError(f"{field.name} must be a str")
-        try:
-            return NORMALISERS[field.normaliser or "exact"](value)
-        except ValueError as error:
-            problem = error.args[0]
-        raise ValueError(f"{field.name} {problem}")
-
     def _changeable(self) -> set[str]:
         plain = {each.name for each in self._statements.plain} - _BOOKKEEPING
         return plain | set(self._table.fields)
 
     def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:
         if fields is None:
-            return tuple(self._table.fields.values())
-        wanted = set(fields)
+            return self._fields
+        wanted = frozenset(fields)
         known = {each.name for each in dataclasses.fields(self.record)}  # type: ignore[arg-type]  # made by @record
         if unknown := wanted - known:
             raise ValueError(f"{self._table.name} has no field {', '.join(sorted(unknown))}")
-        return tuple(each for each in self._table.fields.values() if each.name in wanted)
+        return tuple(each for each in self._fields if each.name in wanted)
 
     def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
         if len(key) != len(self.lookup):

@@ -29,7 +29,7 @@ def rotate_table(connection: Connection, keyring: Keyring, table: EncryptedTable
     """
     assert keyring.previous is not None  # the run has seen to it
     first, later, batch = _bounds(table, after=False), _bounds(table, after=True), _batch(table, keyring)
-    keys = parameters(keyring, table.fields.values())
+    keys = parameters(keyring, tuple(table.fields.values()))
     after: tuple[Any, ...] | None = None
     while True:
         bound = {f"after_{position}": value for position, value in enumerate(after or ())}

@@ -91,9 +91,7 @@ def _key(fields: Mapping[str, Any], name: str) -> Key | None:
 def _version(fields: Mapping[str, Any], name: str) -> int | None:
     if name not in fields:
         return None
-    value = fields[name]
-    # Not `isinstance`: JSON's `true` would be version 1.
-    text = str(value) if type(value) is int else value.strip() if isinstance(value, str) else ""
+    text = str(fields[name]).strip()  # of all JSON values, only a number and a string come out as digits
     if not _VERSION.fullmatch(text):
         raise MalformedKeyError(f"{name} is not a number of at most 9 digits")
     return int(text)

@@ -1,0 +1,151 @@
+"""What a repository costs over psycopg executing the same SQL, as ratios measured side by side in one run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+from sqlalchemy import text
+
+from tests.benchmarks.conftest import patients, ratio
+from voiceassist_db import Database, Repositories
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.pgcrypto.expressions import parameters
+from voiceassist_db.repositories import PatientRepository
+
+STATEMENTS = PatientRepository._statements  # noqa: SLF001  # the same SQL is the point of the comparison
+FIELDS = tuple(STATEMENTS.table.fields.values())
+
+
+@pytest.fixture
+def tx(filled: Database) -> Iterator[Repositories]:
+    """Repositories in a transaction of a filled database."""
+    with filled.transaction() as made:
+        yield made
+
+
+def exposed(keyring: Keyring) -> dict[str, Any]:
+    """Return the versions and keys of a statement as plain strings, as psycopg's own user would send them."""
+    values = parameters(keyring, FIELDS)
+    return {name: value.expose().decode() if name.startswith("key_") else value for name, value in values.items()}
+
+
+def keyring_of(database: Database) -> Keyring:
+    """Return the keyring that the repositories use."""
+    with database.engine.connect() as connection:
+        return database.keys.keyring(connection)
+
+
+def test_get_by_id(
+    tx: Repositories, filled: Database, raw: psycopg.Connection[Any], benchmark: BenchmarkFixture
+) -> None:
+    """`get` by id costs at most 1.3 times psycopg with the same SQL and parameters."""
+    sql, keys = STATEMENTS.get(FIELDS).sql, exposed(keyring_of(filled))
+    ids = [f"PT-{n:06d}" for n in range(500)]
+
+    def ours() -> None:
+        for patient_id in ids:
+            tx.patients.get(patient_id)
+
+    def theirs() -> None:
+        for patient_id in ids:
+            raw.execute(sql, {**keys, "where_patient_id": patient_id}).fetchone()
+
+    benchmark.extra_info.update(ratio(ours, theirs))
+    cycle = itertools.cycle(ids)
+    benchmark(lambda: tx.patients.get(next(cycle)))
+    assert benchmark.extra_info["ratio"] <= 1.3
+
+
+def test_page_of_1000(
+    tx: Repositories, filled: Database, raw: psycopg.Connection[Any], benchmark: BenchmarkFixture
+) -> None:
+    """A page of 1,000 costs at most 1.3 times psycopg with the same SQL and parameters."""
+    sql, keys = STATEMENTS.page(FIELDS, (), after=False).sql, exposed(keyring_of(filled))
+
+    def ours() -> None:
+        assert len(tx.patients.page(limit=1000)) == 1000
+
+    def theirs() -> None:
+        assert len(raw.execute(sql, {**keys, "limit": 1000}).fetchall()) == 1000
+
+    benchmark.extra_info.update(ratio(ours, theirs))
+    benchmark(ours)
+    assert benchmark.extra_info["ratio"] <= 1.3
+
+
+def test_bulk_add_of_10000(database: Database, raw: psycopg.Connection[Any], benchmark: BenchmarkFixture) -> None:
+    """Adding 10,000 patients reaches 0.8 of the speed of one INSERT … SELECT of the same values on the server."""
+    rows = patients(10_000)
+    with database.transaction() as tx:
+        tx.patients.add_many(rows)
+    keyring = keyring_of(database)
+    keys = exposed(keyring)
+    with database.transaction() as tx:
+        encoded = [tx.patients._encode_new(row, keyring) for row in rows]  # noqa: SLF001  # the very same values
+    _stage(raw, encoded)
+    insert = _insert_from_stage()
+
+    def ours() -> None:
+        with database.engine.connect() as connection:
+            assert database.using(connection).patients.add_many(rows) == len(rows)
+            connection.commit()
+
+    def theirs() -> None:
+        assert raw.execute(insert, keys).rowcount == len(rows)
+        raw.commit()
+
+    def emptied(way: Any) -> Any:
+        def run() -> None:
+            way()
+
+        return run
+
+    measured = _ratio_on_empty_table(database, ours, theirs)
+    benchmark.extra_info.update(measured)
+    benchmark.pedantic(emptied(ours), setup=lambda: _truncate(database), rounds=3)
+    assert 1 / benchmark.extra_info["ratio"] >= 0.8
+
+
+def _truncate(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("TRUNCATE patient_data CASCADE"))
+
+
+def _ratio_on_empty_table(database: Database, ours: Any, theirs: Any) -> dict[str, float]:
+    import statistics
+    import time
+
+    ratios = []
+    for round_ in range(9):
+        seconds = {}
+        for way in (ours, theirs) if round_ % 2 else (theirs, ours):
+            _truncate(database)
+            started = time.perf_counter()
+            way()
+            seconds[way] = time.perf_counter() - started
+        ratios.append(seconds[ours] / seconds[theirs])
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"ratio": round(median, 3), "quartile_1": round(low, 3), "quartile_3": round(high, 3)}
+
+
+def _stage(raw: psycopg.Connection[Any], encoded: list[dict[str, Any]]) -> None:
+    """Put the values where the server can insert them from without a client."""
+    raw.execute(
+        "CREATE TEMPORARY TABLE stage (id uuid, patient_id text, ssn text, ssn_index bytea, mrn text, mrn_index bytea, "
+        "name text, name_index bytea, date_of_birth text, address text)"
+    )
+    columns = list(encoded[0])
+    with raw.cursor().copy(f"COPY stage ({', '.join(columns)}) FROM STDIN") as copy:
+        for row in encoded:
+            copy.write_row([row[name] for name in columns])
+    raw.commit()
+
+
+def _insert_from_stage() -> str:
+    sql = STATEMENTS.insert_many().sql
+    return sql[: sql.index("FROM unnest(")] + "FROM stage"
