@@ -1,7 +1,7 @@
 """How Alembic runs here: one transaction per migration, one migrator at a time, and never a long wait for a lock.
 
-Takes an open connection from ``config.attributes["connection"]`` (the package's own commands and tests), else the address
-from ``DATABASE_URL``.
+Takes an open connection from ``config.attributes["connection"]`` (the package's own commands and tests), else the
+address from ``DATABASE_URL``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from logging.config import fileConfig
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from voiceassist_db.config import database_url
 from voiceassist_db.engine import create_engine
+from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.models import Base
 
 LOCK_TIMEOUT = "4s"
@@ -25,10 +27,12 @@ ADVISORY_LOCK = 0x766F6963
 
 
 def run(connection: Connection) -> None:
-    """Run the migrations on a connection whose transaction, if it has begun, is the caller's."""
-    connection.execute(text("SELECT set_config('statement_timeout', :timeout, false)"), {"timeout": STATEMENT_TIMEOUT})
+    """Run the migrations on an open connection, whose settings are afterwards what they were."""
+    before = {name: str(connection.scalar(text(f"SHOW {name}"))) for name in ("statement_timeout", "lock_timeout")}
+    # The wait for another migrator is not one for a table's lock, and nobody queues behind it.
+    _set(connection, statement_timeout=STATEMENT_TIMEOUT, lock_timeout="0")
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
-    connection.execute(text("SELECT set_config('lock_timeout', :timeout, false)"), {"timeout": LOCK_TIMEOUT})
+    _set(connection, lock_timeout=LOCK_TIMEOUT)
     connection.commit()
     try:
         context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
@@ -37,9 +41,13 @@ def run(connection: Connection) -> None:
     finally:
         connection.rollback()
         connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": ADVISORY_LOCK})
-        connection.execute(text("RESET lock_timeout"))
-        connection.execute(text("RESET statement_timeout"))
+        _set(connection, **before)
         connection.commit()
+
+
+def _set(connection: Connection, **settings: str) -> None:
+    for name, value in settings.items():
+        connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
 
 
 def main() -> None:
@@ -55,7 +63,10 @@ def main() -> None:
         return
     if config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)
-    engine = create_engine(database_url())
+    try:
+        engine = create_engine(database_url())
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from None
     try:
         with engine.connect() as connection:
             run(connection)

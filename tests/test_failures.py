@@ -29,7 +29,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 
-SECRET = "123-45-6789"  # noqa: S105  # a made-up patient's
+SECRET = "123-45-6789"  # a made-up patient's
 PATIENT = Patient(patient_id="PT-001", ssn=SECRET)
 
 

@@ -35,7 +35,7 @@ _UNAVAILABLE: Final = {"57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
 _CONSTRAINT: Final = {"23502", "23503", "23514", "23P01"}
 _DECRYPTION: Final = {"39000", "22021"}
 
-_DIALECT: Final = PGDialect_psycopg()
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
@@ -149,7 +149,8 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
         return _constraint(original, sqlstate)
     if sqlstate in _RETRY:
         return TransactionConflictError(
-            f"the transaction met another one, or ran out of time (SQLSTATE {sqlstate}): try it again", sqlstate=sqlstate
+            f"the transaction met another one, or ran out of time (SQLSTATE {sqlstate}): try it again",
+            sqlstate=sqlstate,
         )
     if sqlstate in _UNAVAILABLE or sqlstate.startswith(("08", "28")):
         return DatabaseUnavailableError(
@@ -227,5 +228,7 @@ def _schema(original: object, sqlstate: str, table: str) -> DatabaseError:
             sqlstate=sqlstate,
         )
     if sqlstate == "42501":
-        return DatabaseError(f"this role may not do that to {table} (SQLSTATE 42501): ask for the grant", sqlstate=sqlstate)
+        return DatabaseError(
+            f"this role may not do that to {table} (SQLSTATE 42501): ask for the grant", sqlstate=sqlstate
+        )
     return DatabaseError(f"a statement on {table} failed (SQLSTATE {sqlstate})", sqlstate=sqlstate)

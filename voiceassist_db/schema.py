@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Final
 
 import alembic.command
 import alembic.config
@@ -13,6 +15,9 @@ from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import DatabaseError
 from voiceassist_db.execution import execute, translated
 from voiceassist_db.models.declaration import any_format, bound_format, format_constraint
+
+_ALEMBIC: Final = threading.Lock()
+"""Alembic keeps what it works on in module globals: one thread of a process at a time."""
 
 
 def migrations_directory() -> Path:
@@ -31,7 +36,7 @@ def migrate(engine: Engine) -> None:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
     problem = None
-    with translated(), engine.connect() as connection:
+    with _ALEMBIC, translated(), engine.connect() as connection:
         config.attributes["connection"] = connection
         try:
             alembic.command.upgrade(config, "head")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection, func, select
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.execution import execute
 from voiceassist_db.keyring import RegisteredKey, registered_keys
-from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow
+from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow, table_of
 
 DEFAULT_MAX_AGE_DAYS: Final = 30
 """How old the current key may become: rotation is monthly, as in ``docs/rotation.md``."""
@@ -65,7 +65,7 @@ def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_D
     tables: dict[str, dict[int, int]] = {}
     for table in encrypted_tables(connection):
         counted = select(table.version, func.count()).group_by(table.version).order_by(table.version)
-        tables[table.name] = {version: rows for version, rows in execute(connection, counted, table=table.name)}
+        tables[table.name] = dict(map(tuple, execute(connection, counted, table=table.name)))
     current = next((key for key in keys if key.state == "current"), None)
     age = (datetime.now(UTC) - current.created_at).total_seconds() / 86400 if current else None
     overdue = age is not None and age > max_age_days
@@ -73,8 +73,7 @@ def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_D
 
 
 def _rotations(connection: Connection) -> tuple[Rotation, ...]:
-    run: Any = KeyRotationRow.__table__.c
-    failure: Any = KeyRotationFailureRow.__table__.c
+    run, failure = table_of(KeyRotationRow).c, table_of(KeyRotationFailureRow).c
     failures = select(func.count()).where(failure.rotation == run.id).scalar_subquery()
     statement = (
         select(
@@ -91,4 +90,4 @@ def _rotations(connection: Connection) -> tuple[Rotation, ...]:
         .order_by(run.started_at.desc())
         .limit(SHOWN_ROTATIONS)
     )
-    return tuple(Rotation(*row) for row in execute(connection, statement, table=KeyRotationRow.__tablename__))
+    return tuple(Rotation(*tuple(row)) for row in execute(connection, statement, table=KeyRotationRow.__tablename__))

@@ -85,7 +85,7 @@ def verify(
     with translated(), engine.connect() as connection:
         tables = encrypted_tables(connection)
         total = sum(_about(connection, table) for table in tables)
-        reports = []
+        reports: list[TableReport] = []
         for table in tables:
             done = sum(report.rows for report in reports)
             walk = _Walk(connection, keys, table)
@@ -97,7 +97,9 @@ def verify(
 
 
 def _about(connection: Connection, table: EncryptedTable) -> int:
-    estimate = text("SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)")
+    estimate = text(
+        "SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)"
+    )
     quoted = connection.dialect.identifier_preparer.format_table(table.table)
     return int(execute(connection, estimate, {"name": quoted}, table=table.name).scalar_one())
 
@@ -132,7 +134,7 @@ class _Walk:
 
     def _key_pages(self) -> tuple[Prepared, Prepared]:
         key = self._table.key
-        statement = select(*key).order_by(*key).limit(bindparam("limit"))  # type: ignore[arg-type]  # stubs know int only
+        statement = select(*key).order_by(*key).limit(bindparam("limit"))
         after = tuple_(*(bindparam(f"after_{position}", type_=each.type) for position, each in enumerate(key)))
         name = self._table.name
         return Prepared(statement, table=name), Prepared(statement.where(tuple_(*key) > after), table=name)
@@ -198,7 +200,9 @@ class _Walk:
             else:
                 self._check_token(row_id, each, value, stored, keyring)
 
-    def _check_token(self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None, keyring: Keyring) -> None:
+    def _check_token(
+        self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None, keyring: Keyring
+    ) -> None:
         if each.index_column is None or each.normaliser is None:
             return
         if stored is None:

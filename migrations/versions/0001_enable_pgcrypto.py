@@ -38,8 +38,10 @@ def upgrade() -> None:
         raise _ask(
             connection,
             f"pgcrypto is installed in the schema {installed_in}, not in a schema of its own.",
-            "CREATE SCHEMA pgcrypto;",
+            "CREATE SCHEMA IF NOT EXISTS pgcrypto;",
             "ALTER EXTENSION pgcrypto SET SCHEMA pgcrypto;",
+            "-- which needs a superuser. Without one, and where nothing uses pgcrypto yet, instead of that line:",
+            "-- DROP EXTENSION pgcrypto; CREATE EXTENSION pgcrypto SCHEMA pgcrypto;",
             _grant(connection),
         )
     elif not connection.scalar(sa.text("SELECT has_schema_privilege('pgcrypto', 'USAGE')")):
@@ -92,8 +94,8 @@ def downgrade() -> None:
                 DROP EXTENSION pgcrypto;
                 DROP SCHEMA pgcrypto;
             END IF;
-        EXCEPTION WHEN dependent_objects_still_exist THEN
-            RAISE NOTICE 'pgcrypto stays: other objects of this database use it';
+        EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+            RAISE NOTICE 'pgcrypto stays: others use it, or own its schema';
         END $$
         """
     )

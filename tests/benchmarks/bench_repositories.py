@@ -17,7 +17,7 @@ from voiceassist_db.keyring import Keyring
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories import PatientRepository
 
-STATEMENTS = PatientRepository._statements  # noqa: SLF001  # the same SQL is the point of the comparison
+STATEMENTS = PatientRepository._statements  # the same SQL is the point of the comparison
 FIELDS = tuple(STATEMENTS.table.fields.values())
 
 
@@ -86,7 +86,7 @@ def test_bulk_add_of_10000(database: Database, raw: psycopg.Connection[Any], ben
     keyring = keyring_of(database)
     keys = exposed(keyring)
     with database.transaction() as tx:
-        encoded = [tx.patients._encode_new(row, keyring) for row in rows]  # noqa: SLF001  # the very same values
+        encoded = [tx.patients._rows.new(row, keyring) for row in rows]  # the very same values
     _stage(raw, encoded)
     insert = _insert_from_stage()
 

@@ -66,7 +66,7 @@ def wait_until_gone(pids: list[int], directories: list[str]) -> None:
 
 
 def test_a_killed_parent_leaves_no_process_and_no_directory() -> None:
-    """kill -9 and SIGTERM of a process with both servers stop the servers and their watchers."""
+    """Kill -9 and SIGTERM of a process with both servers stop the servers and their watchers."""
     with start(BOTH, "wait") as killed, start(BOTH, "wait") as terminated:  # at once, to save a second
         for parent, number in ((killed, signal.SIGKILL), (terminated, signal.SIGTERM)):
             assert parent.stdout is not None

@@ -88,7 +88,7 @@ def test_equal_values_have_different_ciphertexts(connection: Connection) -> None
 
 @pytest.mark.parametrize("kind", [Kind.TEXT, Kind.BYTES])
 def test_a_missing_key_is_an_error_and_never_null(connection: Connection, kind: Kind) -> None:
-    """pgcrypto alone would return NULL, and the value would be lost: both directions raise instead."""
+    """Pgcrypto alone would return NULL, and the value would be lost: both directions raise instead."""
     value: Any = b"value" if kind is Kind.BYTES else "value"
     ciphertext = encrypted(connection, kind, value)
     function = "pgp_sym_encrypt_bytea" if kind is Kind.BYTES else "pgp_sym_encrypt"
@@ -143,7 +143,7 @@ def strategies() -> st.SearchStrategy[tuple[Kind, list[Any]]]:
         Kind.TEXT: text_,
         Kind.BYTES: st.binary(),
         Kind.DATE: st.dates(),
-        Kind.DATETIME: st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC) | offsets),  # noqa: DTZ001
+        Kind.DATETIME: st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC) | offsets),
         Kind.INTEGER: st.integers(),
         Kind.DECIMAL: st.decimals(allow_nan=False, allow_infinity=False),
         Kind.JSON: st.dictionaries(text_, st.lists(st.integers() | text_ | st.booleans() | st.none())),

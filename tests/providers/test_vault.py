@@ -190,13 +190,13 @@ def test_of_two_creates_at_once_exactly_one_wins(
 
     def create() -> None:
         provider, made = connect(), KeySet.generate()
-        write = provider._client.write  # noqa: SLF001  # there is no other place between the read and the write
+        write = provider._client.write  # there is no other place between the read and the write
 
         def write_late(*args: Any, **options: Any) -> None:
             both_have_read.wait(10)
             write(*args, **options)
 
-        monkeypatch.setattr(provider._client, "write", write_late)  # noqa: SLF001
+        monkeypatch.setattr(provider._client, "write", write_late)
         try:
             provider.create(made)
             wins.append(text(made.key))
@@ -244,13 +244,13 @@ def test_a_replace_loses_to_a_write_after_its_own_read(
     provider = connect()
     provider.create(keys)
     old = provider.fetch()
-    write = provider._client.write  # noqa: SLF001  # there is no other place between the read and the write
+    write = provider._client.write  # there is no other place between the read and the write
 
     def write_late(*args: Any, **options: Any) -> None:
         put(admin, path, {**stored(), "redis_password": "new"})
         write(*args, **options)
 
-    monkeypatch.setattr(provider._client, "write", write_late)  # noqa: SLF001
+    monkeypatch.setattr(provider._client, "write", write_late)
     with fails(KeyStoreConflictError):
         provider.replace(old, rotated(keys))
     assert ("new", text(keys.key)) == (stored()["redis_password"], stored()["key"])

@@ -108,7 +108,9 @@ def _rotate(rotator: Database, application: Database) -> None:
     def on_progress(done: int, total: int | None) -> None:
         if seen:
             return
-        click.echo(f"  {done:,} of {total:,} rows are under the new key; meanwhile the application, never restarted, reads")
+        click.echo(
+            f"  {done:,} of {total:,} rows are under the new key; meanwhile the application, never restarted, reads"
+        )
         for version, patient_id in _first_and_last(application):
             with application.transaction() as tx:
                 patient = tx.patients.get(patient_id)
@@ -128,7 +130,9 @@ def _rotate(rotator: Database, application: Database) -> None:
 def _first_and_last(application: Database) -> list[tuple[int, str]]:
     with application.engine.connect() as connection:
         rows = connection.execute(
-            text("SELECT DISTINCT ON (key_version) key_version, patient_id FROM patient_data ORDER BY key_version DESC, id")
+            text(
+                "SELECT DISTINCT ON (key_version) key_version, patient_id FROM patient_data ORDER BY key_version DESC, id"
+            )
         )
         return [(row.key_version, row.patient_id) for row in rows]
 

@@ -23,7 +23,7 @@ from voiceassist_db.cli.local import local_deployment
 )
 @click.argument("arguments", metavar="[-- CMD …]", nargs=-1, type=click.UNPROCESSED)
 def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
-    """Run CMD, or a shell, with PostgreSQL and OpenBao up, the database migrated, keys made, and the environment set.
+    r"""Run CMD, or a shell, with PostgreSQL and OpenBao up, the database migrated, keys made, and the environment set.
 
     CMD sees DATABASE_URL, VAULT_ADDR and VAULT_TOKEN, so every other command works in it with no server at hand:
 
@@ -38,7 +38,9 @@ def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
         if not arguments:
             click.echo(f"PostgreSQL and OpenBao are up; leave the shell to stop them. Try: {_EXAMPLES}", err=True)
         inherited = {name: value for name, value in os.environ.items() if name != "ENCRYPTION_KEY"}
-        status = _run(list(arguments) or [shell], inherited | environment)
+        # So that `voiceassist-db` and `python` mean this installation, whether its environment is activated or not.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        status = _run(list(arguments) or [shell], inherited | environment | {"PATH": path})
     sys.exit(status)
 
 

@@ -42,7 +42,8 @@ def command(file: BinaryIO, skip_bad: bool, as_json: bool) -> None:
 
 
 def _show_bad(bad: BadLine) -> None:
-    click.echo(str(bad), err=True)
+    # Not click.echo, which writes past Rich: a progress bar on a terminal gives way only to what sys.stderr is told.
+    sys.stderr.write(f"{bad}\n")
 
 
 def _show(report: ImportReport) -> None:

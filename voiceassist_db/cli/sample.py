@@ -8,7 +8,18 @@ import json
 from typing import Final
 
 _FIRST: Final = ("José", "Zoë", "Søren", "Amélie", "Łukasz", "Chloé", "Nguyễn", "Mary Ann", "Björn", "Renée")
-_LAST: Final = ("Núñez", "O'Connor", "Müller", "Dvořák", "Smith", "García", "Ångström", "van der Berg", "Lefèvre", "Kowalski")
+_LAST: Final = (
+    "Núñez",
+    "O'Connor",
+    "Müller",
+    "Dvořák",
+    "Smith",
+    "García",
+    "Ångström",
+    "van der Berg",
+    "Lefèvre",
+    "Kowalski",
+)
 _CITIES: Final = (("Chicopee", "MA", "01013"), ("Española", "NM", "87532"), ("Cañon City", "CO", "81212"))
 
 

@@ -48,7 +48,9 @@ def as_dict(status: Status) -> dict[str, Any]:
             }
             for key in status.keys
         ],
-        "tables": {table: {str(version): rows for version, rows in counts.items()} for table, counts in status.tables.items()},
+        "tables": {
+            table: {str(version): rows for version, rows in counts.items()} for table, counts in status.tables.items()
+        },
         "rotations": [dataclasses.asdict(each) | {"id": str(each.id)} for each in status.rotations],
         "key_age_days": status.key_age_days,
         "overdue": status.overdue,

@@ -250,7 +250,9 @@ def recognise(header: Sequence[str]) -> Layout:
         if any(column in position for column in field.columns)
     )
     ignored = tuple(
-        column or f"(column {number})" for number, column in enumerate(columns, start=1) if column not in used
+        column if column and column.isprintable() else f"(column {number})"
+        for number, column in enumerate(columns, start=1)
+        if column not in used
     )
     return Layout(found.name, len(columns), tuple(each.field for each in sources), ignored, sources)
 

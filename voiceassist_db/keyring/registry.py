@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -15,7 +16,10 @@ from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
 from voiceassist_db.keys import Key, KeySet, Scheme
-from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow
+from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
+
+_KEYS: Final = table_of(EncryptionKeyRow)
+_INDEX_KEYS: Final = table_of(IndexKeyRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,7 @@ class RegisteredKey:
 
 def registered_keys(connection: Connection) -> dict[int, RegisteredKey]:
     """Read the registry of key versions."""
-    table = EncryptionKeyRow.__table__
-    rows = execute(connection, select(table).order_by(table.c.version), table=table.name)
+    rows = execute(connection, select(_KEYS).order_by(_KEYS.c.version), table=_KEYS.name)
     return {
         row.version: RegisteredKey(
             row.version,
@@ -65,18 +68,17 @@ def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND
     """
     known = registered_keys(connection)
     added = []
-    table = EncryptionKeyRow.__table__
     for version, key in keys.versions().items():
         if version in known:
             _prove(version, key, known)
             continue
         state = "current" if version == keys.version else "previous"
         values = {"version": version, "scheme": scheme.value, "state": state, "check_value": key.check_value()}
-        execute(connection, insert(table).values(values), table=table.name)
+        execute(connection, insert(_KEYS).values(values), table=_KEYS.name)
         added.append(version)
     if keys.version in added:
-        demote = update(table).where(table.c.version < keys.version, table.c.state == "current")
-        execute(connection, demote.values(state="previous", replaced_at=func.now()), table=table.name)
+        demote = update(_KEYS).where(_KEYS.c.version < keys.version, _KEYS.c.state == "current")
+        execute(connection, demote.values(state="previous", replaced_at=func.now()), table=_KEYS.name)
     _register_index_keys(connection, keys)
     return added
 
@@ -86,19 +88,17 @@ def _index_keys(keys: KeySet) -> tuple[Key, ...]:
 
 
 def _register_index_keys(connection: Connection, keys: KeySet) -> None:
-    table = IndexKeyRow.__table__
     known = _registered_index_keys(connection)
     for key in _index_keys(keys):
         if key.check_value() in known:
             continue
         if known and keys.previous_index_key is None:
             raise _wrong_index_key()
-        execute(connection, insert(table).values(check_value=key.check_value()), table=table.name)
+        execute(connection, insert(_INDEX_KEYS).values(check_value=key.check_value()), table=_INDEX_KEYS.name)
 
 
 def _registered_index_keys(connection: Connection) -> set[bytes]:
-    table = IndexKeyRow.__table__
-    return {row.check_value for row in execute(connection, select(table.c.check_value), table=table.name)}
+    return {row.check_value for row in execute(connection, select(_INDEX_KEYS.c.check_value), table=_INDEX_KEYS.name)}
 
 
 def _prove(version: int, key: Key, known: Mapping[int, RegisteredKey]) -> None:

@@ -1,6 +1,6 @@
 """The tables, and the way to declare more of them. Nothing here knows a key."""
 
-from voiceassist_db.models.base import Base, EncryptedRow
+from voiceassist_db.models.base import Base, EncryptedRow, table_of
 from voiceassist_db.models.declaration import (
     EncryptedField,
     EncryptedTable,
@@ -21,12 +21,13 @@ __all__ = [
     "EncryptedTable",
     "EncryptionKeyRow",
     "IndexKeyRow",
-    "Kind",
     "KeyRotationFailureRow",
     "KeyRotationRow",
+    "Kind",
     "PatientRow",
     "blind_index_column",
     "declared_tables",
     "encrypted_column",
+    "table_of",
     "undeclared_columns",
 ]

@@ -6,9 +6,9 @@ Owns the metadata, the naming of constraints, and the columns that each encrypte
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import DateTime, MetaData, Text, func
+from sqlalchemy import DateTime, MetaData, Table, Text, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from voiceassist_db.models.declaration import FILLFACTOR
@@ -26,6 +26,11 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+
+
+def table_of(model: type[DeclarativeBase]) -> Table:
+    """Return a model's table, which SQLAlchemy types as anything that a model can be mapped to."""
+    return cast(Table, model.__table__)
 
 
 class EncryptedRow:

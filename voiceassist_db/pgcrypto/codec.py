@@ -19,16 +19,22 @@ from voiceassist_db.errors import BindingError, ValueFormatError
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, Kind
 
+_BOUND: Final = Scheme.BOUND
 Plaintext = str | bytes
 """What pgcrypto gets: bytes for a field of kind ``bytes``, text for every other."""
 
 
 def row_id(key: Sequence[Any]) -> str:
     """Return a primary key as the text that values are bound to."""
-    return "/".join(
-        part.replace("%", "%25").replace(":", "%3A").replace("/", "%2F") if isinstance(part, str) else str(part)
-        for part in key
-    )
+    if len(key) == 1:
+        return _part(key[0])
+    return "/".join(map(_part, key))
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part.replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
+    return str(part)
 
 
 def prefix(context: str, row: str) -> str:
@@ -60,7 +66,7 @@ def encoder(field: EncryptedField) -> Encoder:
             # The causes of a failed conversion quote what they could not convert, so only our own words go on.
             problem = error.args[0] if type(error) is _RefusedError else f"is not a valid {field.kind.value} value"
         else:
-            if scheme is Scheme.DIRECT:
+            if scheme is not _BOUND:
                 return text  # type: ignore[no-any-return]  # the kind's encoder gives str or bytes
             return prefix(context, row).encode() + text if bytes_ else f"{context}:{row}:{text}"
         raise ValueError(f"{field.name} {problem}")
@@ -79,15 +85,18 @@ def decoder(field: EncryptedField, *, table: str) -> Decoder:
     it is not of the field's type.
     """
     to_value, context, bytes_ = _DECODE[field.kind], field.context, field.kind is Kind.BYTES
+    as_it_is = to_value in {_text, bytes}
 
     def decode(scheme: Scheme, row: str, plaintext: Any) -> Any:
         if plaintext is None:
             return None
-        if scheme is Scheme.BOUND:
+        if scheme is _BOUND:
             bound: Any = prefix(context, row).encode() if bytes_ else f"{context}:{row}:"
             if not plaintext.startswith(bound):
                 raise _moved(field, row, table)
             plaintext = plaintext[len(bound) :]
+        if as_it_is:
+            return plaintext
         try:
             return to_value(plaintext)
         except (ValueError, InvalidOperation, RecursionError):
@@ -168,6 +177,22 @@ def _encode_json(value: Any) -> str:
     return _encode_text(_to_json(value))
 
 
+def _text(text: str) -> str:
+    return text
+
+
+_scan_json: Final = json.JSONDecoder().raw_decode
+
+
+def _decode_json(text: str) -> Any:
+    # What we wrote has no white space around it; looking for that costs as much as reading an address.
+    try:
+        value, end = _scan_json(text)
+    except json.JSONDecodeError:
+        end = -1
+    return value if end == len(text) else json.loads(text)
+
+
 def _decode_datetime(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
     if moment.utcoffset() is None:
@@ -192,11 +217,11 @@ _ENCODE: Final[dict[Kind, Callable[[Any], Plaintext]]] = {
     Kind.JSON: _encode_json,
 }
 _DECODE: Final[dict[Kind, Callable[[Any], Any]]] = {
-    Kind.TEXT: lambda text: text,
+    Kind.TEXT: _text,
     Kind.BYTES: bytes,
     Kind.DATE: date.fromisoformat,
     Kind.DATETIME: _decode_datetime,
     Kind.INTEGER: int,
     Kind.DECIMAL: _decode_decimal,
-    Kind.JSON: json.loads,
+    Kind.JSON: _decode_json,
 }

@@ -7,7 +7,7 @@ still use the key of the day. :func:`parameters` makes them from a keyring.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -84,7 +84,7 @@ def decrypt_stored(table: EncryptedTable, field: EncryptedField) -> ColumnElemen
 
 
 def encrypt_stored(
-    table: EncryptedTable, field: EncryptedField, value: ColumnElement[Any], schemes: dict[str, Scheme]
+    table: EncryptedTable, field: EncryptedField, value: ColumnElement[Any], schemes: Mapping[str, Scheme]
 ) -> ColumnElement[bytes]:
     """Return the expression of a changed value, under the key and scheme of its row's own version.
 
@@ -118,7 +118,7 @@ def is_live(table: EncryptedTable) -> ColumnElement[bool]:
     return table.version.in_([version_parameter(slot) for slot in SLOTS])
 
 
-def _by_version(table: EncryptedTable, choices: dict[str, ColumnElement[Any]]) -> Case[Any]:
+def _by_version(table: EncryptedTable, choices: Mapping[str, ColumnElement[Any]]) -> Case[Any]:
     return case({version_parameter(slot): choice for slot, choice in choices.items()}, value=table.version)
 
 
@@ -139,7 +139,9 @@ def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
     for column in key:
         part: ColumnElement[str] = cast(column, Text)
         if isinstance(column.type, Date):
-            part = func.to_char(column, _quoted("YYYY-MM-DD"), type_=Text)  # a cast would follow the session's DateStyle
+            part = func.to_char(
+                column, _quoted("YYYY-MM-DD"), type_=Text
+            )  # a cast would follow the session's DateStyle
         elif isinstance(column.type, String):
             for character, escaped in (("%", "%25"), (":", "%3A"), ("/", "%2F")):
                 part = func.replace(part, _quoted(character), _quoted(escaped), type_=Text)

@@ -32,6 +32,8 @@ class Record:
     def __repr__(self) -> str:
         parts = []
         for each in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass, by @record
+            if not each.repr:
+                continue
             try:
                 value = object.__getattribute__(self, each.name)
             except AttributeError:
@@ -74,7 +76,7 @@ class Patient(Record):
         updated_at: When it was changed last.
     """
 
-    shown: ClassVar[frozenset[str]] = frozenset({"id", "patient_id", "created_at", "updated_at"})
+    shown: ClassVar[frozenset[str]] = frozenset({"id", "patient_id"})
 
     patient_id: str
     ssn: str | None = None
@@ -83,8 +85,8 @@ class Patient(Record):
     date_of_birth: date | None = None
     address: Mapping[str, Any] | None = None
     id: UUID = field(default_factory=uuid7)
-    created_at: datetime | None = field(default=None, compare=False)
-    updated_at: datetime | None = field(default=None, compare=False)
+    created_at: datetime | None = field(default=None, compare=False, repr=False)
+    updated_at: datetime | None = field(default=None, compare=False, repr=False)
 
 
 @record
@@ -100,11 +102,11 @@ class ClinicalNote(Record):
         updated_at: When it was changed last.
     """
 
-    shown: ClassVar[frozenset[str]] = frozenset({"id", "patient", "created_at", "updated_at"})
+    shown: ClassVar[frozenset[str]] = frozenset({"id", "patient"})
 
     patient: UUID
     note: str
     metadata: Mapping[str, Any] | None = None
     id: UUID = field(default_factory=uuid7)
-    created_at: datetime | None = field(default=None, compare=False)
-    updated_at: datetime | None = field(default=None, compare=False)
+    created_at: datetime | None = field(default=None, compare=False, repr=False)
+    updated_at: datetime | None = field(default=None, compare=False, repr=False)

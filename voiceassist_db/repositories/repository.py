@@ -19,7 +19,7 @@ from voiceassist_db.blind_index import token
 from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
 from voiceassist_db.execution import Prepared
 from voiceassist_db.keyring import Keyring, KeyringSource
-from voiceassist_db.models import EncryptedField, EncryptedTable
+from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import Rows, normalised
@@ -58,7 +58,7 @@ class Repository(Generic[R]):
             return
         if cls.record.__repr__ is not Record.__repr__:
             raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")
-        cls._table = EncryptedTable.of(cls.model.__table__)  # type: ignore[arg-type]  # a declarative model's is a Table
+        cls._table = EncryptedTable.of(table_of(cls.model))
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
         plain = cls._plain_columns()
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
@@ -236,7 +236,11 @@ class Repository(Generic[R]):
 
         found = self._read(statement, tokens, chosen) if wanted else []
         # A token says where to look; only the value itself says that it is the one.
-        return [each for each in found if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted]
+        return [
+            each
+            for each in found
+            if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted
+        ]
 
     def _read(
         self,

@@ -20,6 +20,8 @@ from voiceassist_db.repositories.records import Record
 
 R = TypeVar("R", bound=Record)
 Row = tuple[Any, ...]
+Setter = Callable[[Any, Any], None]
+Layout = tuple[list[tuple[Setter, int]], list[tuple[Setter, int, codec.Decoder]]]
 
 
 class Rows(Generic[R]):
@@ -38,6 +40,7 @@ class Rows(Generic[R]):
         self._plain = tuple(each.name for each in plain)
         self._written = (*self._key, *(each.name for each in plain if each.server_default is None))
         self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
+        self._layouts: dict[tuple[EncryptedField, ...], Layout] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
 
     def new(self, record: R, keyring: Keyring) -> dict[str, Any]:
@@ -99,13 +102,11 @@ class Rows(Generic[R]):
         Raises:
             BindingError, ValueFormatError: A value cannot be trusted.
         """
+        layout = self._layouts.get(fields)
+        if layout is None:
+            layout = self._layouts[fields] = self._layout(fields)
+        plain, encrypted = layout
         width = len(self._key)
-        plain = self._setters(self._key, 0) + self._setters(self._plain, width + 1)
-        first = width + 1 + len(self._plain)
-        setters = self._setters([each.name for each in fields], first)
-        encrypted = [
-            (*setter, self._decoders[each.name]) for setter, each in zip(setters, fields, strict=True)
-        ]
         make, record = object.__new__, self._record
         for row in rows:
             scheme = keyring.scheme(row[width])
@@ -120,9 +121,19 @@ class Rows(Generic[R]):
             found.append(made)
         return None
 
-    def _setters(self, names: Sequence[str], first: int) -> list[tuple[Callable[[R, Any], None], int]]:
-        # A slot's own setter: a record is frozen, and its __init__ would demand the fields that were not read.
-        return [(getattr(self._record, name).__set__, first + position) for position, name in enumerate(names)]
+    def _layout(self, fields: tuple[EncryptedField, ...]) -> Layout:
+        """Return, for the plain and the encrypted fields of a record, the slot's setter, the position, and the decoder.
+
+        A record is frozen, and its ``__init__`` would demand the fields that were not read: so its slots are set directly.
+        """
+        width = len(self._key)
+        positions = [*enumerate(self._key), *enumerate(self._plain, width + 1)]
+        plain = [(getattr(self._record, name).__set__, position) for position, name in positions]
+        encrypted = [
+            (getattr(self._record, each.name).__set__, position, self._decoders[each.name])
+            for position, each in enumerate(fields, width + 1 + len(self._plain))
+        ]
+        return plain, encrypted
 
 
 def array_literal(values: Sequence[Any]) -> str:

@@ -99,7 +99,7 @@ class Statements:
             if after:
                 key = [bindparam(f"after_{each.name}", type_=each.type) for each in self.table.key]
                 statement = statement.where(tuple_(*self.table.key) > tuple_(*key))
-            return statement.limit(bindparam("limit"))  # type: ignore[arg-type]  # the stubs know integers only
+            return statement.limit(bindparam("limit"))
 
         return self._once(("page", fields, within, after), build)
 
@@ -107,7 +107,11 @@ class Statements:
         """Change some fields of one row, under the row's own key version; no row where that version is not live."""
         return self._once(
             ("update", names, *schemes.values()),
-            lambda: update(self.table.table).values(self._changes(names, schemes)).where(*self._is_row(), is_live(self.table)),
+            lambda: (
+                update(self.table.table)
+                .values(self._changes(names, schemes))
+                .where(*self._is_row(), is_live(self.table))
+            ),
         )
 
     def version(self) -> Prepared:
@@ -138,7 +142,9 @@ class Statements:
         source = func.unnest(*(cast(bindparam(name), ARRAY(type_)) for name, type_ in arrays.items())).table_valued(
             *(column(name, type_) for name, type_ in arrays.items()), name="given"
         )
-        return insert(self.table.table).from_select(list(row), select(*row.values()).select_from(source.render_derived()))
+        return insert(self.table.table).from_select(
+            list(row), select(*row.values()).select_from(source.render_derived())
+        )
 
     def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
         decrypted = (decrypt_stored(self.table, field).label(field.name) for field in fields)
@@ -148,7 +154,9 @@ class Statements:
         return self._select(fields).order_by(*self.table.key)
 
     def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
-        changes: dict[str, Any] = {each.name: _scalar(each.name, each.type) for each in self.plain if each.name in names}
+        changes: dict[str, Any] = {
+            each.name: _scalar(each.name, each.type) for each in self.plain if each.name in names
+        }
         for field in self.table.fields.values():
             if field.name in names:
                 value = _scalar(field.name, plaintext_type(field))

@@ -50,7 +50,7 @@ def _key(table: EncryptedTable, prefix: str) -> Any:
 
 
 def _bounds(table: EncryptedTable, *, after: bool) -> Prepared:
-    statement = select(*table.key).order_by(*table.key).limit(bindparam("limit"))  # type: ignore[arg-type]  # stubs: int only
+    statement = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
     if after:
         statement = statement.where(tuple_(*table.key) > _key(table, "after"))
     return Prepared(statement, table=table.name)

@@ -19,12 +19,12 @@ from voiceassist_db.errors import RotationError
 from voiceassist_db.execution import execute, translated
 from voiceassist_db.keyring import KeyringSource, assemble, register, registered_keys
 from voiceassist_db.keys import Key, KeySet
-from voiceassist_db.models import EncryptedTable, KeyRotationRow
+from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.rotation.batches import rotate_table
 from voiceassist_db.rotation.report import RotationReport
 from voiceassist_db.verification import verify
 
-_RUNS = KeyRotationRow.__table__
+_RUNS = table_of(KeyRotationRow)
 
 
 def rotate(

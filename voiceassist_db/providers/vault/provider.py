@@ -36,7 +36,7 @@ class VaultKeyProvider:
     engine at the mount, and :class:`KeyStoreError` for the rest. None carries or chains a token, a key or an answer.
     """
 
-    def __init__(  # noqa: PLR0913  # one deployment's settings; all but two are optional and keyword-only
+    def __init__(  # one deployment's settings; all but two are optional and keyword-only
         self,
         address: str,
         login: TokenLogin | AppRoleLogin | KubernetesLogin,

@@ -97,7 +97,7 @@ class LoginToken:
                 logger.warning("no new Vault token, and the old one expires in %.0f s: %s", left_s, error)
             return self._lease.token
 
-    def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:  # noqa: ARG002
+    def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:
         """Log in again, unless another thread did: the token may have been revoked."""
         with self._lock:
             if self._lease is not None and self._lease.token is not refused:
