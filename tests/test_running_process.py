@@ -146,12 +146,17 @@ def test_a_row_under_an_unknown_version_is_read_at_once(
     change_key(engine, provider)
     with Database(engine, provider).transaction() as other_process:
         other_process.patients.add(Patient(patient_id="new", ssn="999-99-9999", name="Other"))
+
+    def update(tx: Repositories) -> object:
+        tx.patients.update("new", mrn="M-1")
+        return tx.patients.get("new").ssn
+
     ways: dict[str, Work] = {
         "get": lambda tx: tx.patients.get("new").ssn,
         "get_many": lambda tx: tx.patients.get_many(["single-before", "new"])["new"].ssn,
         "page": lambda tx: {each.patient_id: each.ssn for each in tx.patients.page()}["new"],
         "find": lambda tx: tx.patients.find_by_name("other")[0].ssn,
-        "update": lambda tx: tx.patients.update("new", mrn="M-1") or tx.patients.get("new").ssn,
+        "update": update,
     }
     assert process(ways[meets]) == "999-99-9999"
     process(write_all("after"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import hvac
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from tests.conftest import VaultServer
 from voiceassist_db import ClinicalNote, Database, Patient, create_engine
@@ -131,7 +132,8 @@ def test_plaintext_cannot_be_stored(filled: Database) -> None:
         filled.transaction() as tx,
     ):
         statement = text("UPDATE patient_data SET ssn_encrypted = :value")
-        execute(tx.session.connection(), statement, {"value": b"987-65-4321 quux"}, table="patient_data")  # type: ignore[union-attr]
+        assert isinstance(tx.session, Session)
+        execute(tx.session.connection(), statement, {"value": b"987-65-4321 quux"}, table="patient_data")
     assert "quux" not in str(caught.value)
 
 

@@ -37,8 +37,10 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     candidates = execute(connection, _CANDIDATES, {"suffix": f"%{ENCRYPTED_SUFFIX}"}, table="pg_class").all()
     metadata = MetaData()
     for schema, is_default in {(row.nspname, row.is_default) for row in candidates}:
-        names = [row.relname for row in candidates if row.nspname == schema]
-        metadata.reflect(connection, schema=None if is_default else schema, only=names, resolve_fks=False)
+        names = {row.relname for row in candidates if row.nspname == schema}
+        # A function and not a list, of which reflect() drops the names that the default schema has as well.
+        chosen = lambda name, _, names=names: name in names  # noqa: E731
+        metadata.reflect(connection, schema=None if is_default else schema, only=chosen, resolve_fks=False)
     if undeclared := undeclared_columns(metadata):
         raise SchemaNotMigratedError(
             f"{', '.join(undeclared)}: named as encrypted, but without the comment that says of what type and for what "

@@ -33,16 +33,26 @@ def patients(count: int) -> list[Patient]:
     ]
 
 
-def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int = ROUNDS) -> dict[str, float]:
+def ratio(
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    *,
+    rounds: int = ROUNDS,
+    before: Callable[[], Any] = lambda: None,
+) -> dict[str, float]:
     """Run two ways in turn, and return the median of their times' ratios with its quartiles.
 
-    Each round measures both, in alternating order, so that whatever else the machine does meets both alike.
+    Each round measures both, in alternating order, so that whatever else the machine does meets both alike; ``before`` runs
+    ahead of each measurement and is not measured.
     """
-    ours(), theirs()
+    for way in (ours, theirs):
+        before()
+        way()
     ratios = []
     for round_ in range(rounds):
         seconds = {}
         for way in (ours, theirs) if round_ % 2 else (theirs, ours):
+            before()
             started = time.perf_counter()
             way()
             seconds[way] = time.perf_counter() - started

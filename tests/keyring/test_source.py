@@ -70,7 +70,7 @@ def test_the_store_is_asked_once_and_then_after_the_time_to_live(
 ) -> None:
     """A thousand uses cost one fetch; when the time to live is over, one more."""
     now = 1000.0
-    monkeypatch.setattr(source.time, "monotonic", lambda: now)
+    monkeypatch.setattr("voiceassist_db.keyring.source.time.monotonic", lambda: now)
     keys = KeyringSource(counting, ttl_s=300)
     with engine.connect() as connection:
         first = keys.keyring(connection)
@@ -93,7 +93,7 @@ def test_an_outage_is_ridden_out_and_a_refusal_is_not(
 ) -> None:
     """With the store down, keys fetched before stay in use, with a warning and without asking at every call."""
     now = 1000.0
-    monkeypatch.setattr(source.time, "monotonic", lambda: now)
+    monkeypatch.setattr("voiceassist_db.keyring.source.time.monotonic", lambda: now)
     keys = KeyringSource(counting, ttl_s=300)
     counting.failure = failure
     with engine.connect() as connection:
@@ -122,7 +122,7 @@ def test_others_go_on_while_one_thread_fetches(
 ) -> None:
     """A slow key store delays one thread only; the others use the keyring that they have."""
     now = 1000.0
-    monkeypatch.setattr(source.time, "monotonic", lambda: now)
+    monkeypatch.setattr("voiceassist_db.keyring.source.time.monotonic", lambda: now)
     keys = KeyringSource(counting, ttl_s=300)
     with engine.connect() as connection, engine.connect() as slow:
         first = keys.keyring(connection)

@@ -133,7 +133,9 @@ def test_a_value_of_another_row_or_column_is_refused(kind: Kind, context: str, r
     """A plaintext that was bound elsewhere raises, and the error does not hold it."""
     moved = codec.prefix(context, row) + "SECRET"
     with pytest.raises(BindingError, match=rf"patient_data\.ssn of row {ROW}") as caught:
-        codec.decoder(field(kind), table="patient_data")(Scheme.BOUND, ROW, moved.encode() if kind is Kind.BYTES else moved)
+        codec.decoder(field(kind), table="patient_data")(
+            Scheme.BOUND, ROW, moved.encode() if kind is Kind.BYTES else moved
+        )
     assert (caught.value.table, caught.value.field, caught.value.row_id) == ("patient_data", "ssn", ROW)
     assert "SECRET" not in str(caught.value)
 

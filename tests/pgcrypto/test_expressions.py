@@ -183,11 +183,11 @@ def test_every_value_survives_the_server(connection: Connection, scheme: Scheme,
 )
 def test_a_row_id_in_sql_equals_the_codecs(connection: Connection, key: tuple[UUID, int, str, date]) -> None:
     """Rotation and updates bind values in SQL, reads check them in Python: both must spell every key alike."""
-    types = (Uuid(), Integer(), Text(), Date())
-    names = ("a", "b", "c", "d")
-    row = values(*(column(name, type_) for name, type_ in zip(names, types, strict=True)), name="given").data([key])
+    columns: list[Any] = [column("a", Uuid()), column("b", Integer()), column("c", Text()), column("d", Date())]
+    row = values(*columns, name="given").data([key])
     connection.execute(text("SET LOCAL DateStyle = 'German'"))
-    assert codec.row_id(key) == connection.scalar(select(expressions.row_id([row.c[name] for name in names])))
+    in_sql: Any = expressions.row_id([*row.c])
+    assert codec.row_id(key) == connection.scalar(select(in_sql))
     connection.rollback()
 
 

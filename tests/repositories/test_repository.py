@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -121,7 +121,7 @@ def test_only_the_fields_asked_for_are_decrypted(tx: Repositories) -> None:
 
 def test_an_unknown_field_is_refused(tx: Repositories) -> None:
     """A misspelt field is an error in every method that takes fields, not a silently empty record."""
-    attempts = [
+    attempts: list[Callable[[], object]] = [
         lambda: tx.patients.get("PT-001", fields=["snn"]),
         lambda: tx.patients.page(fields=["ssn_encrypted"]),
         lambda: tx.patients.find_by_mrn("MRN-1", fields=["snn"]),
