@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -46,7 +47,9 @@ def test_our_tables_are_found_as_the_models_declare_them(connection: Connection)
     tables = found(connection)
     assert set(tables) == {"patient_data", "clinical_notes"}
     declared = EncryptedTable.of(PatientRow.__table__)  # type: ignore[arg-type]  # a declarative model's is a Table
-    assert tables["patient_data"].fields == declared.fields
+    assert list(tables["patient_data"].fields) == list(declared.fields)
+    for name, field in declared.fields.items():
+        assert dataclasses.astuple(tables["patient_data"].fields[name]) == dataclasses.astuple(field)
     assert [each.name for each in tables["patient_data"].key] == ["id"]
     assert [each.name for each in tables["clinical_notes"].key] == ["patient", "id"]
     assert tables["clinical_notes"].version.name == "key_version"

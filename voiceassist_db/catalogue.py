@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, MetaData, text
 
+from voiceassist_db.blind_index import NORMALISERS
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.execution import execute
 from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns
@@ -31,8 +32,8 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     """Return every encrypted table of the database, by name.
 
     Raises:
-        SchemaNotMigratedError: A table has columns named ``*_encrypted`` that carry no declaration, so that nobody could
-            know how to rotate them.
+        SchemaNotMigratedError: A table has columns named ``*_encrypted`` that carry no declaration, or one that cannot be
+            followed, so that nobody could know how to rotate them.
     """
     candidates = execute(connection, _CANDIDATES, {"suffix": f"%{ENCRYPTED_SUFFIX}"}, table="pg_class").all()
     metadata = MetaData()
@@ -46,4 +47,16 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
             f"{', '.join(undeclared)}: named as encrypted, but without the comment that says of what type and for what "
             "context, so that no rotation could include it. Declare it with encrypted_column() and migrate, or rename it."
         )
-    return declared_tables(metadata)
+    try:
+        tables = declared_tables(metadata)
+    except ValueError as error:
+        names = ", ".join(sorted(metadata.tables))
+        raise SchemaNotMigratedError(f"one of {names} is not declared as an encrypted table must be: {error}") from None
+    for table in tables:
+        for field in table.fields.values():
+            if field.normaliser is not None and field.normaliser not in NORMALISERS:
+                raise SchemaNotMigratedError(
+                    f"{table.name}.{field.index_column}: there is no normaliser {field.normaliser!r}, so that its blind index "
+                    f"can be neither searched nor verified; there are {', '.join(sorted(NORMALISERS))}"
+                )
+    return tables

@@ -186,6 +186,8 @@ class _Walk:
         for position, each in enumerate(fields):
             plaintext, is_bound, is_any, stored = row[self._width + 1 + 4 * position :][:4]
             if plaintext is None:
+                if stored is not None:
+                    self.report.fail(row_id, each.name, "has a blind index, but no value")
                 continue
             self.report.values += 1
             if not (is_bound if scheme is Scheme.BOUND else is_any):

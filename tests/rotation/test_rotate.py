@@ -1,0 +1,161 @@
+"""A rotation changes every ciphertext and no value, continues wherever it was interrupted, and never needs a third key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, text
+
+from voiceassist_db import ClinicalNote, Database, Patient
+from voiceassist_db.errors import KeyStoreConflictError, RotationError, WrongKeyError
+from voiceassist_db.keyring import KeyringSource, register
+from voiceassist_db.keys import Key, KeySet
+from voiceassist_db.providers.vault import VaultKeyProvider
+from voiceassist_db.rotation import rotate
+from voiceassist_db.status import read_status
+
+PATIENTS = [
+    Patient(patient_id=f"PT-{n:04d}", ssn=f"9{n:08d}", name=f"Zoë {n}", address={"n": n} if n % 3 else None)
+    for n in range(2500)
+]
+
+
+@pytest.fixture
+def filled(database: Database) -> Database:
+    """A database with more rows than one batch."""
+    with database.transaction() as tx:
+        tx.patients.add_many(PATIENTS)
+        tx.clinical_notes.add_many(
+            ClinicalNote(patient=PATIENTS[0].id, note=f"{n}\r\n" + "é" * 20_000) for n in range(3)
+        )
+    return database
+
+
+def everything(database: Database) -> tuple[list[Patient], list[ClinicalNote]]:
+    """Read every record."""
+    with database.transaction() as tx:
+        return tx.patients.page(limit=10_000), tx.clinical_notes.page(limit=10_000)
+
+
+def versions(engine: Engine) -> dict[str, dict[int, int]]:
+    """Return rows per key version and table."""
+    with engine.connect() as connection:
+        return read_status(connection).tables
+
+
+def begin(provider: VaultKeyProvider) -> KeySet:
+    """Put a new key into the store, as a rotation's first step does."""
+    old = provider.fetch()
+    provider.replace(
+        old, replace(old, version=2, key=Key.generate(), previous_version=old.version, previous_key=old.key)
+    )
+    return provider.fetch()
+
+
+def test_every_ciphertext_changes_and_no_value_does(filled: Database, provider: VaultKeyProvider) -> None:
+    """All records read back equal, dates of change included; all rows are under the new key, and none opens with the old."""
+    select = text(
+        "SELECT id, ssn_encrypted, name_encrypted, ssn_index, created_at, updated_at FROM patient_data ORDER BY id"
+    )
+    before = everything(filled)
+    with filled.engine.connect() as connection:
+        stored = connection.execute(select).all()
+    old_key = provider.fetch().key
+    report = rotate(filled.engine, filled.keys)
+    assert (report.from_version, report.to_version, report.rows) == (1, 2, 2503)
+    assert report.done
+    assert before == everything(filled)
+    assert versions(filled.engine) == {"patient_data": {2: 2500}, "clinical_notes": {2: 3}}
+    with filled.engine.connect() as connection:
+        after = connection.execute(select).all()
+        for one, other in zip(stored, after, strict=True):
+            assert one.ssn_encrypted != other.ssn_encrypted
+            assert one[3:] == other[3:]
+        key = old_key.derive("patient_data.ssn").expose().decode()
+        with pytest.raises(Exception, match="39000|Wrong key"):
+            connection.execute(
+                text("SELECT pgcrypto.pgp_sym_decrypt(ssn_encrypted, :key) FROM patient_data"), {"key": key}
+            )
+
+
+@pytest.mark.parametrize("died", ["after the store", "after the registry", "between the rows"])
+def test_an_interrupted_rotation_is_continued(filled: Database, provider: VaultKeyProvider, died: str) -> None:
+    """Wherever a run died, the next one uses the same two keys, finishes, and leaves one rotation in the journal."""
+    before = everything(filled)
+    if died == "between the rows":
+
+        def die(done: int, _total: int | None) -> None:
+            if done >= 1000:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            rotate(filled.engine, filled.keys, on_progress=die)
+        assert 0 < versions(filled.engine)["patient_data"][2] < 2500
+        assert before == everything(filled)
+    else:
+        keys = begin(provider)
+        if died == "after the registry":
+            with filled.engine.begin() as connection:
+                register(connection, keys)
+    begun = provider.fetch()
+    report = rotate(filled.engine, KeyringSource(provider))
+    assert (report.from_version, report.to_version, report.done) == (1, 2, True)
+    assert begun == provider.fetch()
+    assert before == everything(filled)
+    with filled.engine.connect() as connection:
+        runs = read_status(connection).rotations
+        assert [(run.state, run.from_version, run.to_version) for run in runs] == [("finished", 1, 2)]
+
+
+def test_a_second_rotation_waits_for_the_first_key_to_retire(filled: Database, provider: VaultKeyProvider) -> None:
+    """A third key would push out one that backups still need: it is refused, and nothing changes."""
+    rotate(filled.engine, filled.keys)
+    keys, before = provider.fetch(), versions(filled.engine)
+    with pytest.raises(RotationError, match="retire it first"):
+        rotate(filled.engine, filled.keys)
+    assert keys == provider.fetch()
+    assert before == versions(filled.engine)
+
+
+def test_two_that_begin_at_once_make_one_key(filled: Database, provider: VaultKeyProvider) -> None:
+    """Check-and-set lets one of two runs put its key into the store; the other is told, and has changed nothing."""
+    stored = provider.fetch()
+    begin(provider)
+    late = replace(stored, version=2, key=Key.generate(), previous_version=1, previous_key=stored.key)
+    with pytest.raises(KeyStoreConflictError):
+        provider.replace(stored, late)
+    assert rotate(filled.engine, filled.keys).done
+
+
+def test_a_wrong_key_is_refused_before_the_first_row(filled: Database, provider: VaultKeyProvider) -> None:
+    """With another key in the store than the rows are under, the run ends before it touches the store or a row."""
+    wrong = replace(provider.fetch(), key=Key.generate())
+    provider.replace(provider.fetch(), wrong)
+    with pytest.raises(WrongKeyError):
+        rotate(filled.engine, KeyringSource(provider))
+    assert provider.fetch().version == 1
+    assert versions(filled.engine)["patient_data"] == {1: 2500}
+
+
+def test_a_damaged_row_stops_the_run_and_is_not_touched(filled: Database) -> None:
+    """An unreadable value is never overwritten: the run fails, every other row stays readable, and it can be continued."""
+    from voiceassist_db.errors import DecryptionError
+
+    damage = text(
+        "UPDATE patient_data SET ssn_encrypted = set_byte(ssn_encrypted, 40, get_byte(ssn_encrypted, 40) # 1) "
+        "WHERE patient_id = 'PT-1500' RETURNING ssn_encrypted"
+    )
+    with filled.engine.begin() as connection:
+        damaged = connection.execute(damage).scalar_one()
+    with pytest.raises(DecryptionError, match="patient_data"):
+        rotate(filled.engine, filled.keys)
+    with filled.engine.begin() as connection:
+        assert (
+            damaged
+            == connection.execute(
+                text("SELECT ssn_encrypted FROM patient_data WHERE patient_id = 'PT-1500' AND key_version = 1")
+            ).scalar_one()
+        )
+        connection.execute(text("UPDATE patient_data SET ssn_encrypted = NULL WHERE patient_id = 'PT-1500'"))
+    assert rotate(filled.engine, filled.keys).done
