@@ -50,8 +50,8 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     try:
         tables = declared_tables(metadata)
     except ValueError as error:
-        names = ", ".join(sorted(metadata.tables))
-        raise SchemaNotMigratedError(f"one of {names} is not declared as an encrypted table must be: {error}") from None
+        known = ", ".join(sorted(metadata.tables))
+        raise SchemaNotMigratedError(f"one of {known} is not declared as an encrypted table must be: {error}") from None
     for table in tables:
         for field in table.fields.values():
             if field.normaliser is not None and field.normaliser not in NORMALISERS:

@@ -165,7 +165,8 @@ class _Walk:
     def _read(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> tuple[list[Any], Keyring]:
         statement = self._statements.get(fields)
         if statement is None:
-            statement = self._statements[fields] = _select(self._table, fields)
+            quote = self._connection.dialect.identifier_preparer.quote
+            statement = self._statements[fields] = _select(self._table, fields, quote)
         keyring = self._keys.keyring(self._connection)
         arrays = {f"key_{position}": [key[position] for key in page] for position in range(self._width)}
         rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
@@ -219,13 +220,14 @@ class _Walk:
             self.report.fail(row_id, each.name, "has the blind index of another value")
 
 
-def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...]) -> Prepared:
+def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...], quote: Callable[[str], str]) -> Prepared:
     columns: list[Any] = []
     for each in fields:
+        column = quote(each.column)
         columns += [
             decrypt_stored(table, each).label(each.name),
-            literal_column(bound_format(each.column)),
-            literal_column(any_format(each.column)),
+            literal_column(bound_format(column)),
+            literal_column(any_format(column)),
             table.table.c[each.index_column] if each.index_column else null(),
         ]
     wanted = [f"k{position}" for position in range(len(table.key))]

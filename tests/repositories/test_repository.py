@@ -154,6 +154,14 @@ def test_names_and_record_numbers_are_found(tx: Repositories) -> None:
     assert found.name == ALICE.name
 
 
+def test_many_record_numbers_are_found_at_once(tx: Repositories) -> None:
+    """One statement finds the patients of many numbers, in any spelling, and none for numbers that nobody has."""
+    tx.patients.add_many([ALICE, replace(BARE, mrn="M-2"), Patient(patient_id="PT-003", mrn="M-3")])
+    found = tx.patients.with_mrns(["mrn-12345", "m-2", "M-404"], fields=["mrn"])
+    assert {"PT-001", "PT-002"} == {each.patient_id for each in found}
+    assert tx.patients.with_mrns([]) == []
+
+
 def test_a_token_alone_does_not_make_a_match(tx: Repositories) -> None:
     """Somebody who puts one patient's token on another's row does not make that one appear in a search."""
     tx.patients.add_many([ALICE, replace(BARE, ssn="999-99-9999")])

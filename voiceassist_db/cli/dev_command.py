@@ -47,7 +47,7 @@ def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
 _EXAMPLES = "voiceassist-db import FILE.csv, voiceassist-db status, psql $DATABASE_URL"
 
 
-def _run(arguments: list[str], environment: dict[str, str]) -> int:
+def _run(arguments: list[str], environment: dict[str, str], *, is_shell: bool) -> int:
     """Run the command; signals are its to handle, and this process outlives it to stop the servers."""
     try:
         child = subprocess.Popen(arguments, env=environment)
@@ -55,7 +55,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> int:
         raise click.UsageError(f"cannot run {arguments[0]!r}: {error.strerror}") from None
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        child.send_signal(number)
+        child.send_signal(signal.SIGHUP if is_shell else number)  # an interactive shell ignores SIGTERM
 
     # The terminal sends Ctrl-C to both; only the child acts on it.
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}

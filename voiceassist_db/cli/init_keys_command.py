@@ -31,10 +31,13 @@ def command(scheme: str, as_json: bool) -> None:
     """
     provider = config.key_provider()
     engine = create_engine(config.database_url())
-    with translated(), engine.begin() as connection:
-        done = initialise_keys(provider, connection, scheme=Scheme(scheme))
-        if scheme == Scheme.DIRECT.value:
-            allow_direct_format(connection)
+    try:
+        with translated(), engine.begin() as connection:
+            done = initialise_keys(provider, connection, scheme=Scheme(scheme))
+            if scheme == Scheme.DIRECT.value and done.registered:
+                allow_direct_format(connection)
+    finally:
+        engine.dispose()
     if as_json:
         emit_json({"created": done.created, "registered": done.registered, "version": done.version})
         return

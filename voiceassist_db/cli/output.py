@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Final
 
 import click
@@ -26,7 +27,11 @@ json_option: Final = click.option(
 
 def emit_json(result: dict[str, Any]) -> None:
     """Print a result as one line: the last one on standard output, as ``--json`` promises."""
-    click.echo(json.dumps(result, ensure_ascii=False, default=str))
+    click.echo(json.dumps(result, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 @contextmanager

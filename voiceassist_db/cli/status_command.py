@@ -26,8 +26,11 @@ from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, Status, read_status
 def command(max_age_days: int, as_json: bool) -> None:
     """Show key versions, rows per version and table, and rotations. Needs the database only, no key."""
     engine = create_engine(config.database_url())
-    with translated(), engine.connect() as connection:
-        status = read_status(connection, max_age_days=max_age_days)
+    try:
+        with translated(), engine.connect() as connection:
+            status = read_status(connection, max_age_days=max_age_days)
+    finally:
+        engine.dispose()
     if as_json:
         emit_json(as_dict(status))
     else:
@@ -42,23 +45,19 @@ def as_dict(status: Status) -> dict[str, Any]:
                 "version": key.version,
                 "state": key.state,
                 "scheme": key.scheme.value,
-                "created_at": _date(key.created_at),
-                "replaced_at": _date(key.replaced_at),
-                "retired_at": _date(key.retired_at),
+                "created_at": key.created_at,
+                "replaced_at": key.replaced_at,
+                "retired_at": key.retired_at,
             }
             for key in status.keys
         ],
         "tables": {
             table: {str(version): rows for version, rows in counts.items()} for table, counts in status.tables.items()
         },
-        "rotations": [dataclasses.asdict(each) | {"id": str(each.id)} for each in status.rotations],
+        "rotations": [dataclasses.asdict(each) for each in status.rotations],
         "key_age_days": status.key_age_days,
         "overdue": status.overdue,
     }
-
-
-def _date(moment: Any) -> str | None:
-    return moment.isoformat() if moment else None
 
 
 def _show(status: Status, max_age_days: int) -> None:

@@ -11,8 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
-from sqlalchemy import text
-
 from voiceassist_db import blind_index
 from voiceassist_db.database import Database, Repositories
 from voiceassist_db.errors import ImportFileError
@@ -24,10 +22,6 @@ from voiceassist_db.repositories import Patient
 BATCH_LINES: Final = 1000
 BATCH_BYTES: Final = 8 << 20
 """8 MiB: ends a batch of unusually long lines early, so that memory stays flat."""
-
-_FRESH_PLANS: Final = text("SET LOCAL plan_cache_mode = force_custom_plan")
-"""A cached plan may date from when the table was empty, and nothing replaces it before this transaction ends: by such
-a plan, looking up 1,000 patients takes as long as adding them."""
 
 MAX_BAD_LINES: Final = 1000
 """Broken lines that a report holds; ``on_bad`` is told of all."""
@@ -76,7 +70,6 @@ def import_patients(
     committed = True
     try:
         with database.transaction() as tx:
-            tx.session.execute(_FRESH_PLANS)
             for batch in _batches(_lines(layout, rows)):
                 tally.write(tx, batch)
                 if on_progress is not None:
