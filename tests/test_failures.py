@@ -9,6 +9,7 @@ from uuid import uuid4
 import hvac
 import pytest
 from sqlalchemy import URL, Engine, text
+from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from tests.conftest import VaultServer
@@ -173,9 +174,10 @@ def test_an_error_at_commit_is_ours(database: Database) -> None:
 
 def test_errors_of_the_callers_own_pass_unchanged(database: Database) -> None:
     """What application code raises in a transaction rolls it back and comes out as it is."""
-    with pytest.raises(ZeroDivisionError), database.transaction() as tx:
-        tx.patients.add(PATIENT)
-        _ = 1 / 0
+    for error in (ZeroDivisionError("theirs"), NoResultFound("theirs")):
+        with pytest.raises(type(error), match="theirs"), database.transaction() as tx:
+            tx.patients.add(PATIENT)
+            raise error
     with database.transaction() as tx:
         assert tx.patients.page() == []
 

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import psycopg
 from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, UniqueConstraint
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from voiceassist_db.errors import (
@@ -35,6 +35,9 @@ _UNAVAILABLE: Final = {"57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
 _CONSTRAINT: Final = {"23502", "23503", "23514", "23P01"}
 _DECRYPTION: Final = {"39000", "22021"}
 
+_DRIVER_ERRORS: Final = (StatementError, PoolTimeoutError, psycopg.Error)
+"""What can carry parameters or speaks of the connection. Others of SQLAlchemy's, such as NoResultFound, are the caller's."""
+
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -55,7 +58,7 @@ def execute(
     """
     try:
         return connection.execute(statement, parameters)
-    except (SQLAlchemyError, psycopg.Error) as error:
+    except _DRIVER_ERRORS as error:
         failure = translate(error, table=table)
     del parameters  # a traceback that shows locals would show them
     raise failure
@@ -112,7 +115,7 @@ class Prepared:
                 return result(cursor)
             finally:
                 cursor.close()
-        except (SQLAlchemyError, psycopg.Error) as error:
+        except _DRIVER_ERRORS as error:
             failure = translate(error, table=self._table)
         del parameters
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
@@ -125,7 +128,7 @@ def translated(table: str = "") -> Iterator[None]:
     """Translate the driver's errors of a block that begins, commits or rolls back."""
     try:
         yield
-    except (SQLAlchemyError, psycopg.Error) as error:
+    except _DRIVER_ERRORS as error:
         failure = translate(error, table=table)
     else:
         return
