@@ -14,7 +14,8 @@ from sqlalchemy import Connection, text
 
 from voiceassist_db.config import database_url
 from voiceassist_db.engine import create_engine
-from voiceassist_db.errors import ConfigurationError
+from voiceassist_db.errors import ConfigurationError, DatabaseError
+from voiceassist_db.execution import translated
 from voiceassist_db.models import Base
 
 LOCK_TIMEOUT = "4s"
@@ -67,11 +68,16 @@ def main() -> None:
         engine = create_engine(database_url())
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
+    problem = None
     try:
-        with engine.connect() as connection:
+        with translated(), engine.connect() as connection:
             run(connection)
+    except DatabaseError as error:
+        problem = str(error)
     finally:
         engine.dispose()
+    if problem is not None:
+        raise CommandError(problem)
 
 
 main()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, text
 
+from voiceassist_db import create_engine
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.models import EncryptedTable, Kind, PatientRow
@@ -23,10 +24,18 @@ COMMENT ON COLUMN {table}.reason_index IS 'blind index of visits.reason by exact
 """
 
 
+@pytest.fixture(scope="module")
+def shared_engine(new_database: Callable[[str | None], URL], template: str) -> Iterator[Engine]:
+    """An engine on a migrated database that no test of this module changes for the next one."""
+    engine = create_engine(new_database(template))
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
+def connection(shared_engine: Engine) -> Iterator[Connection]:
     """A connection whose changes are rolled back."""
-    with engine.connect() as made:
+    with shared_engine.connect() as made:
         yield made
 
 
@@ -67,11 +76,12 @@ def test_a_table_made_in_sql_is_found(connection: Connection) -> None:
 
 def test_a_table_of_another_schema_is_found_by_its_full_name(connection: Connection) -> None:
     """Also where its name is one of ours; and its context is its own, whatever the table is called."""
-    connection.execute(text('CREATE SCHEMA "The team"'))
-    create(connection, '"The team".patient_data')
+    for schema in ("A team", "team"):
+        connection.execute(text(f'CREATE SCHEMA "{schema}"'))
+        create(connection, f'"{schema}".patient_data')
     tables = found(connection)
-    assert set(tables) == {"patient_data", "clinical_notes", "The team.patient_data"}
-    assert set(tables["The team.patient_data"].fields) == {"reason", "scan"}
+    assert set(tables) == {"patient_data", "clinical_notes", "A team.patient_data", "team.patient_data"}
+    assert set(tables["team.patient_data"].fields) == {"reason", "scan"}
 
 
 def test_tables_are_found_whatever_the_search_path(connection: Connection) -> None:

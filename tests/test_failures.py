@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import hvac
+import psycopg
 import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from tests.conftest import VaultServer
-from voiceassist_db import ClinicalNote, Database, Patient, create_engine
+from voiceassist_db import ClinicalNote, Database, Patient, Repositories, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao
 from voiceassist_db.errors import (
+    ConfigurationError,
     ConstraintError,
     DatabaseUnavailableError,
+    DuplicateError,
     KeysDeletedError,
     KeysNotFoundError,
     KeyStoreForbiddenError,
@@ -26,6 +29,7 @@ from voiceassist_db.errors import (
     PgcryptoMissingError,
     SchemaNotMigratedError,
     TransactionConflictError,
+    TransactionFailedError,
     VoiceAssistDBError,
 )
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
@@ -159,6 +163,84 @@ def test_a_deadlock(database: Database) -> None:
     assert_clean(caught[0])
     with database.transaction() as tx:
         assert len({each.name for each in tx.patients.page()}) == 1
+
+
+@pytest.mark.parametrize("own", ["transaction", "session", "connection"])
+def test_a_transaction_that_failed_does_not_pretend_to_commit(database: Database, own: str) -> None:
+    """PostgreSQL would answer COMMIT by rolling back: whoever caught the first error is told, and knows what was not kept."""
+    with database.transaction() as tx:
+        tx.patients.add(PATIENT)
+
+    def work(tx: Repositories) -> None:
+        tx.patients.add(Patient(patient_id="PT-002"))
+        with pytest.raises(DuplicateError):
+            tx.patients.add(Patient(patient_id="PT-001"))
+
+    with pytest.raises(TransactionFailedError, match="begin_nested") as caught:
+        if own == "transaction":
+            with database.transaction() as tx:
+                work(tx)
+        elif own == "session":
+            with Session(database.engine) as session, session.begin():
+                work(database.using(session))
+        else:
+            with database.engine.begin() as connection:
+                work(database.using(connection))
+    assert_clean(caught.value)
+    with pytest.raises(TransactionFailedError), database.transaction() as tx:
+        work(tx)
+        tx.patients.get("PT-001")
+    with database.transaction() as tx:
+        assert [each.patient_id for each in tx.patients.page()] == ["PT-001"]
+
+
+def test_a_savepoint_keeps_the_rest(database: Database) -> None:
+    """What may fail goes into a savepoint, and the rest of the transaction is kept."""
+    with database.transaction() as tx:
+        tx.patients.add(PATIENT)
+    with database.transaction() as tx:
+        assert isinstance(tx.session, Session)
+        tx.patients.add(Patient(patient_id="PT-002"))
+        with pytest.raises(DuplicateError), tx.session.begin_nested():
+            tx.patients.add(Patient(patient_id="PT-001"))
+    with database.transaction() as tx:
+        assert [each.patient_id for each in tx.patients.page()] == ["PT-001", "PT-002"]
+
+
+def test_an_engine_that_binds_in_the_client_is_refused(database_url: URL, provider: VaultKeyProvider) -> None:
+    """With psycopg's client-side cursors the key would stand in the statement's text."""
+    engine = create_engine(database_url, connect_args={"cursor_factory": psycopg.ClientCursor})
+    with pytest.raises(ConfigurationError, match="ClientCursor"), Database(engine, provider).transaction() as tx:
+        tx.patients.page()
+    engine.dispose()
+
+
+def test_a_session_of_the_callers_own_has_our_errors_too(database_url: URL, provider: VaultKeyProvider) -> None:
+    """Where the caller's session opens its connection, a failure is translated as well."""
+    engine = create_engine(database_url.set(port=1))
+    with Session(engine) as session, pytest.raises(DatabaseUnavailableError) as caught:
+        Database(engine, provider).using(session).patients.get("PT-001")
+    assert_clean(caught.value, str(database_url.password))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("broken", ["\ud800SECRET", "SECRET\x00"])
+def test_text_that_is_none_is_refused_before_it_is_sent(database: Database, broken: str) -> None:
+    """Half a character and NUL are our own error, in keys and in searches, and the library's, which quotes them, is gone."""
+    with database.transaction() as tx:
+        attempts: list[Callable[[], object]] = [
+            lambda: tx.patients.get(broken),
+            lambda: tx.patients.get_many([broken]),
+            lambda: tx.patients.delete(broken),
+            lambda: tx.patients.update(broken, name="X"),
+            lambda: tx.patients.add(Patient(patient_id=broken)),
+            lambda: tx.patients.add(Patient(patient_id="PT-001", name=broken)),
+        ]
+        for attempt in attempts:
+            with pytest.raises(ValueError, match="NUL|surrogate") as caught:
+                attempt()
+            assert "SECRET" not in f"{caught.value!r} {caught.value.__context__!r} {caught.value.__cause__!r}"
+        assert tx.patients.page() == []
 
 
 def test_an_error_at_commit_is_ours(database: Database) -> None:

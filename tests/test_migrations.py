@@ -38,6 +38,10 @@ OURS = {
     "patient_data",
 }
 
+ADVISORY_LOCKS = """
+    SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+    WHERE l.locktype = 'advisory' AND d.datname = current_database()"""
+
 DUMP = {
     "columns": """
         SELECT c.relname, a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage,
@@ -211,6 +215,17 @@ def test_the_models_and_the_migrations_agree(empty: Connection) -> None:
         alembic.command.check(alembic_config(empty))
 
 
+def test_rotation_finds_room_and_notes_are_stored_as_they_are(empty: Connection) -> None:
+    """What `alembic check` does not see: free room on each page, no compression of ciphertext, no index on key_version."""
+    upgrade(empty)
+    found = dump(empty)
+    rooms = {name: options for name, _, _, options, _ in found["tables"] if options}
+    assert rooms == {"patient_data": ["fillfactor=75"], "clinical_notes": ["fillfactor=75"]}
+    storage = {name: storage for table, name, _, _, _, storage, *_ in found["columns"] if table == "clinical_notes"}
+    assert (storage["note_encrypted"], storage["metadata_encrypted"]) == ("e", "e")
+    assert not [index for _, _, index in found["indexes"] if "key_version" in index]
+
+
 def test_migrating_twice_changes_nothing(empty_engine: Engine) -> None:
     """The package's own entry point may be called at every start of an application."""
     migrate(empty_engine)
@@ -349,8 +364,16 @@ def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> No
         outputs.append(done.stderr)
 
     threads = [threading.Thread(target=in_a_thread if kind == "threads" else in_a_process) for _ in range(3)]
-    for thread in threads:
-        thread.start()
+    waiting = f"{ADVISORY_LOCKS} AND NOT granted"
+    with psycopg.connect(plain(empty_url), autocommit=True) as first:
+        first.execute("SELECT pg_advisory_lock(x'766F6963'::bigint)")
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 30
+        # Of one process, only one is in Alembic at a time.
+        while first.execute(waiting).fetchone() != (1 if kind == "threads" else 3,):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     for thread in threads:
         thread.join()
     assert len(outputs) == 3
@@ -394,7 +417,7 @@ def test_a_callers_session_settings_come_back(empty: Connection, outcome: str) -
         upgrade(empty)
     settings = [empty.scalar(text(f"SHOW {name}")) for name in ("statement_timeout", "lock_timeout")]
     assert settings == ["61s", "62s"]
-    assert empty.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
+    assert empty.scalar(text(ADVISORY_LOCKS)) == 0
 
 
 def test_a_role_s_own_settings_do_not_shorten_a_migration(empty_url: URL, empty: Connection) -> None:
@@ -467,43 +490,43 @@ def test_the_printed_sql_makes_the_same_schema(
 # --- what the schema refuses ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("statement", "constraint"),
-    [
-        (
-            "INSERT INTO encryption_keys (version, scheme, state, check_value) VALUES (0, 'bound', 'current', '\\x00')",
-            "encryption_keys_version",
-        ),
-        (
-            "INSERT INTO encryption_keys (version, scheme, state, check_value) VALUES (1, 'rot13', 'current', '\\x00')",
-            "encryption_keys_scheme",
-        ),
-        (
-            "INSERT INTO encryption_keys (version, scheme, state, check_value) VALUES (1, 'bound', 'lost', '\\x00')",
-            "encryption_keys_state",
-        ),
-        (
-            "INSERT INTO key_rotations (id, from_version, to_version, state) VALUES (gen_random_uuid(), 2, 2, 'running')",
-            "key_rotations_versions",
-        ),
-        (
-            "INSERT INTO key_rotations (id, from_version, to_version, state) VALUES (gen_random_uuid(), 1, 2, 'lost')",
-            "key_rotations_state",
-        ),
-        (
-            "INSERT INTO key_rotation_failures VALUES (gen_random_uuid(), 't', '1', '39000')",
-            "fk_key_rotation_failures_rotation",
-        ),
-        ("INSERT INTO patient_data (id, patient_id) VALUES (gen_random_uuid(), 'PT-001')", "key_version"),
-        (
-            "INSERT INTO clinical_notes (patient, id, key_version) VALUES (gen_random_uuid(), gen_random_uuid(), 1)",
-            "note_encrypted",
-        ),
-    ],
-)
-def test_the_database_itself_refuses_nonsense(engine: Engine, statement: str, constraint: str) -> None:
+NONSENSE = [
+    (
+        "INSERT INTO encryption_keys (version, scheme, state, check_value) VALUES (0, 'bound', 'current', '\\x00')",
+        "encryption_keys_version",
+    ),
+    (
+        "INSERT INTO encryption_keys (version, scheme, state, check_value) VALUES (1, 'rot13', 'current', '\\x00')",
+        "encryption_keys_scheme",
+    ),
+    (
+        "INSERT INTO encryption_keys (version, scheme, state, check_value) VALUES (1, 'bound', 'lost', '\\x00')",
+        "encryption_keys_state",
+    ),
+    (
+        "INSERT INTO key_rotations (id, from_version, to_version, state) VALUES (gen_random_uuid(), 2, 2, 'running')",
+        "key_rotations_versions",
+    ),
+    (
+        "INSERT INTO key_rotations (id, from_version, to_version, state) VALUES (gen_random_uuid(), 1, 2, 'lost')",
+        "key_rotations_state",
+    ),
+    (
+        "INSERT INTO key_rotation_failures VALUES (gen_random_uuid(), 't', '1', '39000')",
+        "fk_key_rotation_failures_rotation",
+    ),
+    ("INSERT INTO patient_data (id, patient_id) VALUES (gen_random_uuid(), 'PT-001')", "key_version"),
+    (
+        "INSERT INTO clinical_notes (patient, id, key_version) VALUES (gen_random_uuid(), gen_random_uuid(), 1)",
+        "note_encrypted",
+    ),
+]
+
+
+def test_the_database_itself_refuses_nonsense(engine: Engine) -> None:
     """Whatever writes past the package meets the constraints."""
     with engine.connect() as connection:
-        with pytest.raises(ConstraintError) as refused:
-            execute(connection, text(statement), table="")
-        assert refused.value.constraint == constraint
+        for statement, constraint in NONSENSE:
+            with pytest.raises(ConstraintError) as refused, connection.begin_nested():
+                execute(connection, text(statement), table="")
+            assert refused.value.constraint == constraint

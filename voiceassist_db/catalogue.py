@@ -37,7 +37,7 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     """
     candidates = execute(connection, _CANDIDATES, {"suffix": f"%{ENCRYPTED_SUFFIX}"}, table="pg_class").all()
     metadata = MetaData()
-    for schema, is_default in {(row.nspname, row.is_default) for row in candidates}:
+    for schema, is_default in sorted({(row.nspname, row.is_default) for row in candidates}):
         names = {row.relname for row in candidates if row.nspname == schema}
         # A function and not a list, of which reflect() drops the names that the default schema has as well.
         chosen = lambda name, _, names=names: name in names  # noqa: E731

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from voiceassist_db import config
 from voiceassist_db.engine import create_async_engine, create_engine, prepare
@@ -96,9 +97,10 @@ class AsyncTransaction:
         self._keys = keys
 
     async def run(self, work: Callable[[Repositories], T]) -> T:
-        """Run code that uses repositories, such as ``lambda tx: tx.patients.get("PT-001")``, without blocking the loop."""
-        if self._keys.is_due():
-            await asyncio.to_thread(self._keys.prefetch)
+        """Run code that uses repositories, such as ``lambda tx: tx.patients.get("PT-001")``.
+
+        The loop goes on while the database and the key store are waited for.
+        """
         return await self.session.run_sync(lambda session: work(Repositories(session, self._keys)))
 
 
@@ -114,7 +116,8 @@ class AsyncDatabase:
     def __init__(self, engine: AsyncEngine, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         prepare(engine.sync_engine)
         self.engine = engine
-        self.keys = KeyringSource(provider, ttl_s=ttl_s)
+        # Repositories run in a greenlet of the event loop, which may wait for a thread that waits for the key store.
+        self.keys = KeyringSource(provider, ttl_s=ttl_s, fetch=lambda fetch: await_only(asyncio.to_thread(fetch)))
 
     @classmethod
     def from_env(cls) -> AsyncDatabase:
@@ -127,6 +130,16 @@ class AsyncDatabase:
         with translated():
             async with AsyncSession(self.engine) as session, session.begin():
                 yield AsyncTransaction(session, self.keys)
+
+    def using(self, session: AsyncSession) -> AsyncTransaction:
+        """Give repositories on an async session of the caller's own, who keeps its transaction.
+
+        Raises:
+            ValueError: It belongs to another engine, whose database these keys need not fit.
+        """
+        if session.get_bind().engine.pool is not self.engine.pool:
+            raise ValueError("this session belongs to another engine: give that engine to AsyncDatabase()")
+        return AsyncTransaction(session, self.keys)
 
     async def close(self) -> None:
         """Close the pooled connections."""

@@ -8,11 +8,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import URL, Engine, event
+from psycopg import AsyncClientCursor, ClientCursor
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_async_engine
 
 from voiceassist_db.config import parse_database_url
+from voiceassist_db.errors import ConfigurationError, TransactionFailedError
+from voiceassist_db.execution import FAILED
 from voiceassist_db.pgcrypto.binding import allow_keys
 
 CONNECT_TIMEOUT_S: Final = 10
@@ -40,6 +44,7 @@ def prepare(engine: Engine) -> Engine:
     """Let an engine's connections send keys; an engine that was made elsewhere needs it once."""
     if not event.contains(engine, "checkout", _on_checkout):
         event.listen(engine, "checkout", _on_checkout)
+        event.listen(engine, "commit", _on_commit)
     return engine
 
 
@@ -60,5 +65,19 @@ def _defaults(options: dict[str, Any]) -> dict[str, Any]:
 def _on_checkout(_connection: Any, record: Any, _proxy: Any) -> None:
     # At checkout and not at connect, so that connections which were in the pool before prepare() are reached as well.
     if _ALLOWED not in record.info:
-        allow_keys(record.driver_connection)
+        connection = record.driver_connection
+        if issubclass(connection.cursor_factory, ClientCursor | AsyncClientCursor):
+            raise ConfigurationError(
+                "this engine binds parameters in the client, which would put keys into the text of statements: leave out "
+                "cursor_factory=ClientCursor"
+            )
+        allow_keys(connection)
         record.info[_ALLOWED] = True
+
+
+def _on_commit(connection: Connection) -> None:
+    # PostgreSQL answers COMMIT in a failed transaction with ROLLBACK, and no driver says so: the caller, who caught the
+    # statement's error, would believe that the rest was kept.
+    driver: Any = connection.connection.driver_connection
+    if driver.info.transaction_status is TransactionStatus.INERROR:
+        raise TransactionFailedError(FAILED)

@@ -172,6 +172,10 @@ class TransactionConflictError(DatabaseError):
     """A deadlock, a lock or statement timeout, or a serialisation failure: the transaction may be tried again."""
 
 
+class TransactionFailedError(DatabaseError):
+    """A statement of the transaction failed before, so that PostgreSQL would answer its COMMIT by rolling back."""
+
+
 # --- Tools -----------------------------------------------------------------------------------------------------------------
 
 

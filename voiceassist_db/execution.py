@@ -26,6 +26,7 @@ from voiceassist_db.errors import (
     PgcryptoMissingError,
     SchemaNotMigratedError,
     TransactionConflictError,
+    TransactionFailedError,
     VoiceAssistDBError,
 )
 from voiceassist_db.models import Base
@@ -34,6 +35,11 @@ _RETRY: Final = {"40001", "40P01", "55P03", "57014"}
 _UNAVAILABLE: Final = {"57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
 _CONSTRAINT: Final = {"23502", "23503", "23514", "23P01"}
 _DECRYPTION: Final = {"39000", "22021"}
+
+FAILED: Final = (
+    "an earlier statement of this transaction failed, so that nothing of it can be kept: let its error leave the transaction, "
+    "or put what may fail into a savepoint (session.begin_nested())"
+)
 
 _DRIVER_ERRORS: Final = (StatementError, PoolTimeoutError, psycopg.Error)
 """What can carry parameters or speaks of the connection. Others of SQLAlchemy's, such as NoResultFound, are the caller's."""
@@ -85,13 +91,20 @@ class Prepared:
             if (processor := bind.type.dialect_impl(_DIALECT).bind_processor(_DIALECT))
         }
         columns = getattr(statement, "selected_columns", ())
-        results = [each.type.dialect_impl(_DIALECT).result_processor(_DIALECT, None) for each in columns]
-        self._results = results if any(results) else None
+        self._columns = [each.type.dialect_impl(_DIALECT) for each in columns]
+        self._results: list[Callable[[Any], Any] | None] | None = None
 
     def rows(self, connection: Connection, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Execute it and return its rows."""
-        rows: list[tuple[Any, ...]] = self._run(connection, parameters, lambda cursor: cursor.fetchall())
-        if self._results is not None:
+        rows: list[tuple[Any, ...]]
+        rows, description = self._run(connection, parameters, _all_rows)
+        if self._results is None:
+            types = [each[1] for each in description]
+            self._results = [
+                column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
+            ]
+            self._processed = any(self._results)
+        if self._processed:
             return [
                 tuple(process(value) if process else value for process, value in zip(self._results, row, strict=True))
                 for row in rows
@@ -100,7 +113,7 @@ class Prepared:
 
     def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
         """Execute it and return how many rows it wrote."""
-        count: int = self._run(connection, parameters, lambda cursor: cursor.rowcount)
+        count: int = self._run(connection, parameters, _row_count)
         return count
 
     def _run(self, connection: Connection, parameters: dict[str, Any], result: Callable[[Any], Any]) -> Any:
@@ -121,6 +134,15 @@ class Prepared:
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
         raise failure
+
+
+def _all_rows(cursor: Any) -> tuple[list[tuple[Any, ...]], Any]:
+    return cursor.fetchall(), cursor.description
+
+
+def _row_count(cursor: Any) -> int:
+    count: int = cursor.rowcount
+    return count
 
 
 @contextmanager
@@ -150,6 +172,8 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
         return _duplicate(original, table)
     if sqlstate in _CONSTRAINT:
         return _constraint(original, sqlstate)
+    if sqlstate == "25P02":
+        return TransactionFailedError(FAILED, sqlstate=sqlstate)
     if sqlstate in _RETRY:
         return TransactionConflictError(
             f"the transaction met another one, or ran out of time (SQLSTATE {sqlstate}): try it again",
@@ -169,7 +193,8 @@ def _without_sqlstate(error: Exception, original: object) -> VoiceAssistDBError:
         return DatabaseUnavailableError("no connection became free in time: the pool is too small for the load")
     if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
         return DatabaseUnavailableError(
-            "the database cannot be reached, or the connection was lost: check that it runs, and DATABASE_URL"
+            "the database cannot be reached, refused the connection, or lost it: check that it runs, and the host, login, "
+            "database and TLS settings of DATABASE_URL"
         )
     if isinstance(original, psycopg.ProgrammingError) and "Key" in str(original).partition(" using ")[0]:
         return MissingKeyError(

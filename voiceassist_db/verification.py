@@ -81,8 +81,13 @@ def verify(
 
     Returns:
         A report for each table. Nothing is wrong where each has ``failed == 0``.
+
+    Raises:
+        VoiceAssistDBError: There is nothing to say about the values: the database or the key store does not answer, the
+            database is not migrated, or the keys are not its keys.
     """
     with translated(), engine.connect() as connection:
+        keys.keyring(connection)  # so that no database is called well, for lack of rows, that has no keys
         tables = encrypted_tables(connection)
         total = sum(_about(connection, table) for table in tables)
         reports: list[TableReport] = []
@@ -170,8 +175,9 @@ class _Walk:
         keyring = self._keys.keyring(self._connection)
         arrays = {f"key_{position}": [key[position] for key in page] for position in range(self._width)}
         rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
-        if any(keyring.scheme(row[self._width]) is None for row in rows):
-            keyring = self._keys.refresh(self._connection, unlike=keyring)
+        unknown = next((row[self._width] for row in rows if keyring.scheme(row[self._width]) is None), None)
+        if unknown is not None:
+            keyring = self._keys.refresh(self._connection, unknown)
             rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
         self._connection.rollback()
         return rows, keyring

@@ -216,11 +216,64 @@ def test_a_row_under_a_version_that_nobody_has_is_an_error(engine: Engine, provi
         tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
     with engine.begin() as connection:
         connection.execute(text("UPDATE patient_data SET key_version = 7"))
-    for number, attempt in enumerate(("get", "update"), 1):
+    for attempt in ("get", "update", "get", "get"):
         with pytest.raises(UnknownKeyVersionError, match="key version 7") as caught, database.transaction() as tx:
             tx.patients.get("PT-001") if attempt == "get" else tx.patients.update("PT-001", name="X")
         assert caught.value.version == 7
-        assert counting.fetches == 1 + number
+    assert counting.fetches == 2
+
+
+def test_an_unknown_version_while_the_store_is_down_is_an_outage(engine: Engine, provider: VaultKeyProvider) -> None:
+    """The error says that the store does not answer, not that its secret should be rolled back; and it is not hammered."""
+    counting = CountingProvider(provider)
+    database = Database(engine, counting)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    provider.replace(provider.fetch(), next_keys(provider.fetch()))
+    with engine.begin() as connection:
+        register(connection, provider.fetch())
+    with Database(engine, provider).transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-002", ssn="123-45-6780"))
+    counting.failure = KeyStoreUnavailableError("down")
+    for _ in range(3):
+        with pytest.raises(KeyStoreUnavailableError), database.transaction() as tx:
+            tx.patients.get("PT-002")
+    assert counting.fetches == 2
+    with database.transaction() as tx:
+        assert tx.patients.get("PT-001").ssn == "123-45-6789"
+
+
+def test_an_old_snapshot_does_not_take_a_new_key_from_the_others(engine: Engine, provider: VaultKeyProvider) -> None:
+    """A REPEATABLE READ transaction that cannot see the new key's registration goes on alone; others keep the new key."""
+    database = Database(engine, provider)
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as old:
+        old.execute(text("SELECT 1 FROM patient_data"))
+        provider.replace(provider.fetch(), next_keys(provider.fetch()))
+        with engine.begin() as connection:
+            register(connection, provider.fetch())
+        with engine.connect() as connection:
+            assert database.keys.keyring(connection).current.version == 2
+        database.keys.forget()
+        assert database.keys.keyring(old).current.version == 1
+        with engine.connect() as connection:
+            assert database.keys.refresh(connection, 2).current.version == 2
+            assert database.keys.keyring(connection).current.version == 2
+
+
+def test_many_may_initialise_at_once(engine: Engine, new_provider: Callable[..., VaultKeyProvider]) -> None:
+    """Replicas that start together all succeed, with one key between them."""
+    done: list[tuple[int, ...]] = []
+
+    def initialise() -> None:
+        with engine.begin() as connection:
+            done.append(initialise_keys(new_provider(), connection).registered)
+
+    threads = [threading.Thread(target=initialise) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(done) == [(), (), (), (1,)]
 
 
 def test_initialising_twice_changes_nothing(engine: Engine, new_provider: Callable[..., VaultKeyProvider]) -> None:

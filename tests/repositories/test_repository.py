@@ -20,7 +20,7 @@ from voiceassist_db.errors import (
     FieldNotLoadedError,
     NotFoundError,
 )
-from voiceassist_db.repositories import PatientRepository, Record, Repository, record
+from voiceassist_db.repositories import PatientRepository, Record, Repository, record, repository
 
 ALICE = Patient(
     patient_id="PT-001",
@@ -80,13 +80,16 @@ def test_absent_fields_stay_absent(tx: Repositories) -> None:
 @given(
     patients=st.lists(PATIENTS, max_size=20, unique_by=(lambda each: each.patient_id, lambda each: each.mrn or each.id))
 )
-def test_bulk_and_single_writes_store_the_same(database: Database, patients: list[Patient]) -> None:
+def test_bulk_and_single_writes_store_the_same(
+    database: Database, monkeypatch: pytest.MonkeyPatch, patients: list[Patient]
+) -> None:
     """Whatever patients there are, adding them in bulk or one by one reads back equal, by get, get_many and pages."""
+    monkeypatch.setattr(repository, "BATCH_ROWS", 7)
     for add in ("bulk", "single"):
         with database.engine.connect() as connection, connection.begin() as transaction:
             tx = database.using(connection)
             if add == "bulk":
-                assert tx.patients.add_many(iter(patients), batch_rows=7) == len(patients)
+                assert tx.patients.add_many(iter(patients)) == len(patients)
             else:
                 for each in patients:
                     tx.patients.add(each)
@@ -152,6 +155,8 @@ def test_names_and_record_numbers_are_found(tx: Repositories) -> None:
     found = tx.patients.find_by_mrn("MRN-12345", fields=["name"])
     assert found is not None
     assert found.name == ALICE.name
+    with pytest.raises(FieldNotLoadedError):
+        _ = found.mrn
 
 
 def test_many_record_numbers_are_found_at_once(tx: Repositories) -> None:

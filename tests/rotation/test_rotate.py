@@ -79,8 +79,10 @@ def test_every_ciphertext_changes_and_no_value_does(filled: Database, provider: 
             )
 
 
-@pytest.mark.parametrize("died", ["after the store", "after the registry", "between the rows"])
-def test_an_interrupted_rotation_is_continued(filled: Database, provider: VaultKeyProvider, died: str) -> None:
+@pytest.mark.parametrize("died", ["after the store", "after the registry", "between the rows", "while verifying"])
+def test_an_interrupted_rotation_is_continued(
+    filled: Database, provider: VaultKeyProvider, died: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever a run died, the next one uses the same two keys, finishes, and leaves one rotation in the journal."""
     before = everything(filled)
     if died == "between the rows":
@@ -93,6 +95,15 @@ def test_an_interrupted_rotation_is_continued(filled: Database, provider: VaultK
             rotate(filled.engine, filled.keys, on_progress=die)
         assert 0 < versions(filled.engine)["patient_data"][2] < 2500
         assert before == everything(filled)
+    elif died == "while verifying":
+
+        def die_at_once(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("voiceassist_db.rotation.run.verify", die_at_once)
+        with pytest.raises(KeyboardInterrupt):
+            rotate(filled.engine, filled.keys)
+        monkeypatch.undo()
     else:
         keys = begin(provider)
         if died == "after the registry":
@@ -112,7 +123,7 @@ def test_a_second_rotation_waits_for_the_first_key_to_retire(filled: Database, p
     """A third key would push out one that backups still need: it is refused, and nothing changes."""
     rotate(filled.engine, filled.keys)
     keys, before = provider.fetch(), versions(filled.engine)
-    with pytest.raises(RotationError, match="retire it first"):
+    with pytest.raises(RotationError, match="retired first"):
         rotate(filled.engine, filled.keys)
     assert keys == provider.fetch()
     assert before == versions(filled.engine)
@@ -157,5 +168,7 @@ def test_a_damaged_row_stops_the_run_and_is_not_touched(filled: Database) -> Non
                 text("SELECT ssn_encrypted FROM patient_data WHERE patient_id = 'PT-1500' AND key_version = 1")
             ).scalar_one()
         )
-        connection.execute(text("UPDATE patient_data SET ssn_encrypted = NULL WHERE patient_id = 'PT-1500'"))
+        connection.execute(
+            text("UPDATE patient_data SET ssn_encrypted = NULL, ssn_index = NULL WHERE patient_id = 'PT-1500'")
+        )
     assert rotate(filled.engine, filled.keys).done

@@ -58,6 +58,11 @@ def _step(title: str) -> Iterator[None]:
     click.secho(f"  {time.monotonic() - started:.1f} s", dim=True)
 
 
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise click.ClickException(f"the demo did not do what it says: {otherwise}")
+
+
 def _connect(environment: dict[str, str]) -> Database:
     """Return a database as a process of its own would have it: with its own connections and its own keyring."""
     return Database(create_engine(config.database_url(environment)), config.key_provider(environment))
@@ -67,7 +72,7 @@ def _import(application: Database) -> None:
     with _step(f"Importing {PATIENTS:,} made-up patients from CSV"):
         report = import_patients(application, sample_csv(PATIENTS))
         click.echo(f"  {report.imported:,} imported, {report.bad:,} broken lines")
-        assert report.imported == PATIENTS
+        _require(report.imported == PATIENTS, "not every patient was imported")
 
 
 def _read(application: Database) -> None:
@@ -98,7 +103,7 @@ def _search(application: Database) -> None:
         wanted = tx.patients.get("PT-001", fields=["ssn"]).ssn or ""
         found = tx.patients.find_by_ssn(wanted.replace("-", " "))
         click.echo(f"  tx.patients.find_by_ssn({wanted.replace('-', ' ')!r})  →  {[each.patient_id for each in found]}")
-        assert {each.patient_id for each in found} == {"PT-001", "PT-007"}
+        _require({each.patient_id for each in found} == {"PT-001", "PT-007"}, "the search did not find both patients")
 
 
 def _rotate(rotator: Database, application: Database) -> None:
@@ -123,8 +128,8 @@ def _rotate(rotator: Database, application: Database) -> None:
             f"  key version {done.from_version} → {done.to_version}: {done.rows:,} rows, {done.rows_per_second:,.0f}/s, "
             f"{done.remaining} remaining"
         )
-        assert {version for version, _ in seen} == {1, 2}
-        assert done.rows == PATIENTS
+        _require({version for version, _ in seen} == {1, 2}, "not both key versions were read on the way")
+        _require(done.done and done.rows == PATIENTS, "not every row was rotated")
 
 
 def _first_and_last(application: Database) -> list[tuple[int, str]]:

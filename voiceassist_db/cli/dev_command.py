@@ -37,12 +37,15 @@ def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
     with local_deployment(directory) as environment:
         if not arguments:
             click.echo(f"PostgreSQL and OpenBao are up; leave the shell to stop them. Try: {_EXAMPLES}", err=True)
-        inherited = {name: value for name, value in os.environ.items() if name != "ENCRYPTION_KEY"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_OTHER_KEYS)}
         # So that `voiceassist-db` and `python` mean this installation, whether its environment is activated or not.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        status = _run(list(arguments) or [shell], inherited | environment | {"PATH": path})
+        status = _run(list(arguments) or [shell], inherited | environment | {"PATH": path}, is_shell=not arguments)
     sys.exit(status)
 
+
+_OF_OTHER_KEYS = ("ENCRYPTION_KEY", "VAULT_", "VOICEASSIST_DB_VAULT_")
+"""Variables that would lead the command to another deployment's keys, or refuse ours."""
 
 _EXAMPLES = "voiceassist-db import FILE.csv, voiceassist-db status, psql $DATABASE_URL"
 

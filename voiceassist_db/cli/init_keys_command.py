@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
 from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option
 from voiceassist_db.engine import create_engine
+from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.execution import translated
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.keys import Scheme
@@ -17,13 +20,11 @@ from voiceassist_db.schema import allow_direct_format
 @click.option(
     "--scheme",
     type=click.Choice([each.value for each in Scheme]),
-    default=Scheme.BOUND.value,
-    show_default=True,
-    help="How a key that the database does not know yet is used. 'direct' adopts rows that were written by a bare "
+    help="How a key that the database does not know yet is used; 'bound' by default. 'direct' adopts rows that were written by a bare "
     "pgp_sym_encrypt(value, key), and needs the tables' owner.",
 )
 @json_option
-def command(scheme: str, as_json: bool) -> None:
+def command(scheme: str | None, as_json: bool) -> None:
     """Create the first keys in Vault, if there are none, and register them in the database.
 
     Writes by check-and-set and never overwrites a key; repeating it changes nothing. A secret that holds only `key`, as
@@ -33,14 +34,25 @@ def command(scheme: str, as_json: bool) -> None:
     engine = create_engine(config.database_url())
     try:
         with translated(), engine.begin() as connection:
-            done = initialise_keys(provider, connection, scheme=Scheme(scheme))
-            if scheme == Scheme.DIRECT.value and done.registered:
+            done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND))
+            if scheme is not None and scheme != done.scheme.value:
+                raise ConfigurationError(
+                    f"key version {done.version} is registered with scheme {done.scheme.value}: its rows are written that way, "
+                    "and it cannot change"
+                )
+            if done.scheme is Scheme.DIRECT and done.registered:
                 allow_direct_format(connection)
     finally:
         engine.dispose()
     if as_json:
-        emit_json({"created": done.created, "registered": done.registered, "version": done.version})
+        emit_json(dataclasses.asdict(done))
         return
     click.echo(f"created in the key store: {', '.join(done.created) or 'nothing, the keys were there'}")
     versions = ", ".join(map(str, done.registered))
-    click.echo(f"registered in the database: {f'version {versions}' if versions else 'nothing, it knew them'}")
+    click.echo(
+        f"registered in the database: {f'version {versions}' if versions else 'nothing, it knew them'} (scheme {done.scheme.value})"
+    )
+    if done.scheme is Scheme.DIRECT:
+        click.echo(
+            "rows that were written without this package have no blind index: they are read by id, and not searched"
+        )

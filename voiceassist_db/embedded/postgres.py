@@ -134,7 +134,9 @@ class EmbeddedPostgres:
         """
         if self._guard is None:
             raise EmbeddedServerError("PostgreSQL has no address: start it first")
-        return URL.create("postgresql+psycopg", self.user, self.password, self.host, self.port, database)
+        # Said here, so that a PGSSLMODE of the environment, meant for another server, does not ask this one for TLS.
+        query = {"sslmode": "disable"}
+        return URL.create("postgresql+psycopg", self.user, self.password, self.host, self.port, database, query)
 
     def _claim_home(self, guard: GuardedProcess, directory: Path | None, account: Account | None) -> Path:
         """Create or lock the directory that holds the data, the password and the log; let the account enter it."""

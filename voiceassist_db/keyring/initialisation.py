@@ -19,11 +19,13 @@ class Initialised:
         created: Names of the keys that were made: ``key``, ``index_key``.
         registered: Key versions that this database did not know before.
         version: The current key version.
+        scheme: How it is used.
     """
 
     created: tuple[str, ...]
     registered: tuple[int, ...]
     version: int
+    scheme: Scheme
 
 
 def initialise_keys(provider: KeyProvider, connection: Connection, *, scheme: Scheme = Scheme.BOUND) -> Initialised:
@@ -52,7 +54,8 @@ def initialise_keys(provider: KeyProvider, connection: Connection, *, scheme: Sc
     if keys.index_key is None:
         provider.replace(keys, replace(keys, index_key=Key.generate()))
         keys, created = provider.fetch(), (*created, "index_key")
-    return Initialised(created, tuple(register(connection, keys, scheme)), keys.version)
+    registered = register(connection, keys, scheme)
+    return Initialised(created, tuple(registered), keys.version, registered_keys(connection)[keys.version].scheme)
 
 
 def _create(provider: KeyProvider) -> tuple[KeySet, tuple[str, ...]]:

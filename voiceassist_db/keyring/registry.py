@@ -20,6 +20,8 @@ from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
 
 _KEYS: Final = table_of(EncryptionKeyRow)
 _INDEX_KEYS: Final = table_of(IndexKeyRow)
+_REGISTRATION_LOCK: Final = 0x766F6963_6B657973
+"""Any fixed number ("voickeys")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND
     Raises:
         WrongKeyError: A version is registered already, with another key.
     """
+    # Processes that start together may all initialise: the second waits here, and then finds the first one's rows.
+    lock = select(func.pg_advisory_xact_lock(_REGISTRATION_LOCK))
+    execute(connection, lock, table=_KEYS.name)
     known = registered_keys(connection)
     added = []
     for version, key in keys.versions().items():

@@ -5,11 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import Connection
 
-from voiceassist_db.errors import KeyStoreError, KeyStoreSealedError, KeyStoreUnavailableError
+from voiceassist_db.errors import (
+    KeysDeletedError,
+    KeysNotFoundError,
+    KeyStoreAuthenticationError,
+    KeyStoreError,
+    KeyStoreForbiddenError,
+    MalformedKeyError,
+)
 from voiceassist_db.keyring.keyring import Keyring
 from voiceassist_db.keyring.registry import assemble
 from voiceassist_db.keys import KeyProvider, KeySet
@@ -18,81 +26,99 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TTL_S: Final = 300.0
 RETRY_AFTER_S: Final = 10.0
-"""How long an unreachable key store is left alone, while keys that were fetched before stay in use."""
+"""How long a key store that failed, or that lacks a version, is left alone before it is asked for the same again."""
+
+_REFUSALS: Final = (
+    KeysDeletedError,
+    KeysNotFoundError,
+    KeyStoreAuthenticationError,
+    KeyStoreForbiddenError,
+    MalformedKeyError,
+)
+"""A store that answers and says no. Every other failure is an outage, which keys that were fetched before outlast."""
+
+Fetch = Callable[[Callable[[], KeySet]], KeySet]
 
 
 class KeyringSource:
     """Keeps a process's keyring fresh: fetched again after its time to live, and when a row is under an unknown version.
 
-    Thread-safe. One thread fetches; the others go on with the keyring that they have. While the key store cannot be reached,
-    keys that were fetched before stay in use, with a warning; a store that answers and refuses is an error.
+    Safe for threads and for tasks of one event loop: nothing is locked while the key store or the database is asked. One
+    caller renews a keyring that is due, and the others go on with the one that they have.
 
     Args:
         provider: The key store.
         ttl_s: Age in seconds after which the keyring is fetched again.
+        fetch: How to call the provider; on an event loop, in a thread.
     """
 
-    def __init__(self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+    def __init__(
+        self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S, fetch: Fetch = lambda fetch: fetch()
+    ) -> None:
         self.provider = provider
         self._ttl_s = ttl_s
-        self._lock = threading.Lock()
+        self._call = fetch
+        self._renewing = threading.Lock()
         self._keyring: Keyring | None = None
-        self._fetched: KeySet | None = None
         self._due = 0.0
-
-    def is_due(self) -> bool:
-        """Say whether the next use will ask the key store."""
-        return self._fetched is None and time.monotonic() >= self._due
-
-    def prefetch(self) -> None:
-        """Ask the key store now if it is due, so that the next use, perhaps on an event loop, need not wait for it."""
-        with self._lock:
-            if self.is_due():
-                self._fetched = self._fetch()
+        self._failure: tuple[float, KeyStoreError] | None = None
+        self._missing: dict[int, float] = {}
 
     def keyring(self, connection: Connection) -> Keyring:
-        """Return the keyring, fetched through this connection where it is due."""
+        """Return the keyring, fetched through this connection where it is due.
+
+        Raises:
+            KeyStoreError: The store refuses; or it cannot be reached, and there is no keyring from before.
+            WrongKeyError, KeyNotRegisteredError: The store's keys are not this database's.
+        """
         known = self._keyring
-        if known is not None and self._fetched is None and time.monotonic() < self._due:
-            return known
-        if not self._lock.acquire(blocking=known is None):
-            assert known is not None  # else the acquisition would have waited
+        if known is None:
+            return self._load(connection)
+        if time.monotonic() < self._due or not self._renewing.acquire(blocking=False):
             return known
         try:
-            if self._keyring is not None and self._fetched is None and time.monotonic() < self._due:
-                return self._keyring
             return self._load(connection)
-        finally:
-            self._lock.release()
-
-    def refresh(self, connection: Connection, unlike: Keyring) -> Keyring:
-        """Return a keyring newer than ``unlike``, which proved to be out of date; asks the store unless another thread did."""
-        with self._lock:
-            if self._keyring is not None and self._keyring is not unlike:
-                return self._keyring
-            self._fetched = None
-            self._due = 0.0
-            return self._load(connection)
-
-    def _load(self, connection: Connection) -> Keyring:
-        fetched = self._fetched if self._fetched is not None else self._fetch()
-        if fetched is None:
-            assert self._keyring is not None  # _fetch raises where there is nothing to fall back on
-            return self._keyring
-        self._keyring = assemble(connection, fetched)
-        self._fetched = None
-        self._due = time.monotonic() + self._ttl_s
-        return self._keyring
-
-    def _fetch(self) -> KeySet | None:
-        try:
-            return self.provider.fetch()
-        except (KeyStoreUnavailableError, KeyStoreSealedError) as error:
-            if self._keyring is None:
-                raise
-            logger.warning("%s; going on with the keys that were fetched before", error)
-            self._due = time.monotonic() + RETRY_AFTER_S
-            return None
-        except KeyStoreError:
+        except _REFUSALS:
             self._keyring = None
             raise
+        except KeyStoreError as error:
+            logger.warning("%s; going on with the keys that were fetched before", error)
+            self._due = time.monotonic() + RETRY_AFTER_S
+            return known
+        finally:
+            self._renewing.release()
+
+    def refresh(self, connection: Connection, wanted: int) -> Keyring:
+        """Return a keyring that has a version which the one before lacked, where the store has it.
+
+        Raises:
+            KeyStoreError: The store cannot be asked.
+        """
+        known = self._keyring
+        now = time.monotonic()
+        if known is not None and (known.scheme(wanted) or now < self._missing.get(wanted, 0.0)):
+            return known
+        if self._failure is not None and now < self._failure[0]:
+            raise self._failure[1]
+        loaded = self._load(connection)
+        if loaded.scheme(wanted) is None:
+            self._missing[wanted] = time.monotonic() + RETRY_AFTER_S
+        return loaded
+
+    def forget(self) -> None:
+        """Fetch the keyring at its next use, whatever its age."""
+        self._due = 0.0
+
+    def _load(self, connection: Connection) -> Keyring:
+        try:
+            fetched = self._call(self.provider.fetch)
+        except KeyStoreError as error:
+            self._failure = (time.monotonic() + RETRY_AFTER_S, error)
+            raise
+        loaded = assemble(connection, fetched)
+        known = self._keyring
+        # A connection with an old snapshot cannot see the newest version's registration; others must not step back for it.
+        if known is None or not loaded.current.version < known.current.version <= fetched.version:
+            self._keyring = loaded
+            self._due = time.monotonic() + self._ttl_s
+        return loaded

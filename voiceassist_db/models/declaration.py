@@ -14,9 +14,11 @@ from enum import StrEnum
 from typing import Any, Final, Self
 
 from sqlalchemy import (
+    CHAR,
     CheckConstraint,
     Column,
     Date,
+    Enum,
     Integer,
     LargeBinary,
     MetaData,
@@ -188,8 +190,11 @@ class EncryptedTable:
             raise ValueError(f"table {table.fullname} declares no encrypted column")
         if VERSION_COLUMN not in table.c or not key:
             raise ValueError(f"table {table.fullname} needs a primary key and a column {VERSION_COLUMN}")
+        for field in fields.values():
+            if field.index_column is not None and field.kind is not Kind.TEXT:
+                raise ValueError(f"table {table.fullname}: {field.name} has a blind index, which only text can have")
         for column in key:
-            if not isinstance(column.type, _BINDABLE):
+            if not isinstance(column.type, _BINDABLE) or isinstance(column.type, CHAR | Enum):
                 raise ValueError(
                     f"table {table.fullname}: values cannot be bound to a primary key of type {column.type}; "
                     "use uuid, an integer type, text, varchar or date"

@@ -134,7 +134,7 @@ def _encode_text(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise _RefusedError("holds a lone surrogate, which is not a character") from None
-    return value
+    return str.__str__(value)  # of a subclass, such as a member of a StrEnum, the text itself and not how it is printed
 
 
 def _encode_bytes(value: Any) -> bytes:
@@ -174,7 +174,11 @@ _to_json: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separato
 
 
 def _encode_json(value: Any) -> str:
-    return _encode_text(_to_json(value))
+    text = _encode_text(_to_json(value))
+    # JSON turns a key that is a number into text and a tuple into a list, and of {1: …, "1": …} it loses one.
+    if _decode_json(text) != value:
+        raise _RefusedError("would not read back equal: JSON has text as keys, and lists")
+    return text
 
 
 def _text(text: str) -> str:

@@ -17,20 +17,18 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
-from voiceassist_db.execution import Prepared
+from voiceassist_db.execution import Prepared, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories.records import Record
-from voiceassist_db.repositories.rows import Rows, normalised
+from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
 from voiceassist_db.repositories.statements import WHERE, Statements
 
 R = TypeVar("R", bound=Record)
 
 BATCH_ROWS: Final = 1000
 """Rows of one bulk INSERT: enough that a round trip does not count, few enough that memory stays flat."""
-
-_BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
 
 
 class Repository(Generic[R]):
@@ -62,7 +60,7 @@ class Repository(Generic[R]):
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
         plain = cls._plain_columns()
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
-        cls._rows = Rows(cls._table, cls.record, plain)
+        cls._rows = Rows(cls._table, cls.record, plain, cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
 
     @classmethod
@@ -99,7 +97,7 @@ class Repository(Generic[R]):
         values = self._rows.new(record, keyring)
         self._statements.insert().count(connection, values | parameters(keyring, self._fields))
 
-    def add_many(self, records: Iterable[R], *, batch_rows: int = BATCH_ROWS) -> int:
+    def add_many(self, records: Iterable[R]) -> int:
         """Write many new rows, streaming: only one batch is held in memory.
 
         Returns:
@@ -116,7 +114,7 @@ class Repository(Generic[R]):
         # for they may come from a generator that reads from this very session.
         with ThreadPoolExecutor(1, "voiceassist-db-encode") as encoder:
             waiting: Future[dict[str, Any]] | None = None
-            for batch in _batches(records, batch_rows):
+            for batch in _batches(records, BATCH_ROWS):
                 encoding = encoder.submit(self._rows.many, batch, self._keys.keyring(connection))
                 if waiting is not None:
                     written += statement.count(connection, waiting.result())
@@ -141,20 +139,22 @@ class Repository(Generic[R]):
             raise ValueError(f"{self._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
         where = self._where(key)
         changed = self._chosen(name for name in changes if name in self._table.fields)
-
-        def attempt(connection: Connection, keyring: Keyring) -> int | None:
+        connection = self._connection()
+        keyring = self._keys.keyring(connection)
+        version = None
+        for _ in range(2):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
-            values = where | self._rows.changed(changes, keyring) | parameters(keyring, changed)
             statement = self._statements.update(frozenset(changes), schemes)
+            values = {**where, **self._rows.changed(changes, keyring), **parameters(keyring, changed)}
             if statement.count(connection, values):
-                return None
+                return
             versions = self._statements.version().rows(connection, dict(where))
             if not versions:
                 raise self._not_found(where)
-            # An old reader's answer can be a live version: then a rotation committed between the two statements.
-            return int(versions[0][0])
-
-        self._with_fresh_keys(attempt)
+            # It can be a version that is live: then a rotation committed between the two statements.
+            version = versions[0][0]
+            keyring = self._keys.refresh(connection, version)
+        raise self._unknown(version)
 
     def delete(self, *key: Any) -> None:
         """Delete a row.
@@ -197,12 +197,12 @@ class Repository(Generic[R]):
         Returns:
             The records by key; a key that has no row is not in it.
         """
-        wanted = list(keys)
-        rows = [key if isinstance(key, tuple) else (key,) for key in wanted]
-        arrays = {WHERE + name: [row[position] for row in rows] for position, name in enumerate(self.lookup)}
+        wanted = [self._where(key if isinstance(key, tuple) else (key,)) for key in keys]
+        if not wanted:
+            return {}
+        arrays = {name: [each[name] for each in wanted] for name in wanted[0]}
         chosen = self._chosen(fields)
-        found = self._read(self._statements.get_many(chosen), arrays, chosen) if wanted else []
-        return {self._lookup_key(each): each for each in found}
+        return {self._lookup_key(each): each for each in self._read(self._statements.get_many(chosen), arrays, chosen)}
 
     def page(self, *, after: R | None = None, limit: int = BATCH_ROWS, fields: Iterable[str] | None = None) -> list[R]:
         """Read the next records in the order of the primary key.
@@ -227,20 +227,26 @@ class Repository(Generic[R]):
         field = self._table.fields[name]
         assert field.index_column is not None  # the subclass names a searchable field
         wanted = {normalised(field, value) for value in values}
-        chosen = self._chosen(None if fields is None else {*fields, name})
+        if not wanted:
+            return []
+        asked = self._chosen(fields)
+        chosen = asked if field in asked else (*asked, field)
         statement = self._statements.find(field.index_column, chosen)
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
             keys = keyring.index_column_keys(field.context)
             return {"tokens": [token(key, value) for key in keys for value in wanted]}
 
-        found = self._read(statement, tokens, chosen) if wanted else []
         # A token says where to look; only the value itself says that it is the one.
-        return [
+        found = [
             each
-            for each in found
+            for each in self._read(statement, tokens, chosen)
             if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted
         ]
+        if field not in asked:
+            for each in found:
+                object.__delattr__(each, name)
+        return found
 
     def _read(
         self,
@@ -248,43 +254,39 @@ class Repository(Generic[R]):
         values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
         fields: tuple[EncryptedField, ...],
     ) -> list[R]:
-        found: list[R] = []
-
-        def attempt(connection: Connection, keyring: Keyring) -> int | None:
-            given = values(keyring) if callable(values) else dict(values)
-            rows = statement.rows(connection, given | parameters(keyring, fields))
-            found.clear()
-            return self._rows.read(rows, keyring, fields, found)
-
-        self._with_fresh_keys(attempt)
-        return found
+        connection = self._connection()
+        keyring = self._keys.keyring(connection)
+        unknown = None
+        for _ in range(2):
+            given = values(keyring) if callable(values) else values
+            rows = statement.rows(connection, {**given, **parameters(keyring, fields)})
+            found: list[R] = []
+            unknown = self._rows.read(rows, keyring, fields, found)
+            if unknown is None:
+                return found
+            keyring = self._keys.refresh(connection, unknown)
+        raise self._unknown(unknown)
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
-    def _with_fresh_keys(self, attempt: Callable[[Connection, Keyring], int | None]) -> None:
-        """Run an attempt; where it met a key version that is not live, run it once more with a fresh keyring."""
-        connection = self._connection()
-        keyring = self._keys.keyring(connection)
-        if attempt(connection, keyring) is None:
-            return
-        keyring = self._keys.refresh(connection, unlike=keyring)
-        if (version := attempt(connection, keyring)) is None:
-            return
-        raise UnknownKeyVersionError(
-            f"a row of {self._table.name} is under key version {version}, which the key store does not hold: restore that "
-            "version of the secret (`vault kv rollback`), or check that this is the right key store",
-            version=version,
+    def _unknown(self, version: int | None) -> UnknownKeyVersionError:
+        return UnknownKeyVersionError(
+            f"a row of {self._table.name} is under key version {version}, which the key store does not hold: check that this "
+            "is the right key store, or restore that version of the secret (`vault kv rollback`)",
+            version=version or 0,
             table=self._table.name,
         )
 
     def _connection(self) -> Connection:
-        if isinstance(self._session, Session):
-            self._session.flush()
-            return self._session.connection()
-        return self._session
+        session = self._session
+        if not isinstance(session, Session):
+            return session
+        session.flush()
+        with translated():
+            return session.connection()
 
     def _changeable(self) -> set[str]:
-        plain = {each.name for each in self._statements.plain} - _BOOKKEEPING
+        plain = {each.name for each in self._statements.plain} - BOOKKEEPING
         return plain | set(self._table.fields)
 
     def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:
@@ -299,7 +301,8 @@ class Repository(Generic[R]):
     def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
         if len(key) != len(self.lookup):
             raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
-        return {WHERE + name: value for name, value in zip(self.lookup, key, strict=True)}
+        columns = zip(self._statements.lookup, key, strict=True)
+        return {WHERE + column.name: checked(column, value) for column, value in columns}
 
     def _lookup_key(self, record: R) -> Any:
         key = tuple(getattr(record, name) for name in self.lookup)

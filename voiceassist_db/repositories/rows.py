@@ -6,9 +6,14 @@ Owns encoding and decoding of whole rows: values, blind-index tokens, keys. Exec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from datetime import date, datetime
+from enum import Enum
+from typing import Any, Final, Generic, TypeVar
+from uuid import UUID
 
+from psycopg.adapt import PyFormat, Transformer
 from sqlalchemy import Column
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.keyring import Keyring
@@ -19,6 +24,10 @@ from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories.records import Record
 
 R = TypeVar("R", bound=Record)
+
+BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
+"""Columns that the database or the repository writes, and a record only reads."""
+
 Row = tuple[Any, ...]
 Setter = Callable[[Any, Any], None]
 Layout = tuple[list[tuple[Setter, int]], list[tuple[Setter, int, codec.Decoder]]]
@@ -31,14 +40,19 @@ class Rows(Generic[R]):
         table: The table.
         record: The class of its records.
         plain: The unencrypted columns that the record has.
+        lookup: Names of the columns by which application code names one row.
     """
 
-    def __init__(self, table: EncryptedTable, record: type[R], plain: Sequence[Column[Any]]) -> None:
+    def __init__(
+        self, table: EncryptedTable, record: type[R], plain: Sequence[Column[Any]], lookup: Iterable[str]
+    ) -> None:
         self._table = table
         self._record = record
         self._key = tuple(each.name for each in table.key)
         self._plain = tuple(each.name for each in plain)
-        self._written = (*self._key, *(each.name for each in plain if each.server_default is None))
+        self._naming = frozenset({*self._key, *lookup})
+        self._written = tuple(each for each in (*table.key, *plain) if each.name not in BOOKKEEPING)
+        self._processors = {each.name: element_processor(each) for each in self._written}
         self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
         self._layouts: dict[tuple[EncryptedField, ...], Layout] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
@@ -51,7 +65,7 @@ class Rows(Generic[R]):
         """
         if type(record) is not self._record:
             raise ValueError(f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}")
-        values = {name: getattr(record, name) for name in self._written}
+        values = {each.name: self._plain_value(each, getattr(record, each.name)) for each in self._written}
         row_id = codec.row_id([values[name] for name in self._key])
         scheme = keyring.current.scheme
         for name, field in self._table.fields.items():
@@ -68,7 +82,10 @@ class Rows(Generic[R]):
             ValueError: As for :meth:`new`.
         """
         rows = [self.new(record, keyring) for record in records]
-        arrays: dict[str, Any] = {name: array_literal([row[name] for row in rows]) for name in rows[0]}
+        arrays: dict[str, Any] = {}
+        for name in rows[0]:
+            process = self._processors.get(name)
+            arrays[name] = array_literal([row[name] if process is None else process(row[name]) for row in rows])
         return arrays | parameters(keyring, tuple(self._table.fields.values()))
 
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
@@ -81,12 +98,17 @@ class Rows(Generic[R]):
         for name, value in changes.items():
             field = self._table.fields.get(name)
             if field is None:
-                values[name] = value
+                values[name] = self._plain_value(self._table.table.c[name], value)
                 continue
             values[name] = self._encoders[name](Scheme.DIRECT, "", value)
             if field.index_column:
                 values[field.index_column] = None if value is None else self._token(field, value, keyring)
         return values
+
+    def _plain_value(self, column: Column[Any], value: Any) -> Any:
+        if column.name in self._naming:
+            return checked(column, value)
+        return checked_text(column, value) if isinstance(value, str) else value
 
     def _token(self, field: EncryptedField, value: Any, keyring: Keyring) -> bytes:
         return token(keyring.index_column_keys(field.context)[0], normalised(field, value))
@@ -136,11 +158,47 @@ class Rows(Generic[R]):
         return plain, encrypted
 
 
-def array_literal(values: Sequence[Any]) -> str:
-    """Return values as the text of a PostgreSQL array, which it reads as any other (manual, section 8.15.2).
+def checked(column: Column[Any], value: Any) -> Any:
+    """Return a value of a column by which rows are named, after a look whether it is what the server will give back.
 
-    psycopg's own dumper takes as long for ten arrays as the server for encrypting half of them. Text, bytes, None, and types
-    whose ``str`` PostgreSQL reads, such as UUID, int, date and datetime, can stand in it.
+    Values are bound to the primary key, and a UUID that is written as the client spells it would never be found again.
+
+    Raises:
+        ValueError: It is of another type, or text that PostgreSQL cannot hold; the message does not hold it.
+    """
+    expected = column.type.python_type
+    if type(value) is not expected and (not isinstance(value, expected) or isinstance(value, bool | datetime | Enum)):
+        raise ValueError(f"{column.name} must be of type {expected.__name__}, not {type(value).__name__}")
+    return checked_text(column, value) if isinstance(value, str) else value
+
+
+def checked_text(column: Column[Any], value: str) -> str:
+    """Return text, after a look whether PostgreSQL can hold it; psycopg's own error would quote it."""
+    if "\x00" in value or not _is_unicode(value):
+        raise ValueError(
+            f"{column.name} holds a NUL character or a lone surrogate, which PostgreSQL's text cannot hold"
+        )
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def element_processor(column: Column[Any]) -> Callable[[Any], Any] | None:
+    """Return what makes a plain column's value fit for psycopg, such as JSON of a dict; None where nothing need be done."""
+    dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    return column.type.dialect_impl(dialect).bind_processor(dialect)
+
+
+def array_literal(values: Sequence[Any]) -> str:
+    """Return values as the text of a PostgreSQL ``text[]`` (manual, section 8.15.2); the statement casts its elements.
+
+    psycopg's own dumper takes as long for ten arrays as the server for encrypting half of them.
     """
     return "{" + ",".join(map(_element, values)) + "}"
 
@@ -148,12 +206,21 @@ def array_literal(values: Sequence[Any]) -> str:
 def _element(value: Any) -> str:
     if value is None:
         return "NULL"
-    if isinstance(value, bytes):
+    kind = type(value)
+    if kind is bytes:
         return f'"\\\\x{value.hex()}"'
-    text = str(value)
+    text = value if kind is str else str(value) if kind in _PRINTED_AS_SQL else _by_psycopg(value)
     if "\\" in text or '"' in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
+
+
+_PRINTED_AS_SQL: Final = frozenset({UUID, int, date})
+
+
+def _by_psycopg(value: Any) -> str:
+    dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
+    return "" if dumped is None else bytes(dumped).decode()
 
 
 def normalised(field: EncryptedField, value: Any) -> str:
@@ -164,6 +231,8 @@ def normalised(field: EncryptedField, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{field.name} must be a str")
+    if not _is_unicode(value):
+        raise ValueError(f"{field.name} holds a lone surrogate, which is not a character")
     try:
         return NORMALISERS[field.normaliser or "exact"](value)
     except ValueError as error:

@@ -34,6 +34,7 @@ from voiceassist_db.execution import Prepared
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable, Kind
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, encrypt_new, encrypt_stored, is_live, version_parameter
+from voiceassist_db.repositories.rows import BOOKKEEPING
 
 WHERE: Final = "where_"
 """Prefix of the parameters that say which row is meant, to keep them apart from the values of the same columns."""
@@ -60,7 +61,7 @@ class Statements:
         self.table = table
         self.plain = tuple(plain)
         self.lookup = tuple(lookup)
-        self._written = [*table.key, *(each for each in self.plain if each.server_default is None)]
+        self._written = [*table.key, *(each for each in self.plain if each.name not in BOOKKEEPING)]
         self._prepared: dict[object, Prepared] = {}
 
     def _once(self, key: object, build: Callable[[], Executable]) -> Prepared:
@@ -132,15 +133,15 @@ class Statements:
         return row
 
     def _insert_many(self) -> Executable:
-        arrays: dict[str, TypeEngine[Any]] = {}
+        names: list[str] = []
 
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            arrays[name] = type_
-            return column(name, type_)
+            names.append(name)
+            return cast(column(name, Text), type_)
 
         row = self._new_row(element)
-        source = func.unnest(*(cast(bindparam(name), ARRAY(type_)) for name, type_ in arrays.items())).table_valued(
-            *(column(name, type_) for name, type_ in arrays.items()), name="given"
+        source = func.unnest(*(cast(bindparam(name), ARRAY(Text)) for name in names)).table_valued(
+            *(column(name, Text) for name in names), name="given"
         )
         return insert(self.table.table).from_select(
             list(row), select(*row.values()).select_from(source.render_derived())

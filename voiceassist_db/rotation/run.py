@@ -50,10 +50,10 @@ def rotate(
         rows = _rotate_rows(connection, stored, tables, on_progress)
         seconds = time.perf_counter() - started
         remaining = _remaining(connection, tables, new)
-        keys.refresh(connection, unlike=keys.keyring(connection))
-        connection.rollback()
-        verified = remaining == 0 and not any(report.failed for report in verify(engine, keys))
-        _close_run(connection, run, rows, finished=remaining == 0 and verified)
+    keys.forget()
+    verified = remaining == 0 and not any(report.failed for report in verify(engine, keys))
+    with translated(), engine.connect() as connection:
+        _close_run(connection, run, rows, finished=verified)
     return RotationReport(old, new, rows, seconds, remaining, verified)
 
 
@@ -62,12 +62,17 @@ def _begin(connection: Connection, keys: KeyringSource, tables: list[EncryptedTa
     stored = keys.provider.fetch()
     assemble(connection, stored)
     known = registered_keys(connection)
-    unfinished = stored.version not in known or _remaining(connection, tables, stored.version) > 0
+    unfinished = (
+        stored.version not in known
+        or _unfinished_run(connection, stored.version) is not None
+        or _remaining(connection, tables, stored.version) > 0
+    )
     if not (unfinished and stored.previous_version is not None):
         if stored.previous_version is not None:
             raise RotationError(
                 f"key version {stored.previous_version} is still in the key store since the rotation to "
-                f"{stored.version}, which is complete. At most two versions are live: retire it first."
+                f"{stored.version}, which is complete. At most two versions are live, so that it must be retired first; this "
+                "version of voiceassist-db cannot do that yet."
             )
         new = replace(
             stored,
@@ -113,13 +118,18 @@ def _remaining(connection: Connection, tables: list[EncryptedTable], version: in
 
 
 def _open_run(connection: Connection, old: int, new: int) -> UUID:
-    unfinished = select(_RUNS.c.id).where(_RUNS.c.to_version == new, _RUNS.c.state != "finished")
-    run: UUID | None = execute(connection, unfinished, table=_RUNS.name).scalar()
+    run = _unfinished_run(connection, new)
     if run is None:
         run = uuid7()
         values = {"id": run, "from_version": old, "to_version": new, "state": "running"}
         execute(connection, insert(_RUNS).values(values), table=_RUNS.name)
     connection.commit()
+    return run
+
+
+def _unfinished_run(connection: Connection, new: int) -> UUID | None:
+    unfinished = select(_RUNS.c.id).where(_RUNS.c.to_version == new, _RUNS.c.state != "finished")
+    run: UUID | None = execute(connection, unfinished, table=_RUNS.name).scalar()
     return run
 
 

@@ -1,0 +1,90 @@
+"""Commands as processes: what an operator's shell sees of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import URL
+
+from tests.conftest import VaultServer
+
+ROOT: Final = Path(__file__).parents[2]
+COMMAND: Final = [sys.executable, "-c", "from voiceassist_db.cli import main; main()"]
+ROTATE: Final = [sys.executable, str(ROOT / "scripts" / "rotate_keys.py")]
+TIMEOUT_S: Final = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished command left."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of standard output, which must be one object."""
+        result = json.loads(self.stdout.splitlines()[-1])
+        assert isinstance(result, dict)
+        return result
+
+    @property
+    def error(self) -> str:
+        """The message of a command that failed as it should: code 1, nothing printed, one line, no traceback."""
+        assert (self.code, self.stdout) == (1, "")
+        (line,) = self.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Run:
+    """A function that runs a command to its end, in a given environment, and proves that no secret comes out of it."""
+
+    def call(
+        *arguments: str, env: dict[str, str], command: list[str] = COMMAND, given: str | None = None, cwd: Path = ROOT
+    ) -> Outcome:
+        done = subprocess.run(
+            [*command, *arguments],
+            env=env,
+            cwd=cwd,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+        output = done.stdout + done.stderr
+        assert "Traceback" not in output, output
+        assert "Warning" not in output, output
+        secrets = [env.get("VAULT_TOKEN"), env.get("ENCRYPTION_KEY"), env.get("VAULT_SECRET_ID")]
+        if "database_url" in request.fixturenames:
+            url: URL = request.getfixturevalue("database_url")
+            secrets.append(url.password)
+        assert not [secret for secret in secrets if secret and secret in output], "a secret was printed"
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def fresh_environment(database_url: URL, vault: VaultServer, vault_path: str) -> dict[str, str]:
+    """The way to a migrated database and to a place in the key store, neither of which has a key yet."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "DATABASE_URL": database_url.set(drivername="postgresql").render_as_string(hide_password=False),
+        "VAULT_ADDR": vault.address,
+        "VAULT_TOKEN": vault.root_token,
+        "VOICEASSIST_DB_VAULT_PATH": vault_path,
+    }

