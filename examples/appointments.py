@@ -51,6 +51,6 @@ def upgrade(op: Operations) -> None:
             "AND substring(reason_encrypted from 15 for 1) = '\\xd2'",
             name="appointments_reason_encrypted_format",
         ),
-        sa.PrimaryKeyConstraint("id"),
+        sa.PrimaryKeyConstraint("id", name="appointments_pkey"),
         postgresql_with={"fillfactor": "75"},
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rotate the encryption key of a live database. See --help, and docs/rotation.md."""
+"""Rotate the encryption key of a live database. See --help."""
 
 from voiceassist_db.cli import run
 from voiceassist_db.cli.rotate_command import command

@@ -139,9 +139,10 @@ def test_plaintext_cannot_be_stored(filled: Database) -> None:
 
 GUIDE = """
 INSERT INTO patient_data (id, patient_id, ssn_encrypted, mrn_encrypted, date_of_birth_encrypted, key_version)
-VALUES (gen_random_uuid(), 'PT-001', pgcrypto.pgp_sym_encrypt('123-45-6789', :key),
-        pgcrypto.pgp_sym_encrypt('MRN-12345', :key), pgcrypto.pgp_sym_encrypt('1980-01-02', :key), 1)
+VALUES (gen_random_uuid(), 'PT-001', pgp_sym_encrypt('123-45-6789', :key), pgp_sym_encrypt('MRN-12345', :key),
+        pgp_sym_encrypt('1980-01-02', :key), 1)
 """
+"""The guide's own statement, with pgcrypto's default options, and what the README says must be added to it."""
 
 
 @pytest.fixture
@@ -157,6 +158,7 @@ def guide(
     with engine.begin() as connection:
         assert initialise_keys(provider, connection, scheme=Scheme.DIRECT).created == ("index_key",)
         allow_direct_format(connection)
+        connection.execute(text("SET LOCAL search_path = public, pgcrypto"))
         connection.execute(text(GUIDE), {"key": key})
     stored = client.secrets.kv.v2.read_secret_version(path, mount_point=mount, raise_on_deleted_version=True)
     assert stored["data"]["data"]["key"] == key

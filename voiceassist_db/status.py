@@ -15,7 +15,7 @@ from voiceassist_db.keyring import RegisteredKey, registered_keys
 from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow, table_of
 
 DEFAULT_MAX_AGE_DAYS: Final = 30
-"""How old the current key may become: rotation is monthly, as in ``docs/rotation.md``."""
+"""How old the current key may become: rotation is monthly."""
 
 SHOWN_ROTATIONS: Final = 10
 

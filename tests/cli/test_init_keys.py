@@ -60,13 +60,13 @@ def test_first_use_creates_and_registers_and_the_next_changes_nothing(
     """Two keys in Vault, version 1 in the database; repeated, it says that all was there."""
     first = run("init-keys", "--json", env=fresh_environment)
     assert (first.code, first.stderr) == (0, "")
-    assert first.json == {"created": ["key", "index_key"], "registered": [1], "version": 1}
+    assert first.json == {"created": ["key", "index_key"], "registered": [1], "version": 1, "scheme": "bound"}
     stored = raw()
     assert {"key", "key_version", "index_key"} <= set(stored)
     assert registered(engine) == [(1, "bound", "current")]
     assert not [value for value in (stored["key"], stored["index_key"]) if value in first.stdout]
     again = run("init-keys", "--json", env=fresh_environment)
-    assert again.json == {"created": [], "registered": [], "version": 1}
+    assert again.json == {"created": [], "registered": [], "version": 1, "scheme": "bound"}
     assert set(again.json) == CONTRACT
     assert raw() == stored
     assert registered(engine) == [(1, "bound", "current")]
@@ -76,8 +76,8 @@ def test_the_same_in_words(run: Run, fresh_environment: dict[str, str]) -> None:
     """Without --json, two lines say what was done."""
     words = [run("init-keys", env=fresh_environment).stdout for _ in range(2)]
     assert words == [
-        "created in the key store: key, index_key\nregistered in the database: version 1\n",
-        "created in the key store: nothing, the keys were there\nregistered in the database: nothing, it knew them\n",
+        "created in the key store: key, index_key\nregistered in the database: version 1 (scheme bound)\n",
+        "created in the key store: nothing, the keys were there\nregistered in the database: nothing, it knew them (scheme bound)\n",
     ]
 
 
@@ -88,7 +88,7 @@ def test_the_guides_own_secret_is_completed(
     given = {"key": key(), "redis_password": "hunter2 ÄÖ", "postgres_password": ""}
     raw(**given)
     done = run("init-keys", "--json", env=fresh_environment)
-    assert done.json == {"created": ["index_key"], "registered": [1], "version": 1}
+    assert done.json == {"created": ["index_key"], "registered": [1], "version": 1, "scheme": "bound"}
     stored = raw()
     assert {name: stored[name] for name in given} == given
     assert len(base64.b64decode(stored["index_key"])) == 32
@@ -133,7 +133,8 @@ def test_adopting_a_database_lets_its_format_in(run: Run, fresh_environment: dic
 def test_a_known_version_keeps_its_scheme_and_its_checks(run: Run, environment: dict[str, str], engine: Engine) -> None:
     """`--scheme direct` on a database that is in use loosens nothing, for there is nothing to adopt."""
     done = run("init-keys", "--scheme", "direct", "--json", env=environment)
-    assert done.json == {"created": [], "registered": [], "version": 1}
+    assert done.code == 1
+    assert "registered with scheme bound" in done.error
     assert registered(engine) == [(1, "bound", "current")]
     assert is_strict(engine)
 

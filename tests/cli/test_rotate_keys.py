@@ -65,7 +65,7 @@ def test_a_rotation_from_the_shell(run: Run, filled: dict[str, str], engine: Eng
     verified = run("verify", "--json", env=filled)
     assert (verified.code, verified.json["ok"]) == (0, True)
     assert verified.json["tables"]["patient_data"]["values"] == ROWS
-    assert "retire it first" in run(env=filled, command=ROTATE).error
+    assert "must be retired first" in run(env=filled, command=ROTATE).error
     assert versions(engine) == {2: ROWS}
 
 

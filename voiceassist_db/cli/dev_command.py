@@ -47,7 +47,7 @@ def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
 _OF_OTHER_KEYS = ("ENCRYPTION_KEY", "VAULT_", "VOICEASSIST_DB_VAULT_")
 """Variables that would lead the command to another deployment's keys, or refuse ours."""
 
-_EXAMPLES = "voiceassist-db import FILE.csv, voiceassist-db status, psql $DATABASE_URL"
+_EXAMPLES = "voiceassist-db import FILE.csv, voiceassist-db status, python"
 
 
 def _run(arguments: list[str], environment: dict[str, str], *, is_shell: bool) -> int:

@@ -68,7 +68,7 @@ class Patient(Record):
         patient_id: The external id, such as ``PT-001``; unique, and not encrypted.
         ssn: Social security number, nine digits in any spelling; two patients may have the same.
         mrn: Medical record number; unique.
-        name: Full name.
+        name: Full name; like ssn and mrn, absent (None) rather than empty, for it is searched by.
         date_of_birth: Date of birth.
         address: Postal address, any JSON object.
         id: UUIDv7, made here so that values can be bound to it before the row exists.
