@@ -15,7 +15,7 @@ from tests.conftest import VaultServer, plain
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 
-CONTRACT = {"created", "registered", "version"}
+CONTRACT = {"created", "registered", "version", "scheme"}
 
 
 @pytest.fixture
