@@ -53,7 +53,7 @@ def test_derived_keys_and_check_values_differ_by_context_and_key() -> None:
     """No two columns, and no two keys, share a derived key or a check value."""
     key, other = Key(RAW), Key(RAW[::-1])
     derived = [each.derive(info).expose() for each in (key, other) for info in ("a.b", "a.c")]
-    checks = [key.check_value(), other.check_value()]
+    checks = [each.check_value(statement) for each in (key, other) for statement in ("1", "2")]
     assert len({*derived, *checks, key.expose(), other.expose()}) == len(derived) + len(checks) + 2
 
 

@@ -6,6 +6,7 @@ index key and the tokens can try all 10⁹ social security numbers in minutes: g
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -28,13 +29,31 @@ def ssn(value: str) -> str:
 
 
 def mrn(value: str) -> str:
-    """Return a medical record number in upper case without white space."""
-    return _not_empty("".join(unicodedata.normalize("NFKC", value).upper().split()))
+    """Return a medical record number in upper case, without white space and invisible characters, its dashes hyphens."""
+    return _not_empty(_plain("".join(_plain(_plain(value).upper()).split())))
 
 
 def name(value: str) -> str:
-    """Return a name case-folded, its runs of white space made one space."""
-    return _not_empty(" ".join(unicodedata.normalize("NFKC", value).casefold().split()))
+    """Return a name case-folded, without invisible characters, its dashes hyphens, runs of white space one space."""
+    return _not_empty(_plain(" ".join(_plain(_plain(value).casefold()).split())))
+
+
+def _plain(text: str) -> str:
+    """Return text as it looks: compatibility forms composed (NFKC), dashes as hyphens, what cannot be seen left out."""
+    if text.isascii():
+        return text
+    seen = (
+        "-" if unicodedata.category(character) == "Pd" else character
+        for character in unicodedata.normalize("NFKC", text)
+        if unicodedata.category(character) != "Cf" and not _IGNORABLE.match(character)
+    )
+    return unicodedata.normalize("NFKC", "".join(seen))
+
+
+_IGNORABLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+"""Unicode's Default_Ignorable_Code_Point, but for category Cf and unassigned ones: drawn as nothing."""
 
 
 def exact(value: str) -> str:

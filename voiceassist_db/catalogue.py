@@ -20,8 +20,9 @@ _CANDIDATES = text(
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-      AND a.atttypid = 'pg_catalog.bytea'::regtype
+      AND coalesce(nullif(t.typbasetype, 0), t.oid) = 'pg_catalog.bytea'::regtype
       AND (a.attname LIKE :suffix OR pg_catalog.col_description(c.oid, a.attnum) LIKE 'encrypted %')
     ORDER BY 1, 2
     """

@@ -53,7 +53,11 @@ def _address(url: str | URL) -> URL:
 
 
 def _defaults(options: dict[str, Any]) -> dict[str, Any]:
-    connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "voiceassist-db"}
+    connect_args = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "voiceassist-db",
+        "client_encoding": "utf8",
+    }
     return {
         "hide_parameters": True,
         "pool_pre_ping": True,
@@ -70,6 +74,10 @@ def _on_checkout(_connection: Any, record: Any, _proxy: Any) -> None:
             raise ConfigurationError(
                 "this engine binds parameters in the client, which would put keys into the text of statements: leave out "
                 "cursor_factory=ClientCursor"
+            )
+        if connection.info.encoding != "utf-8":
+            raise ConfigurationError(
+                f"this connection's client_encoding is {connection.info.encoding}, which cannot carry every text: set it to utf8"
             )
         allow_keys(connection)
         record.info[_ALLOWED] = True

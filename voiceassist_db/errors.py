@@ -6,9 +6,21 @@ holds a plaintext, a ciphertext or a key. Bad arguments are ordinary ``ValueErro
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class VoiceAssistDBError(Exception):
     """Root of every error of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would call a subclass without its keyword-only arguments when it comes back from another process.
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[VoiceAssistDBError], args: tuple[Any, ...], fields: dict[str, Any]) -> VoiceAssistDBError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    return error
 
 
 class ConfigurationError(VoiceAssistDBError):

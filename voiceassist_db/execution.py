@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import psycopg
-from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, UniqueConstraint
+from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from voiceassist_db.errors import (
@@ -41,7 +41,7 @@ FAILED: Final = (
     "or put what may fail into a savepoint (session.begin_nested())"
 )
 
-_DRIVER_ERRORS: Final = (StatementError, PoolTimeoutError, psycopg.Error)
+_DRIVER_ERRORS: Final = (StatementError, PendingRollbackError, PoolTimeoutError, psycopg.Error)
 """What can carry parameters or speaks of the connection. Others of SQLAlchemy's, such as NoResultFound, are the caller's."""
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
@@ -68,6 +68,11 @@ def execute(
         failure = translate(error, table=table)
     del parameters  # a traceback that shows locals would show them
     raise failure
+
+
+def see_all_rows(connection: Connection) -> None:
+    """Let this transaction fail rather than pass over rows that row-level security hides from the role."""
+    execute(connection, text("SET LOCAL row_security = off"), table="row_security")
 
 
 class Prepared:
@@ -100,16 +105,16 @@ class Prepared:
         rows, description = self._run(connection, parameters, _all_rows)
         if self._results is None:
             types = [each[1] for each in description]
-            self._results = [
+            found = [
                 column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
             ]
-            self._processed = any(self._results)
-        if self._processed:
-            return [
-                tuple(process(value) if process else value for process, value in zip(self._results, row, strict=True))
-                for row in rows
-            ]
-        return rows
+            self._results = found if any(found) else []
+        if not self._results:
+            return rows
+        return [
+            tuple(process(value) if process else value for process, value in zip(self._results, row, strict=True))
+            for row in rows
+        ]
 
     def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
         """Execute it and return how many rows it wrote."""
@@ -189,6 +194,8 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
 
 
 def _without_sqlstate(error: Exception, original: object) -> VoiceAssistDBError:
+    if isinstance(error, PendingRollbackError):
+        return TransactionFailedError(FAILED)
     if isinstance(error, PoolTimeoutError):
         return DatabaseUnavailableError("no connection became free in time: the pool is too small for the load")
     if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):

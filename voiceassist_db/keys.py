@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from voiceassist_db.errors import MalformedKeyError
 KEY_BYTES: Final = 32
 """Length of a key: AES-256's, as ``openssl rand -base64 32`` makes it."""
 
-_CHECK_VALUE_INFO: Final = b"encryption_keys.check_value"
 _MASK: Final = "Key(•••)"
 
 
@@ -84,10 +82,14 @@ class Key:
         """Return HMAC-SHA256 (RFC 2104) of the message under this key, 32 bytes."""
         return hmac.digest(self._raw, message, "sha256")
 
-    def check_value(self) -> bytes:
-        """Return the 32 bytes that prove a key to be this one and tell nothing else about it; safe to store in the open."""
-        derived = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=_CHECK_VALUE_INFO).derive(self._raw)
-        return hashlib.sha256(derived).digest()
+    def check_value(self, statement: str) -> bytes:
+        """Return the 32 bytes that prove a statement about this key; they tell nothing else, and are safe to store openly.
+
+        Args:
+            statement: What is said of the key, such as its version and scheme, ASCII. Whoever changes it in the database
+                cannot make the check value that goes with it.
+        """
+        return self.derive(f"check_value:{statement}").mac(b"check_value")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and hmac.compare_digest(self._raw, other._raw)

@@ -5,6 +5,8 @@ Owns the walk over all encrypted tables, in short read-only transactions of one 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,7 +16,7 @@ from sqlalchemy import ARRAY, Connection, Engine, bindparam, cast, func, literal
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import BindingError, DecryptionError, ValueFormatError
-from voiceassist_db.execution import Prepared, execute, translated
+from voiceassist_db.execution import Prepared, execute, see_all_rows, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
@@ -23,6 +25,9 @@ from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
 
 PAGE_ROWS: Final = 1000
+PAGE_BYTES: Final = 8 << 20
+"""Ciphertext that is decrypted at once, 8 MiB: a page of long notes is read in parts."""
+
 KEPT_FAILURES: Final = 1000
 """How many failures of a table are kept with their row; all are counted."""
 
@@ -129,17 +134,36 @@ class _Walk:
             values: dict[str, Any] = {"limit": PAGE_ROWS}
             if after is not None:
                 values |= {f"after_{position}": value for position, value in enumerate(after)}
+            see_all_rows(self._connection)
             page = (first if after is None else later).rows(self._connection, values)
             self._connection.rollback()
             if not page:
                 return
-            after = page[-1]
-            self._check(page, tuple(self._table.fields.values()))
+            after = page[-1][: self._width]
+            for part in self._parts(page):
+                self._check(part, tuple(self._table.fields.values()))
             yield self.report.rows
+
+    def _parts(self, page: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+        """Give the keys of a page, whose last column is each row's size, in parts of at most PAGE_BYTES."""
+        part: list[tuple[Any, ...]] = []
+        size = 0
+        for row in page:
+            if part and size + row[-1] > PAGE_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(row[: self._width])
+            size += row[-1]
+        yield part
 
     def _key_pages(self) -> tuple[Prepared, Prepared]:
         key = self._table.key
-        statement = select(*key).order_by(*key).limit(bindparam("limit"))
+        sizes = [
+            func.coalesce(func.octet_length(self._table.table.c[each.column]), literal_column("0"))
+            for each in self._table.fields.values()
+        ]
+        size = functools.reduce(operator.add, sizes)
+        statement = select(*key, size).order_by(*key).limit(bindparam("limit"))
         after = tuple_(*(bindparam(f"after_{position}", type_=each.type) for position, each in enumerate(key)))
         name = self._table.name
         return Prepared(statement, table=name), Prepared(statement.where(tuple_(*key) > after), table=name)
@@ -172,6 +196,7 @@ class _Walk:
         if statement is None:
             quote = self._connection.dialect.identifier_preparer.quote
             statement = self._statements[fields] = _select(self._table, fields, quote)
+        see_all_rows(self._connection)
         keyring = self._keys.keyring(self._connection)
         arrays = {f"key_{position}": [key[position] for key in page] for position in range(self._width)}
         rows = statement.rows(self._connection, arrays | parameters(keyring, fields))

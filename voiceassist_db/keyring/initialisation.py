@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError
-from voiceassist_db.keyring.registry import register, registered_keys
+from voiceassist_db.keyring.registry import prove, register, registered_keys
 from voiceassist_db.keys import Key, KeyProvider, KeySet, Scheme
 
 
@@ -51,9 +51,9 @@ def initialise_keys(provider: KeyProvider, connection: Connection, *, scheme: Sc
                 "its rows. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, or restore the secret."
             ) from None
         keys, created = _create(provider)
+    prove(connection, keys)  # before anything is written to a secret that may be another database's
     if keys.index_key is None:
-        provider.replace(keys, replace(keys, index_key=Key.generate()))
-        keys, created = provider.fetch(), (*created, "index_key")
+        keys, created = _add_index_key(provider, keys)
     registered = register(connection, keys, scheme)
     return Initialised(created, tuple(registered), keys.version, registered_keys(connection)[keys.version].scheme)
 
@@ -64,3 +64,13 @@ def _create(provider: KeyProvider) -> tuple[KeySet, tuple[str, ...]]:
     except KeyStoreConflictError:
         return provider.fetch(), ()  # somebody else was first, and theirs are the keys
     return provider.fetch(), ("key", "index_key")
+
+
+def _add_index_key(provider: KeyProvider, keys: KeySet) -> tuple[KeySet, tuple[str, ...]]:
+    try:
+        provider.replace(keys, replace(keys, index_key=Key.generate()))
+    except KeyStoreConflictError:
+        if (now := provider.fetch()).index_key is None:
+            raise
+        return now, ()
+    return provider.fetch(), ("index_key",)

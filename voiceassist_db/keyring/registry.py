@@ -72,13 +72,18 @@ def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND
     lock = select(func.pg_advisory_xact_lock(_REGISTRATION_LOCK))
     execute(connection, lock, table=_KEYS.name)
     known = registered_keys(connection)
+    prove(connection, keys)
     added = []
     for version, key in keys.versions().items():
         if version in known:
-            _prove(version, key, known)
             continue
         state = "current" if version == keys.version else "previous"
-        values = {"version": version, "scheme": scheme.value, "state": state, "check_value": key.check_value()}
+        values = {
+            "version": version,
+            "scheme": scheme.value,
+            "state": state,
+            "check_value": _check_value(version, key, scheme),
+        }
         execute(connection, insert(_KEYS).values(values), table=_KEYS.name)
         added.append(version)
     if keys.version in added:
@@ -92,25 +97,54 @@ def _index_keys(keys: KeySet) -> tuple[Key, ...]:
     return tuple(key for key in (keys.index_key, keys.previous_index_key) if key is not None)
 
 
+def prove(connection: Connection, keys: KeySet) -> None:
+    """Prove that a store's keys are this database's: those that it knows are the same, and it knows one of them at least.
+
+    A database without any registered key accepts all.
+
+    Raises:
+        WrongKeyError: They are another database's.
+    """
+    known = registered_keys(connection)
+    for version, key in keys.versions().items():
+        if version in known:
+            _prove(version, key, known)
+    if known and not known.keys() & keys.versions().keys():
+        raise WrongKeyError(
+            f"the key store holds key version {keys.version}, and this database was encrypted with version "
+            f"{', '.join(map(str, known))}: nothing was changed. Check VAULT_ADDR, VAULT_NAMESPACE and "
+            "VOICEASSIST_DB_VAULT_PATH, and DATABASE_URL, or restore the secret's earlier version (`vault kv rollback`).",
+            version=keys.version,
+        )
+    index_keys = _registered_index_keys(connection)
+    if index_keys and not any(_index_check_value(key) in index_keys for key in _index_keys(keys)):
+        raise _wrong_index_key()
+
+
 def _register_index_keys(connection: Connection, keys: KeySet) -> None:
     known = _registered_index_keys(connection)
     for key in _index_keys(keys):
-        if key.check_value() in known:
-            continue
-        if known and keys.previous_index_key is None:
-            raise _wrong_index_key()
-        execute(connection, insert(_INDEX_KEYS).values(check_value=key.check_value()), table=_INDEX_KEYS.name)
+        if _index_check_value(key) not in known:
+            execute(connection, insert(_INDEX_KEYS).values(check_value=_index_check_value(key)), table=_INDEX_KEYS.name)
 
 
 def _registered_index_keys(connection: Connection) -> set[bytes]:
     return {row.check_value for row in execute(connection, select(_INDEX_KEYS.c.check_value), table=_INDEX_KEYS.name)}
 
 
+def _check_value(version: int, key: Key, scheme: Scheme) -> bytes:
+    return key.check_value(f"encryption_keys:{version}:{scheme.value}")
+
+
+def _index_check_value(key: Key) -> bytes:
+    return key.check_value("index_keys")
+
+
 def _prove(version: int, key: Key, known: Mapping[int, RegisteredKey]) -> None:
-    if key.check_value() != known[version].check_value:
+    if _check_value(version, key, known[version].scheme) != known[version].check_value:
         raise WrongKeyError(
-            f"the key store's key of version {version} is not the key that this database was encrypted with. Nothing was "
-            "read or written. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, and DATABASE_URL; if the "
+            f"the key store's key of version {version} is not the key that this database was encrypted with, or somebody "
+            "changed its row in encryption_keys. Nothing was read or written. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, and DATABASE_URL; if the "
             "secret was overwritten, restore its earlier version (`vault kv rollback`).",
             version=version,
         )
@@ -118,7 +152,7 @@ def _prove(version: int, key: Key, known: Mapping[int, RegisteredKey]) -> None:
 
 def _wrong_index_key() -> WrongKeyError:
     return WrongKeyError(
-        "the key store's index_key is not the one that this database's blind indexes were made with: searches would find "
+        "the key store's index_key is lost, or not the one that this database's blind indexes were made with: searches would find "
         "nothing and duplicates would go unseen. Restore the secret's earlier version (`vault kv rollback`).",
         version=0,
     )
@@ -148,6 +182,6 @@ def assemble(connection: Connection, keys: KeySet) -> Keyring:
         )
     index_keys = _index_keys(keys)
     registered = _registered_index_keys(connection) if index_keys else set()
-    if any(key.check_value() not in registered for key in index_keys):
+    if any(_index_check_value(key) not in registered for key in index_keys):
         raise _wrong_index_key()
     return Keyring(live[0], live[1] if len(live) > 1 else None, index_keys)

@@ -61,7 +61,7 @@ class KeyringSource:
         self._renewing = threading.Lock()
         self._keyring: Keyring | None = None
         self._due = 0.0
-        self._failure: tuple[float, KeyStoreError] | None = None
+        self._failure: tuple[float, type[KeyStoreError], str] | None = None
         self._missing: dict[int, float] = {}
 
     def keyring(self, connection: Connection) -> Keyring:
@@ -99,7 +99,7 @@ class KeyringSource:
         if known is not None and (known.scheme(wanted) or now < self._missing.get(wanted, 0.0)):
             return known
         if self._failure is not None and now < self._failure[0]:
-            raise self._failure[1]
+            raise self._failure[1](self._failure[2])
         loaded = self._load(connection)
         if loaded.scheme(wanted) is None:
             self._missing[wanted] = time.monotonic() + RETRY_AFTER_S
@@ -113,7 +113,8 @@ class KeyringSource:
         try:
             fetched = self._call(self.provider.fetch)
         except KeyStoreError as error:
-            self._failure = (time.monotonic() + RETRY_AFTER_S, error)
+            # Not the error itself: raised again and again it would gather the frames of every request that met it.
+            self._failure = (time.monotonic() + RETRY_AFTER_S, type(error), str(error))
             raise
         loaded = assemble(connection, fetched)
         known = self._keyring

@@ -27,7 +27,9 @@ from sqlalchemy import (
     Uuid,
     event,
 )
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.orm import MappedColumn, mapped_column
+from sqlalchemy.types import TypeEngine
 
 ENCRYPTED_SUFFIX: Final = "_encrypted"
 INDEX_SUFFIX: Final = "_index"
@@ -37,7 +39,7 @@ FILLFACTOR: Final = 75
 
 _ENCRYPTED_COMMENT: Final = re.compile(r"encrypted (?P<context>[a-z0-9_.]+) as (?P<kind>[a-z]+)")
 _INDEX_COMMENT: Final = re.compile(r"blind index of (?P<context>[a-z0-9_.]+) by (?P<normaliser>[a-z_]+)")
-_BINDABLE: Final = (Uuid, Integer, String, Date)
+_BINDABLE: Final = (Integer, String, Date)
 
 
 class Kind(StrEnum):
@@ -64,7 +66,7 @@ def bound_format(column: str) -> str:
 def any_format(column: str) -> str:
     """Return the SQL condition that a column holds any password-encrypted OpenPGP packet with an integrity packet."""
     return (
-        rf"CASE WHEN {column} IS NULL THEN true WHEN substring({column} from 1 for 1) = '\xc3' AND octet_length({column}) > 2 "
+        rf"CASE WHEN {column} IS NULL THEN true WHEN substring({column} from 1 for 1) = '\xc3' AND octet_length({column}) > 2 AND get_byte({column}, 1) < 192 "
         rf"THEN substring({column} from get_byte({column}, 1) + 3 for 1) = '\xd2' ELSE false END"
     )
 
@@ -190,16 +192,27 @@ class EncryptedTable:
             raise ValueError(f"table {table.fullname} declares no encrypted column")
         if VERSION_COLUMN not in table.c or not key:
             raise ValueError(f"table {table.fullname} needs a primary key and a column {VERSION_COLUMN}")
+        if len({field.context for field in fields.values()}) < len(fields):
+            raise ValueError(
+                f"table {table.fullname}: two columns have the same context, and their values could be swapped"
+            )
         for field in fields.values():
             if field.index_column is not None and field.kind is not Kind.TEXT:
                 raise ValueError(f"table {table.fullname}: {field.name} has a blind index, which only text can have")
         for column in key:
-            if not isinstance(column.type, _BINDABLE) or isinstance(column.type, CHAR | Enum):
+            if not _is_bindable(column.type):
                 raise ValueError(
                     f"table {table.fullname}: values cannot be bound to a primary key of type {column.type}; "
                     "use uuid, an integer type, text, varchar or date"
                 )
         return cls(table, key, fields)
+
+
+def _is_bindable(type_: TypeEngine[Any]) -> bool:
+    """Say whether a key of this type reads back as it was written, in the same text in Python and in SQL."""
+    if isinstance(type_, Uuid):
+        return bool(type_.as_uuid and type_.native_uuid)
+    return isinstance(type_, _BINDABLE) and not isinstance(type_, CHAR | Enum)
 
 
 def _fields(table: Table) -> list[EncryptedField]:
@@ -221,6 +234,10 @@ def declared_tables(metadata: MetaData) -> list[EncryptedTable]:
     return [EncryptedTable.of(table) for _, table in sorted(metadata.tables.items()) if _fields(table)]
 
 
+def _is_binary(type_: TypeEngine[Any]) -> bool:
+    return isinstance(type_.data_type if isinstance(type_, DOMAIN) else type_, LargeBinary)
+
+
 def undeclared_columns(metadata: MetaData) -> list[str]:
     """Return ``table.column`` of the binary columns that look encrypted by their name, but carry no declaration."""
     return [
@@ -228,6 +245,6 @@ def undeclared_columns(metadata: MetaData) -> list[str]:
         for _, table in sorted(metadata.tables.items())
         for column in table.c
         if column.name.endswith(ENCRYPTED_SUFFIX)
-        and isinstance(column.type, LargeBinary)
+        and _is_binary(column.type)
         and not _ENCRYPTED_COMMENT.fullmatch(column.comment or "")
     ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from sqlalchemy import Column, Connection
@@ -29,6 +28,9 @@ R = TypeVar("R", bound=Record)
 
 BATCH_ROWS: Final = 1000
 """Rows of one bulk INSERT: enough that a round trip does not count, few enough that memory stays flat."""
+
+BATCH_CHARACTERS: Final = 4 << 20
+"""Characters of text, or bytes, that end a bulk INSERT early: a batch of long notes is a batch of few."""
 
 
 class Repository(Generic[R]):
@@ -114,7 +116,7 @@ class Repository(Generic[R]):
         # for they may come from a generator that reads from this very session.
         with ThreadPoolExecutor(1, "voiceassist-db-encode") as encoder:
             waiting: Future[dict[str, Any]] | None = None
-            for batch in _batches(records, BATCH_ROWS):
+            for batch in self._batches(records):
                 encoding = encoder.submit(self._rows.many, batch, self._keys.keyring(connection))
                 if waiting is not None:
                     written += statement.count(connection, waiting.result())
@@ -141,7 +143,7 @@ class Repository(Generic[R]):
         changed = self._chosen(name for name in changes if name in self._table.fields)
         connection = self._connection()
         keyring = self._keys.keyring(connection)
-        version = None
+        version = 0
         for _ in range(2):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
             statement = self._statements.update(frozenset(changes), schemes)
@@ -154,7 +156,7 @@ class Repository(Generic[R]):
             # It can be a version that is live: then a rotation committed between the two statements.
             version = versions[0][0]
             keyring = self._keys.refresh(connection, version)
-        raise self._unknown(version)
+        raise self._unknown(version, "/".join(map(str, key)))
 
     def delete(self, *key: Any) -> None:
         """Delete a row.
@@ -256,25 +258,36 @@ class Repository(Generic[R]):
     ) -> list[R]:
         connection = self._connection()
         keyring = self._keys.keyring(connection)
-        unknown = None
-        for _ in range(2):
-            given = values(keyring) if callable(values) else values
-            rows = statement.rows(connection, {**given, **parameters(keyring, fields)})
-            found: list[R] = []
-            unknown = self._rows.read(rows, keyring, fields, found)
-            if unknown is None:
-                return found
-            keyring = self._keys.refresh(connection, unknown)
-        raise self._unknown(unknown)
+        found, unknown = self._attempt(connection, keyring, statement, values, fields)
+        if unknown is not None:
+            keyring = self._keys.refresh(connection, unknown[0])
+            found, unknown = self._attempt(connection, keyring, statement, values, fields)
+        if unknown is not None:
+            raise self._unknown(*unknown)
+        return found
+
+    def _attempt(
+        self,
+        connection: Connection,
+        keyring: Keyring,
+        statement: Prepared,
+        values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
+        fields: tuple[EncryptedField, ...],
+    ) -> tuple[list[R], tuple[int, str] | None]:
+        given = values(keyring) if callable(values) else values
+        rows = statement.rows(connection, {**given, **parameters(keyring, fields)})
+        found: list[R] = []
+        return found, self._rows.read(rows, keyring, fields, found)
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
-    def _unknown(self, version: int | None) -> UnknownKeyVersionError:
+    def _unknown(self, version: int, row_id: str) -> UnknownKeyVersionError:
         return UnknownKeyVersionError(
-            f"a row of {self._table.name} is under key version {version}, which the key store does not hold: check that this "
+            f"row {row_id} of {self._table.name} is under key version {version}, which the key store does not hold: check that this "
             "is the right key store, or restore that version of the secret (`vault kv rollback`)",
-            version=version or 0,
+            version=version,
             table=self._table.name,
+            row_id=row_id,
         )
 
     def _connection(self) -> Connection:
@@ -284,6 +297,20 @@ class Repository(Generic[R]):
         session.flush()
         with translated():
             return session.connection()
+
+    def _batches(self, records: Iterable[R]) -> Iterator[list[R]]:
+        batch: list[R] = []
+        size = 0
+        for record in records:
+            batch.append(record)
+            size += sum(
+                len(value) for name in self._table.fields if isinstance(value := getattr(record, name), str | bytes)
+            )
+            if len(batch) >= BATCH_ROWS or size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
 
     def _changeable(self) -> set[str]:
         plain = {each.name for each in self._statements.plain} - BOOKKEEPING
@@ -311,9 +338,3 @@ class Repository(Generic[R]):
     def _not_found(self, where: dict[str, Any]) -> NotFoundError:
         row = "/".join(str(value) for value in where.values())
         return NotFoundError(f"{self._table.name} has no row {row}", table=self._table.name, row_id=row)
-
-
-def _batches(records: Iterable[R], size: int) -> Iterator[list[R]]:
-    iterator = iter(records)
-    while batch := list(islice(iterator, size)):
-        yield batch

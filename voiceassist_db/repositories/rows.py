@@ -115,11 +115,11 @@ class Rows(Generic[R]):
 
     def read(
         self, rows: Iterable[Row], keyring: Keyring, fields: tuple[EncryptedField, ...], found: list[R]
-    ) -> int | None:
+    ) -> tuple[int, str] | None:
         """Append the records of rows as ``Statements`` selects them: key, version, plain columns, decrypted fields.
 
         Returns:
-            None; or the key version of the first row whose version is not live, where reading has stopped.
+            None; or the key version and id of the first row whose version is not live, where reading has stopped.
 
         Raises:
             BindingError, ValueFormatError: A value cannot be trusted.
@@ -132,9 +132,9 @@ class Rows(Generic[R]):
         make, record = object.__new__, self._record
         for row in rows:
             scheme = keyring.scheme(row[width])
-            if scheme is None:
-                return int(row[width])
             row_id = codec.row_id(row[:width])
+            if scheme is None:
+                return row[width], row_id
             made = make(record)
             for set_, position in plain:
                 set_(made, row[position])

@@ -13,9 +13,11 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
+    Enum,
     Executable,
     LargeBinary,
     Select,
+    String,
     Text,
     and_,
     bindparam,
@@ -98,7 +100,7 @@ class Statements:
         def build() -> Executable:
             statement = self._ordered(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
             if after:
-                key = [bindparam(f"after_{each.name}", type_=each.type) for each in self.table.key]
+                key = [bindparam(f"after_{each.name}", type_=_unlimited(each.type)) for each in self.table.key]
                 statement = statement.where(tuple_(*self.table.key) > tuple_(*key))
             return statement.limit(bindparam("limit"))
 
@@ -137,7 +139,7 @@ class Statements:
 
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
             names.append(name)
-            return cast(column(name, Text), type_)
+            return cast(column(name, Text), _unlimited(type_))
 
         row = self._new_row(element)
         source = func.unnest(*(cast(bindparam(name), ARRAY(Text)) for name in names)).table_valued(
@@ -172,10 +174,10 @@ class Statements:
         return [self._equal(each) for each in self.lookup]
 
     def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
-        return each == bindparam(WHERE + each.name, type_=each.type)
+        return each == bindparam(WHERE + each.name, type_=_unlimited(each.type))
 
     def _is_one_of(self) -> ColumnElement[bool]:
-        arrays = [cast(bindparam(WHERE + each.name), ARRAY(each.type)) for each in self.lookup]
+        arrays = [cast(bindparam(WHERE + each.name), ARRAY(_unlimited(each.type))) for each in self.lookup]
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
         names = [f"k{position}" for position in range(len(arrays))]
@@ -184,4 +186,9 @@ class Statements:
 
 
 def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:
-    return bindparam(name, type_=type_)
+    return bindparam(name, type_=_unlimited(type_))
+
+
+def _unlimited(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return a type for a parameter: a cast to ``varchar(n)`` would cut a longer text, where the column refuses it."""
+    return Text() if isinstance(type_, String) and not isinstance(type_, Enum) else type_

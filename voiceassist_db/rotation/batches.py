@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Integer, bindparam, select, tuple_, update
 
-from voiceassist_db.execution import Prepared
+from voiceassist_db.execution import Prepared, see_all_rows
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.pgcrypto.binding import key_parameter
@@ -33,6 +33,7 @@ def rotate_table(connection: Connection, keyring: Keyring, table: EncryptedTable
     after: tuple[Any, ...] | None = None
     while True:
         bound = {f"after_{position}": value for position, value in enumerate(after or ())}
+        see_all_rows(connection)
         page = (later if after is not None else first).rows(connection, bound | {"limit": BATCH_ROWS})
         if not page:
             connection.rollback()

@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import RotationError
-from voiceassist_db.execution import execute, translated
+from voiceassist_db.execution import execute, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, assemble, register, registered_keys
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
@@ -110,6 +110,7 @@ def _rotate_rows(
 
 
 def _remaining(connection: Connection, tables: list[EncryptedTable], version: int) -> int:
+    see_all_rows(connection)
     remaining = 0
     for table in tables:
         count = select(func.count()).select_from(table.table).where(table.version != version)
