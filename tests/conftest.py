@@ -11,11 +11,13 @@ import functools
 import gc
 import os
 import secrets
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -128,7 +130,21 @@ def new_database(server_url: URL) -> Iterator[Callable[[str | None], URL]]:
     yield create
     with psycopg.connect(plain(server_url), autocommit=True) as admin:
         for name in created:
+            _drop(admin, name)
+
+
+def _drop(admin: psycopg.Connection[Any], name: str) -> None:
+    """Drop a database; a role that is no superuser must wait for the connections of others to end."""
+    give_up = time.monotonic() + 10
+    while True:
+        try:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 @pytest.fixture(scope="session")
