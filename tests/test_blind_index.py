@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +44,16 @@ def test_a_normal_form_is_its_own(normalise: object, text: str) -> None:
     except ValueError:
         return
     assert once == normalise(once)
+
+
+def test_every_character_that_is_not_seen_is_known() -> None:
+    """The lists that are written out cover what this Python's Unicode calls a format character or a dash."""
+    characters = {category: [] for category in ("Cf", "Pd")}  # type: dict[str, list[str]]
+    for character in map(chr, range(sys.maxunicode + 1)):
+        if (category := unicodedata.category(character)) in characters:
+            characters[category].append(character)
+    assert [each for each in characters["Cf"] if blind_index.name(f"a{each}b") != "ab"] == []
+    assert [each for each in characters["Pd"] if "-" not in blind_index.name(f"a{each}b")] == []
 
 
 def test_tokens_differ_by_key_and_are_short() -> None:

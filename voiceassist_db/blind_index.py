@@ -6,7 +6,6 @@ index key and the tokens can try all 10⁹ social security numbers in minutes: g
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -22,7 +21,7 @@ SSN_DIGITS: Final = 9
 
 def ssn(value: str) -> str:
     """Return the nine digits of a social security number; hyphens, spaces and the form of its digits do not matter."""
-    digits = "".join(character for character in unicodedata.normalize("NFKC", value) if character.isdecimal())
+    digits = "".join(filter(str.isdecimal, unicodedata.normalize("NFKC", value)))
     if len(digits) != SSN_DIGITS or not digits.isascii():
         raise ValueError(f"must have {SSN_DIGITS} digits")
     return digits
@@ -42,18 +41,27 @@ def _plain(text: str) -> str:
     """Return text as it looks: compatibility forms composed (NFKC), dashes as hyphens, what cannot be seen left out."""
     if text.isascii():
         return text
-    seen = (
-        "-" if unicodedata.category(character) == "Pd" else character
-        for character in unicodedata.normalize("NFKC", text)
-        if unicodedata.category(character) != "Cf" and not _IGNORABLE.match(character)
-    )
-    return unicodedata.normalize("NFKC", "".join(seen))
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_AS_SEEN))
 
 
-_IGNORABLE: Final = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+def _code_points(ranges: str) -> list[int]:
+    pairs = (each.split("-") for each in ranges.split())
+    return [point for pair in pairs for point in range(int(pair[0], 16), int(pair[-1], 16) + 1)]
+
+
+# Written out and not asked of unicodedata: a token must not change with the Unicode version of the Python that makes it.
+_DASHES: Final = (
+    "58A 5BE 1400 1806 2010-2015 2E17 2E1A 2E3A-2E3B 2E40 2E5D 301C 3030 30A0 FE31-FE32 FE58 FE63 FF0D 10EAD"
 )
-"""Unicode's Default_Ignorable_Code_Point, but for category Cf and unassigned ones: drawn as nothing."""
+"""Unicode 15's category Pd (Dash_Punctuation), but for the hyphen itself."""
+
+_UNSEEN: Final = (
+    "AD 600-605 61C 6DD 70F 890-891 8E2 180E 200B-200F 202A-202E 2060-206F FEFF FFF9-FFFB 110BD 110CD 13430-1343F "
+    "1BCA0-1BCA3 1D173-1D17A E0000-E0FFF 34F 115F-1160 17B4-17B5 180B-180F 3164 FE00-FE0F FFA0 FFF0-FFF8"
+)
+"""Unicode 15's category Cf (Format) and Default_Ignorable_Code_Point."""
+
+_AS_SEEN: Final = dict.fromkeys(_code_points(_DASHES), "-") | dict.fromkeys(_code_points(_UNSEEN))
 
 
 def exact(value: str) -> str:
