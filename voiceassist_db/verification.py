@@ -199,11 +199,11 @@ class _Walk:
         see_all_rows(self._connection)
         keyring = self._keys.keyring(self._connection)
         arrays = {f"key_{position}": [key[position] for key in page] for position in range(self._width)}
-        rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
+        rows = statement.rows(self._connection, arrays | parameters(keyring, self._table, fields))
         unknown = next((row[self._width] for row in rows if keyring.scheme(row[self._width]) is None), None)
         if unknown is not None:
             keyring = self._keys.refresh(self._connection, unknown)
-            rows = statement.rows(self._connection, arrays | parameters(keyring, fields))
+            rows = statement.rows(self._connection, arrays | parameters(keyring, self._table, fields))
         self._connection.rollback()
         return rows, keyring
 

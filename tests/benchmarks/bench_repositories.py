@@ -29,9 +29,9 @@ def tx(filled: Database) -> Iterator[Repositories]:
 
 
 def exposed(keyring: Keyring) -> dict[str, Any]:
-    """Return the versions and keys of a statement as plain strings, as psycopg's own user would send them."""
-    values = parameters(keyring, FIELDS)
-    return {name: value.expose().decode() if name.startswith("key_") else value for name, value in values.items()}
+    """Return the versions and keys of a statement in their plainest form, as psycopg's own user would send them."""
+    values = parameters(keyring, STATEMENTS.table, FIELDS)
+    return {name: value.expose().decode() if name == "keys" else value for name, value in values.items()}
 
 
 def keyring_of(database: Database) -> Keyring:

@@ -199,7 +199,7 @@ def test_an_expression_holds_no_value(connection: Connection) -> None:
     )
     compiled = statement.compile(connection)
     assert "pgcrypto.pgp_sym_decrypt(" in str(compiled)
-    assert {"key_current_ssn", "key_previous_ssn", "version_current", "version_previous"} == set(compiled.params)
+    assert {"keys", "version_current", "version_previous"} == set(compiled.params)
     assert set(compiled.params.values()) == {None}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
+    ARRAY,
     Case,
     Column,
     ColumnElement,
@@ -25,11 +26,12 @@ from sqlalchemy import (
     func,
     literal_column,
 )
+from sqlalchemy.sql.elements import Grouping
 
 from voiceassist_db.keyring import Keyring
-from voiceassist_db.keys import Scheme
+from voiceassist_db.keys import Key, Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable, Kind
-from voiceassist_db.pgcrypto.binding import key_parameter
+from voiceassist_db.pgcrypto.binding import Keys, keys_parameter
 
 OPTIONS: Final = "cipher-algo=aes256, s2k-mode=1, s2k-digest-algo=sha256, compress-algo=0"
 """AES-256 with salted S2K: stretching a uniformly random 256-bit key adds cost, not strength (RFC 9580, section 3.7.1.2)."""
@@ -64,13 +66,16 @@ def version_parameter(slot: str) -> ColumnElement[int]:
     return bindparam(f"version_{slot}", type_=Integer)
 
 
-def _key(field: EncryptedField, slot: str) -> ColumnElement[Any]:
-    return key_parameter(f"key_{slot}_{field.name}")
+def column_key(table: EncryptedTable, field: EncryptedField, slot: str) -> ColumnElement[str]:
+    """Return the expression of a column's current or previous key: an element of the parameter ``keys``."""
+    position = len(SLOTS) * list(table.fields).index(field.name) + SLOTS.index(slot)
+    keys = Grouping(cast(keys_parameter(), ARRAY(Text)))  # PostgreSQL takes a subscript after parentheses only
+    return keys[literal_column(str(position + 1), Integer)]
 
 
-def encrypt_new(field: EncryptedField, value: ColumnElement[Any]) -> ColumnElement[bytes]:
+def encrypt_new(table: EncryptedTable, field: EncryptedField, value: ColumnElement[Any]) -> ColumnElement[bytes]:
     """Return the expression of a new row's ciphertext, under the current key."""
-    return encrypt(field.kind, value, _key(field, "current"))
+    return encrypt(field.kind, value, column_key(table, field, "current"))
 
 
 def decrypt_stored(table: EncryptedTable, field: EncryptedField) -> ColumnElement[Any]:
@@ -80,7 +85,7 @@ def decrypt_stored(table: EncryptedTable, field: EncryptedField) -> ColumnElemen
     must select the row's version beside it, and refresh the keyring where it is unknown.
     """
     ciphertext = table.table.c[field.column]
-    return _by_version(table, {slot: decrypt(field.kind, ciphertext, _key(field, slot)) for slot in SLOTS})
+    return _by_version(table, {slot: decrypt(field.kind, ciphertext, column_key(table, field, slot)) for slot in SLOTS})
 
 
 def encrypt_stored(
@@ -97,7 +102,7 @@ def encrypt_stored(
     return _by_version(
         table,
         {
-            slot: encrypt(field.kind, _bind_to_row(table, field, value, scheme), _key(field, slot))
+            slot: encrypt(field.kind, _bind_to_row(table, field, value, scheme), column_key(table, field, slot))
             for slot, scheme in schemes.items()
         },
     )
@@ -156,25 +161,26 @@ def _quoted(text: str) -> ColumnElement[str]:
     return literal_column(f"'{text}'", Text)
 
 
-def parameters(keyring: Keyring, fields: tuple[EncryptedField, ...]) -> dict[str, Any]:
+def parameters(keyring: Keyring, table: EncryptedTable, fields: tuple[EncryptedField, ...]) -> dict[str, Any]:
     """Return the versions and keys that a statement over these fields needs, from one keyring and so of one moment.
 
-    The previous slot holds version NULL, which matches no row, and the current key, where there is no previous version.
-    The result is made once for each keyring: do not change it.
+    The previous slot holds version NULL, which matches no row, where there is no previous version. The keys of fields that
+    are not asked for are not among them. The result is made once for each keyring: do not change it.
     """
-    known = keyring.memory.get(fields)
+    known = keyring.memory.get((table, fields))
     if known is None:
-        known = keyring.memory[fields] = _parameters(keyring, fields)
+        known = keyring.memory[table, fields] = _parameters(keyring, table, fields)
     return known
 
 
-def _parameters(keyring: Keyring, fields: tuple[EncryptedField, ...]) -> dict[str, Any]:
-    current, previous = keyring.current, keyring.previous
-    values: dict[str, Any] = {
-        "version_current": current.version,
-        "version_previous": previous.version if previous else None,
+def _parameters(keyring: Keyring, table: EncryptedTable, fields: tuple[EncryptedField, ...]) -> dict[str, Any]:
+    keys: list[Key | None] = [
+        keyring.column_key(version, field.context) if version and field in fields else None
+        for field in table.fields.values()
+        for version in (keyring.current, keyring.previous)
+    ]
+    return {
+        "version_current": keyring.current.version,
+        "version_previous": keyring.previous.version if keyring.previous else None,
+        "keys": Keys(keys),
     }
-    for field in fields:
-        values[f"key_current_{field.name}"] = keyring.column_key(current, field.context)
-        values[f"key_previous_{field.name}"] = keyring.column_key(previous or current, field.context)
-    return values

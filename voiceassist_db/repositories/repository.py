@@ -29,6 +29,9 @@ R = TypeVar("R", bound=Record)
 BATCH_ROWS: Final = 1000
 """Rows of one bulk INSERT: enough that a round trip does not count, few enough that memory stays flat."""
 
+FIRST_BATCH_ROWS: Final = 100
+"""Few, because the server has nothing to do while they are encoded."""
+
 BATCH_CHARACTERS: Final = 4 << 20
 """Characters of text, or bytes, that end a bulk INSERT early: a batch of long notes is a batch of few."""
 
@@ -97,7 +100,7 @@ class Repository(Generic[R]):
         connection = self._connection()
         keyring = self._keys.keyring(connection)
         values = self._rows.new(record, keyring)
-        self._statements.insert().count(connection, values | parameters(keyring, self._fields))
+        self._statements.insert().count(connection, values | parameters(keyring, self._table, self._fields))
 
     def add_many(self, records: Iterable[R]) -> int:
         """Write many new rows, streaming: only one batch is held in memory.
@@ -147,7 +150,7 @@ class Repository(Generic[R]):
         for _ in range(2):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
             statement = self._statements.update(frozenset(changes), schemes)
-            values = {**where, **self._rows.changed(changes, keyring), **parameters(keyring, changed)}
+            values = {**where, **self._rows.changed(changes, keyring), **parameters(keyring, self._table, changed)}
             if statement.count(connection, values):
                 return
             versions = self._statements.version().rows(connection, dict(where))
@@ -275,7 +278,7 @@ class Repository(Generic[R]):
         fields: tuple[EncryptedField, ...],
     ) -> tuple[list[R], tuple[int, str] | None]:
         given = values(keyring) if callable(values) else values
-        rows = statement.rows(connection, {**given, **parameters(keyring, fields)})
+        rows = statement.rows(connection, {**given, **parameters(keyring, self._table, fields)})
         found: list[R] = []
         return found, self._rows.read(rows, keyring, fields, found)
 
@@ -300,15 +303,15 @@ class Repository(Generic[R]):
 
     def _batches(self, records: Iterable[R]) -> Iterator[list[R]]:
         batch: list[R] = []
-        size = 0
+        size, rows = 0, FIRST_BATCH_ROWS
         for record in records:
             batch.append(record)
             size += sum(
                 len(value) for name in self._table.fields if isinstance(value := getattr(record, name), str | bytes)
             )
-            if len(batch) >= BATCH_ROWS or size >= BATCH_CHARACTERS:
+            if len(batch) >= rows or size >= BATCH_CHARACTERS:
                 yield batch
-                batch, size = [], 0
+                batch, size, rows = [], 0, BATCH_ROWS
         if batch:
             yield batch
 

@@ -86,7 +86,7 @@ class Rows(Generic[R]):
         for name in rows[0]:
             process = self._processors.get(name)
             arrays[name] = array_literal([row[name] if process is None else process(row[name]) for row in rows])
-        return arrays | parameters(keyring, tuple(self._table.fields.values()))
+        return arrays | parameters(keyring, self._table, tuple(self._table.fields.values()))
 
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
         """Return the parameters of changed fields, not bound to a row: the statement does that.

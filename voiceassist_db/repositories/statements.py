@@ -129,7 +129,7 @@ class Statements:
         row = {each.name: value(each.name, each.type) for each in self._written}
         row[self.table.version.name] = version_parameter("current")
         for field in self.table.fields.values():
-            row[field.column] = encrypt_new(field, value(field.name, plaintext_type(field)))
+            row[field.column] = encrypt_new(self.table, field, value(field.name, plaintext_type(field)))
             if field.index_column:
                 row[field.index_column] = value(field.index_column, LargeBinary())
         return row

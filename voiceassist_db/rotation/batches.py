@@ -10,8 +10,7 @@ from sqlalchemy import Connection, Integer, bindparam, select, tuple_, update
 from voiceassist_db.execution import Prepared, see_all_rows
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.models import EncryptedTable
-from voiceassist_db.pgcrypto.binding import key_parameter
-from voiceassist_db.pgcrypto.expressions import parameters, reencrypt
+from voiceassist_db.pgcrypto.expressions import column_key, parameters, reencrypt
 
 BATCH_ROWS: Final = 1000
 
@@ -29,7 +28,7 @@ def rotate_table(connection: Connection, keyring: Keyring, table: EncryptedTable
     """
     assert keyring.previous is not None  # the run has seen to it
     first, later, batch = _bounds(table, after=False), _bounds(table, after=True), _batch(table, keyring)
-    keys = parameters(keyring, tuple(table.fields.values()))
+    keys = parameters(keyring, table, tuple(table.fields.values()))
     after: tuple[Any, ...] | None = None
     while True:
         bound = {f"after_{position}": value for position, value in enumerate(after or ())}
@@ -64,9 +63,9 @@ def _batch(table: EncryptedTable, keyring: Keyring) -> Prepared:
         changes[field.column] = reencrypt(
             table,
             field,
-            key_parameter(f"key_previous_{field.name}"),
+            column_key(table, field, "previous"),
             keyring.previous.scheme,
-            key_parameter(f"key_current_{field.name}"),
+            column_key(table, field, "current"),
         )
     key = tuple_(*table.key)
     statement = (
