@@ -102,13 +102,14 @@ class Prepared:
     def rows(self, connection: Connection, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Execute it and return its rows."""
         rows: list[tuple[Any, ...]]
-        rows, description = self._run(connection, parameters, _all_rows)
         if self._results is None:
-            types = [each[1] for each in description]
+            rows, types = self._run(connection, parameters, _all_rows_and_types)
             found = [
                 column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
             ]
             self._results = found if any(found) else []
+        else:
+            rows = self._run(connection, parameters, _all_rows)
         if not self._results:
             return rows
         return [
@@ -141,8 +142,12 @@ class Prepared:
         raise failure
 
 
-def _all_rows(cursor: Any) -> tuple[list[tuple[Any, ...]], Any]:
-    return cursor.fetchall(), cursor.description
+def _all_rows(cursor: Any) -> Any:
+    return cursor.fetchall()
+
+
+def _all_rows_and_types(cursor: Any) -> Any:
+    return cursor.fetchall(), [column[1] for column in cursor.description]
 
 
 def _row_count(cursor: Any) -> int:
