@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 
@@ -69,15 +68,3 @@ def filled(database: Database) -> Database:
     with psycopg.connect(plain(database.engine.url), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE patient_data")
     return database
-
-
-@pytest.fixture
-def raw(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    """A connection of psycopg's own to the same database."""
-    with psycopg.connect(plain(database.engine.url)) as connection:
-        yield connection
-
-
-def show(name: str, measured: dict[str, float]) -> None:
-    """Print a ratio as one line of JSON."""
-    print(json.dumps({"benchmark": name, **measured}))

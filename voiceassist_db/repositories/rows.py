@@ -5,6 +5,7 @@ Owns encoding and decoding of whole rows: values, blind-index tokens, keys. Exec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from enum import Enum
@@ -166,10 +167,15 @@ def checked(column: Column[Any], value: Any) -> Any:
     Raises:
         ValueError: It is of another type, or text that PostgreSQL cannot hold; the message does not hold it.
     """
-    expected = column.type.python_type
+    expected = _python_type(column)
     if type(value) is not expected and (not isinstance(value, expected) or isinstance(value, bool | datetime | Enum)):
         raise ValueError(f"{column.name} must be of type {expected.__name__}, not {type(value).__name__}")
     return checked_text(column, value) if isinstance(value, str) else value
+
+
+@functools.cache
+def _python_type(column: Column[Any]) -> type[Any]:
+    return column.type.python_type
 
 
 def checked_text(column: Column[Any], value: str) -> str:
@@ -182,6 +188,8 @@ def checked_text(column: Column[Any], value: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
