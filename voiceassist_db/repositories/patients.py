@@ -7,7 +7,7 @@ from uuid import UUID
 
 from voiceassist_db.models import ClinicalNoteRow, PatientRow
 from voiceassist_db.repositories.records import ClinicalNote, Patient
-from voiceassist_db.repositories.repository import BATCH_ROWS, Repository
+from voiceassist_db.repositories.repository import PAGE_ROWS, Repository
 
 
 class PatientRepository(Repository[Patient]):
@@ -45,7 +45,7 @@ class ClinicalNoteRepository(Repository[ClinicalNote]):
         patient: UUID,
         *,
         after: ClinicalNote | None = None,
-        limit: int = BATCH_ROWS,
+        limit: int = PAGE_ROWS,
         fields: Iterable[str] | None = None,
     ) -> list[ClinicalNote]:
         """Return a patient's notes, oldest first; the next page begins after the last note of this one."""

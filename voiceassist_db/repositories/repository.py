@@ -26,8 +26,10 @@ from voiceassist_db.repositories.statements import WHERE, Statements
 
 R = TypeVar("R", bound=Record)
 
-BATCH_ROWS: Final = 1000
-"""Rows of one bulk INSERT: enough that a round trip does not count, few enough that memory stays flat."""
+PAGE_ROWS: Final = 1000
+
+BATCH_ROWS: Final = 500
+"""Rows of one bulk INSERT. Measured over one INSERT of 10,000 rows: 1.31 × its time with 2,000, 1.27 with 1,000, 1.22 with 500."""
 
 FIRST_BATCH_ROWS: Final = 100
 """Few, because the server has nothing to do while they are encoded."""
@@ -209,7 +211,7 @@ class Repository(Generic[R]):
         chosen = self._chosen(fields)
         return {self._lookup_key(each): each for each in self._read(self._statements.get_many(chosen), arrays, chosen)}
 
-    def page(self, *, after: R | None = None, limit: int = BATCH_ROWS, fields: Iterable[str] | None = None) -> list[R]:
+    def page(self, *, after: R | None = None, limit: int = PAGE_ROWS, fields: Iterable[str] | None = None) -> list[R]:
         """Read the next records in the order of the primary key.
 
         Args:
