@@ -29,7 +29,7 @@ R = TypeVar("R", bound=Record)
 PAGE_ROWS: Final = 1000
 
 BATCH_ROWS: Final = 500
-"""Rows of one bulk INSERT. Measured over one INSERT of 10,000 rows: 1.31 × its time with 2,000, 1.27 with 1,000, 1.22 with 500."""
+"""Rows of one bulk INSERT. Over one INSERT of 10,000 rows by the server alone, 2,000 took 1.31 of its time, 500 took 1.22."""
 
 FIRST_BATCH_ROWS: Final = 100
 """Few, because the server has nothing to do while they are encoded."""
