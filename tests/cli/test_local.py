@@ -134,9 +134,12 @@ def test_a_directory_keeps_rows_and_keys(run: Run, outer: dict[str, str], direct
     assert processes(str(directory)) == []
 
 
-@pytest.mark.parametrize("child", ["command", "shell"])
+@pytest.mark.parametrize("child", ["command", "shell", "busy shell"])
 def test_sigterm_stops_all(outer: dict[str, str], child: str) -> None:
-    """The command, or the interactive shell, ends by it; then the servers; and the exit code says by which signal."""
+    """The command, or the interactive shell, ends by it; then the servers; and the exit code says by which signal.
+
+    A shell that runs something hangs up the whole process group that it shares with `dev`.
+    """
     report = Path(outer["TMPDIR"]).parent / "environment.json"
     write = f"open({str(report)!r}, 'w').write(json.dumps(dict(os.environ))); os.rename({str(report)!r}, {str(report)!r} + '.done')"
     ready = report.with_name("environment.json.done")
@@ -154,7 +157,9 @@ def test_sigterm_stops_all(outer: dict[str, str], child: str) -> None:
             stderr=theirs,
             start_new_session=True,
         )
-        os.write(ours, f'python3 -c "import os, json; {write}"\n'.encode())
+        os.write(
+            ours, f'python3 -c "import os, json, time; {write}; time.sleep({60 * (child == "busy shell")})"\n'.encode()
+        )
     deadline = time.monotonic() + 30
     while not ready.exists() and time.monotonic() < deadline:
         assert process.poll() is None
@@ -164,7 +169,7 @@ def test_sigterm_stops_all(outer: dict[str, str], child: str) -> None:
     process.send_signal(signal.SIGTERM)
     code = process.wait(20)
     assert code == 128 + (signal.SIGTERM if child == "command" else signal.SIGHUP)
-    if child == "shell":
+    if child != "command":
         os.close(ours)
         os.close(theirs)
     assert_all_gone(outer, inner)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -61,8 +62,12 @@ def _run(arguments: list[str], environment: dict[str, str], *, is_shell: bool) -
         child.send_signal(signal.SIGHUP if is_shell else number)  # an interactive shell ignores SIGTERM
 
     # The terminal sends Ctrl-C to both; only the child acts on it.
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
+    before: dict[int, Any] = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    # A shell without job control hangs up its whole process group, this process included, when it is itself hung up.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        before[stop] = signal.getsignal(stop)
+        if before[stop] is not signal.SIG_IGN:  # as under nohup
+            signal.signal(stop, pass_on)
     try:
         status = child.wait()
     finally:
