@@ -100,13 +100,23 @@ class RowError(VoiceAssistDBError):
         table: Name of the table.
         field: Name of the field, without ``_encrypted``; None where the statement touched several.
         row_id: Primary key of the row as text; None where the statement touched several.
+        sqlstate: PostgreSQL's five-character code; None where the server did not refuse it.
     """
 
-    def __init__(self, message: str, *, table: str, field: str | None = None, row_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        table: str,
+        field: str | None = None,
+        row_id: str | None = None,
+        sqlstate: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.table = table
         self.field = field
         self.row_id = row_id
+        self.sqlstate = sqlstate
 
 
 class UnknownKeyVersionError(RowError):
@@ -201,3 +211,15 @@ class ImportFileError(VoiceAssistDBError):
 
 class RotationError(VoiceAssistDBError):
     """A key rotation was refused, or could not be finished."""
+
+
+class RotationActiveError(RotationError):
+    """Another process is rotating this database's keys."""
+
+
+class NothingUnfinishedError(RotationError):
+    """There is no unfinished rotation to continue."""
+
+
+class LeaseLostError(RotationError):
+    """Another process took this rotation over, after this one was silent for too long; this one writes nothing more."""

@@ -224,6 +224,7 @@ def _decryption(original: object, sqlstate: str, table: str) -> VoiceAssistDBErr
         f"a value in {table} does not open: it was damaged, or written under another key. Find it with "
         "`voiceassist-db verify`, and restore its row from a backup.",
         table=table,
+        sqlstate=sqlstate,
     )
 
 

@@ -12,7 +12,7 @@ from voiceassist_db.errors import KeyStoreConflictError, RotationError, WrongKey
 from voiceassist_db.keyring import KeyringSource, register
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
-from voiceassist_db.rotation import rotate
+from voiceassist_db.rotation import Pace, Progress, rotate
 from voiceassist_db.status import read_status
 
 PATIENTS = [
@@ -87,12 +87,12 @@ def test_an_interrupted_rotation_is_continued(
     before = everything(filled)
     if died == "between the rows":
 
-        def die(done: int, _total: int | None) -> None:
-            if done >= 1000:
+        def die(now: Progress) -> None:
+            if now.rows >= 500:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            rotate(filled.engine, filled.keys, on_progress=die)
+            rotate(filled.engine, filled.keys, pace=Pace(max_rows_per_second=3000), on_progress=die)
         assert 0 < versions(filled.engine)["patient_data"][2] < 2500
         assert before == everything(filled)
     elif died == "while verifying":
@@ -100,7 +100,7 @@ def test_an_interrupted_rotation_is_continued(
         def die_at_once(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("voiceassist_db.rotation.run.verify", die_at_once)
+        monkeypatch.setattr("voiceassist_db.rotation.work.Work.prove", die_at_once)
         with pytest.raises(KeyboardInterrupt):
             rotate(filled.engine, filled.keys)
         monkeypatch.undo()
@@ -123,7 +123,7 @@ def test_a_second_rotation_waits_for_the_first_key_to_retire(filled: Database, p
     """A third key would push out one that backups still need: it is refused, and nothing changes."""
     rotate(filled.engine, filled.keys)
     keys, before = provider.fetch(), versions(filled.engine)
-    with pytest.raises(RotationError, match="retired first"):
+    with pytest.raises(RotationError, match="retire it first"):
         rotate(filled.engine, filled.keys)
     assert keys == provider.fetch()
     assert before == versions(filled.engine)
@@ -149,26 +149,26 @@ def test_a_wrong_key_is_refused_before_the_first_row(filled: Database, provider:
     assert versions(filled.engine)["patient_data"] == {1: 2500}
 
 
-def test_a_damaged_row_stops_the_run_and_is_not_touched(filled: Database) -> None:
-    """An unreadable value is never overwritten: the run fails, every other row stays readable, and it can be continued."""
-    from voiceassist_db.errors import DecryptionError
-
+def test_a_damaged_row_is_quarantined_and_not_touched(filled: Database) -> None:
+    """An unreadable value is never overwritten: its row is put down, all others are done, and once mended it is too."""
     damage = text(
         "UPDATE patient_data SET ssn_encrypted = set_byte(ssn_encrypted, 40, get_byte(ssn_encrypted, 40) # 1) "
-        "WHERE patient_id = 'PT-1500' RETURNING ssn_encrypted"
+        "WHERE patient_id = 'PT-1500' RETURNING id, ssn_encrypted"
     )
+    stored = text("SELECT ssn_encrypted FROM patient_data WHERE patient_id = 'PT-1500' AND key_version = 1")
     with filled.engine.begin() as connection:
-        damaged = connection.execute(damage).scalar_one()
-    with pytest.raises(DecryptionError, match="patient_data"):
-        rotate(filled.engine, filled.keys)
+        damaged = connection.execute(damage).one()
+    report = rotate(filled.engine, filled.keys)
+    assert (report.rows, report.quarantined, report.remaining, report.verified) == (2502, 1, 1, True)
+    assert report.done_but_quarantined
     with filled.engine.begin() as connection:
-        assert (
-            damaged
-            == connection.execute(
-                text("SELECT ssn_encrypted FROM patient_data WHERE patient_id = 'PT-1500' AND key_version = 1")
-            ).scalar_one()
-        )
+        failures = connection.execute(text("SELECT table_name, row_id, sqlstate FROM key_rotation_failures")).all()
+        assert [("patient_data", str(damaged.id), "39000")] == [tuple(each) for each in failures]
+        assert damaged.ssn_encrypted == connection.execute(stored).scalar_one()
         connection.execute(
             text("UPDATE patient_data SET ssn_encrypted = NULL, ssn_index = NULL WHERE patient_id = 'PT-1500'")
         )
-    assert rotate(filled.engine, filled.keys).done
+    again = rotate(filled.engine, filled.keys)
+    assert (again.rows, again.quarantined, again.done) == (1, 0, True)
+    with filled.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM key_rotation_failures")).scalar_one() == 0

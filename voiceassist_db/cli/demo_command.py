@@ -20,10 +20,12 @@ from voiceassist_db.database import Database
 from voiceassist_db.engine import create_engine
 from voiceassist_db.importing import import_patients
 from voiceassist_db.repositories import Patient
-from voiceassist_db.rotation import rotate
+from voiceassist_db.rotation import Pace, Progress, rotate
 from voiceassist_db.verification import verify
 
 PATIENTS: Final = 5000
+_SLOWLY: Final = Pace(max_rows_per_second=5000)
+"""So that a reader has the time to meet rows of both key versions."""
 
 
 @click.command("demo")
@@ -110,11 +112,11 @@ def _rotate(rotator: Database, application: Database) -> None:
     """Rotate in one process's name while another one, which was never restarted, goes on reading and writing."""
     seen: list[tuple[int, Patient]] = []
 
-    def on_progress(done: int, total: int | None) -> None:
-        if seen:
+    def on_progress(now: Progress) -> None:
+        if seen or not 0 < now.rows < now.total:
             return
         click.echo(
-            f"  {done:,} of {total:,} rows are under the new key; meanwhile the application, never restarted, reads"
+            f"  {now.rows:,} of {now.total:,} rows are under the new key; meanwhile the application, never restarted, reads"
         )
         for version, patient_id in _first_and_last(application):
             with application.transaction() as tx:
@@ -123,7 +125,7 @@ def _rotate(rotator: Database, application: Database) -> None:
             click.echo(f"    {patient_id}, under key version {version}: ssn {patient.ssn!r}, name {patient.name!r}")
 
     with _step("Rotating the key: a new one in Vault, every row re-encrypted inside the database"):
-        done = rotate(rotator.engine, rotator.keys, on_progress=on_progress)
+        done = rotate(rotator.engine, rotator.keys, pace=_SLOWLY, on_progress=on_progress)
         click.echo(
             f"  key version {done.from_version} → {done.to_version}: {done.rows:,} rows, {done.rows_per_second:,.0f}/s, "
             f"{done.remaining} remaining"

@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import click
 
 PLAIN_LINE_EVERY_S: Final = 5.0
 
-Report = Callable[[int, int | None], None]
-"""Called with how many units are done, and of how many (None while that is unknown)."""
+
+class Report(Protocol):
+    """Called with how many units are done, of how many (None while that is unknown), and what there is to say about it."""
+
+    def __call__(self, done: int, total: int | None, note: str = "", /) -> None: ...  # noqa: D102
+
 
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on the last line of standard output."
@@ -58,14 +62,15 @@ def _bar(what: str, unit: str) -> Iterator[Report]:
         MofNCompleteColumn(),
         TextColumn(f"{{task.fields[rate]}} {unit}/s"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, rate="…")
+        task = bar.add_task(what, total=None, rate="…", note="")
 
-        def report(done: int, total: int | None) -> None:
+        def report(done: int, total: int | None, note: str = "", /) -> None:
             rate = f"{done / max(time.monotonic() - started, 1e-3):,.0f}"
-            bar.update(task, completed=done, total=total, rate=rate)
+            bar.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield report
 
@@ -74,12 +79,14 @@ def _bar(what: str, unit: str) -> Iterator[Report]:
 def _lines(what: str, unit: str) -> Iterator[Report]:
     started = last = time.monotonic()
 
-    def report(done: int, total: int | None) -> None:
+    def report(done: int, total: int | None, note: str = "", /) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= PLAIN_LINE_EVERY_S:
             last = now
             of = f" of {total:,}" if total is not None else ""
-            click.echo(f"{what}: {done:,}{of} {unit}, {done / (now - started):,.0f}/s", err=True)
+            rate = done / (now - started)
+            left = f", {(total - done) / rate:,.0f} s left" if total is not None and rate else ""
+            click.echo(f"{what}: {done:,}{of} {unit}, {rate:,.0f}/s{left}{f' ({note})' if note else ''}", err=True)
 
     yield report

@@ -3,36 +3,187 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
 
 import click
 
+from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option, progress
 from voiceassist_db.database import Database
-from voiceassist_db.rotation import rotate
+from voiceassist_db.engine import create_engine
+from voiceassist_db.errors import NothingUnfinishedError, RotationActiveError
+from voiceassist_db.rotation import Pace, Plan, Progress, RotationReport, plan, rotate
+from voiceassist_db.rotation.report import DEFAULT_TARGET_BATCH_S
 
-EXIT_UNFINISHED = 3
+EXIT_REFUSED: Final = 1
+EXIT_LEFT_OVER: Final = 3
+EXIT_QUARANTINED: Final = 4
+EXIT_ACTIVE: Final = 5
+EXIT_INTERRUPTED: Final = 6
+
+POOL_OVER_WORKERS: Final = 3
+"""Connections beside the workers': heartbeat, probes, and the run itself."""
 
 
-@click.command("rotate_keys")
+@click.command("rotate_keys", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--dry-run", is_flag=True, help="Check everything and show the plan; change nothing.")
+@click.option(
+    "--resume", "resume_only", is_flag=True, help="Only finish an unfinished rotation, which is also done without it."
+)
+@click.option("--tables", metavar="A,B", help="Only these tables, for now.  [default: all]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Connections that re-encrypt in parallel.",
+)
+@click.option(
+    "--target-batch-seconds",
+    type=click.FloatRange(min=0.01, max=60),
+    default=DEFAULT_TARGET_BATCH_S,
+    show_default=True,
+    help="How long a batch, whose rows are locked, should take.",
+)
+@click.option(
+    "--max-rows-per-second", type=click.FloatRange(min=0, min_open=True), help="Of all workers.  [default: no limit]"
+)
+@click.option(
+    "--max-replica-lag",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Pause while any replica is this far behind, or its lag cannot be read.  [default: not watched]",
+)
 @json_option
-def command(as_json: bool) -> None:
-    """Rotate the encryption key: a new one in Vault, and every encrypted row of every table re-encrypted under it.
+def command(  # noqa: PLR0917  # click passes them by name
+    dry_run: bool,
+    resume_only: bool,
+    tables: str | None,
+    workers: int,
+    target_batch_seconds: float,
+    max_rows_per_second: float | None,
+    max_replica_lag: float | None,
+    as_json: bool,
+) -> None:
+    r"""Rotate the encryption key: a new one in Vault, and every encrypted row of every table re-encrypted under it.
 
-    Readers and writers go on meanwhile. An interrupted rotation is continued by running this again. The database is named
-    by DATABASE_URL, the keys by VAULT_ADDR and its login.
+    Readers and writers go on meanwhile. An unfinished rotation is continued, whatever ended it. Ctrl-C and SIGTERM end it
+    after the batches that are under way. The database is named by DATABASE_URL, the keys by VAULT_ADDR and its login.
 
-    Exit codes: 0 done and verified; 1 refused or failed, and why; 3 rows are left under the old key, or not every value
-    could be verified: run it again, and `voiceassist-db verify`.
+    \b
+    Exit codes:
+      0  done and verified (--dry-run: it could begin)
+      1  refused or failed, and why
+      2  wrong usage
+      3  rows are left under the old key, or not every value could be verified: run it again, see `verify`
+      4  done, but for rows that could not be read: `status` counts them, key_rotation_failures names them
+      5  another run is active
+      6  interrupted; run it again to go on
     """
-    with Database.from_env() as database, progress("rotating") as report:
-        done = rotate(database.engine, database.keys, on_progress=report)
+    pace = Pace(
+        workers=workers,
+        target_batch_s=target_batch_seconds,
+        max_rows_per_second=max_rows_per_second,
+        max_replica_lag_s=max_replica_lag,
+    )
+    names = tables.split(",") if tables else None
+    engine = create_engine(config.database_url(), pool_size=workers + POOL_OVER_WORKERS)
+    with Database(engine, config.key_provider()) as database:
+        try:
+            if dry_run:
+                _show_plan(plan(engine, database.keys, tables=names, pace=pace), as_json=as_json)
+                return
+            with _stopping() as stop, _showing() as show:
+                report = rotate(
+                    engine,
+                    database.keys,
+                    pace=pace,
+                    tables=names,
+                    resume_only=resume_only,
+                    stop=stop,
+                    on_progress=show,
+                )
+        except NothingUnfinishedError as nothing:
+            click.echo(str(nothing), err=True)
+            return
+        except RotationActiveError as active:
+            click.echo(f"error: {active}", err=True)
+            sys.exit(EXIT_ACTIVE)
+    _show_report(report, as_json=as_json)
+    sys.exit(exit_code(report))
+
+
+def exit_code(report: RotationReport) -> int:
+    """Return the exit code that tells a run's result."""
+    if report.done:
+        return 0
+    if report.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_QUARANTINED if report.done_but_quarantined else EXIT_LEFT_OVER
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one ends the process as it would any other."""
+    stop = threading.Event()
+    before: dict[int, Any] = {}
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        sys.stderr.write("stopping after the batches that are under way; once more to stop at once\n")
+
+    number: int
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _showing() -> Iterator[Callable[[Progress], None]]:
+    with progress("rotating") as report:
+        yield lambda now: report(now.rows, now.total, ": ".join(part for part in (now.phase, now.note) if part))
+
+
+def _show_plan(would: Plan, *, as_json: bool) -> None:
     if as_json:
-        emit_json(dataclasses.asdict(done) | {"rows_per_second": round(done.rows_per_second, 1)})
-    else:
+        emit_json(dataclasses.asdict(would))
+        return
+    does = "go on with" if would.unfinished else "begin"
+    click.echo(f"would {does} the rotation from key version {would.from_version} to {would.to_version}:")
+    for table, rows in would.rows.items():
+        click.echo(f"  {table}: {rows:,} rows to re-encrypt, {would.bytes[table] / (1 << 20):,.0f} MiB with indexes")
+    click.echo("nothing was changed")
+
+
+def _show_report(report: RotationReport, *, as_json: bool) -> None:
+    if as_json:
+        emit_json(dataclasses.asdict(report) | {"rows_per_second": round(report.rows_per_second, 1)})
+        return
+    verified = "verified" if report.verified else "NOT VERIFIED"
+    hot = "" if report.hot_ratio is None else f", HOT {report.hot_ratio:.0%}"
+    click.echo(
+        f"key version {report.from_version} → {report.to_version}: {report.rows:,} rows in {report.seconds:.1f} s "
+        f"({report.rows_per_second:,.0f}/s), {report.remaining:,} remaining, {verified}; tables x{report.table_growth:.2f}, "
+        f"indexes x{report.index_growth:.2f}{hot}"
+    )
+    if report.quarantined:
         click.echo(
-            f"key version {done.from_version} → {done.to_version}: {done.rows:,} rows in {done.seconds:.1f} s "
-            f"({done.rows_per_second:,.0f}/s), {done.remaining:,} remaining, {'verified' if done.verified else 'NOT VERIFIED'}"
+            f"{report.quarantined:,} rows could not be read and are as they were: key_rotation_failures names them; repair or "
+            "restore them, and run this again"
         )
-    if not done.done:
-        sys.exit(EXIT_UNFINISHED)
+    if report.open_writers:
+        click.echo(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
+    if report.interrupted:
+        click.echo("interrupted: run this again to go on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, LargeBinary, func
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Double, ForeignKey, LargeBinary, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from voiceassist_db.models.base import Base
@@ -41,15 +41,20 @@ class IndexKeyRow(Base):
 
 
 class KeyRotationRow(Base):
-    """One rotation: from its lease to its result. ``heartbeat_at`` stands still when its process has died."""
+    """One rotation, and the lease of the process that is at it: whoever is its holder, until ``lease_until``, may write.
+
+    ``heartbeat_at`` stands still when that process has died. Of the blind-index key, the versions are a count.
+    """
 
     __tablename__ = "key_rotations"
     __table_args__ = (
+        CheckConstraint("kind IN ('encryption', 'index')", name="key_rotations_kind"),
         CheckConstraint("state IN ('running', 'interrupted', 'finished')", name="key_rotations_state"),
         CheckConstraint("to_version > from_version", name="key_rotations_versions"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(server_default="encryption")
     from_version: Mapped[int]
     to_version: Mapped[int]
     state: Mapped[str]
@@ -57,6 +62,11 @@ class KeyRotationRow(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     rows: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    rows_total: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    rows_per_second: Mapped[float] = mapped_column(Double, server_default="0")
+    holder: Mapped[UUID | None]
+    holder_name: Mapped[str | None]
+    lease_until: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class KeyRotationFailureRow(Base):

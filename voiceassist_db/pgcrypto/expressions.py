@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     Case,
     Column,
     ColumnElement,
@@ -118,6 +119,18 @@ def reencrypt(
     return encrypt(field.kind, plaintext, new)
 
 
+def is_bound_to_row(table: EncryptedTable, field: EncryptedField) -> ColumnElement[bool]:
+    """Return the condition that a value under the current, bound version was encrypted for its row and column.
+
+    An error (39000) where the value does not open.
+    """
+    plaintext = decrypt(field.kind, table.table.c[field.column], column_key(table, field, "current"))
+    prefix = _prefix(table, field)
+    if field.kind is Kind.BYTES:
+        return func.substring(plaintext, 1, func.octet_length(prefix)) == prefix
+    return func.starts_with(plaintext, prefix, type_=Boolean)
+
+
 def is_live(table: EncryptedTable) -> ColumnElement[bool]:
     """Return the condition that a row is under one of the live versions."""
     return table.version.in_([version_parameter(slot) for slot in SLOTS])
@@ -132,10 +145,12 @@ def _bind_to_row(
 ) -> ColumnElement[Any]:
     if scheme is Scheme.DIRECT:
         return value
-    prefix = _quoted(f"{field.context}:").concat(row_id(table.key)).concat(_quoted(":"))
-    if field.kind is Kind.BYTES:
-        return func.convert_to(prefix, _quoted("UTF8"), type_=LargeBinary).concat(cast(value, LargeBinary))
-    return prefix.concat(cast(value, Text))
+    return _prefix(table, field).concat(cast(value, LargeBinary if field.kind is Kind.BYTES else Text))
+
+
+def _prefix(table: EncryptedTable, field: EncryptedField) -> ColumnElement[Any]:
+    text = _quoted(f"{field.context}:").concat(row_id(table.key)).concat(_quoted(":"))
+    return func.convert_to(text, _quoted("UTF8"), type_=LargeBinary) if field.kind is Kind.BYTES else text
 
 
 def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:

@@ -1,6 +1,6 @@
 """Rotation: a new key, and every encrypted row of every encrypted table re-encrypted under it, inside the database."""
 
-from voiceassist_db.rotation.report import RotationReport
-from voiceassist_db.rotation.run import rotate
+from voiceassist_db.rotation.report import OnProgress, Pace, Plan, Progress, RotationReport
+from voiceassist_db.rotation.run import plan, rotate
 
-__all__ = ["RotationReport", "rotate"]
+__all__ = ["OnProgress", "Pace", "Plan", "Progress", "RotationReport", "plan", "rotate"]

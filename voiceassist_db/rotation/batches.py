@@ -1,78 +1,278 @@
-"""Re-encrypts the rows of one table in batches along its primary key; plaintext never leaves the server."""
+"""One batch: a short transaction behind the lease's fence, tried again where that may help, halved where a row stops it.
+
+Owns what becomes of every failure of a batch. Nothing here decides which rows come next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Integer, bindparam, select, tuple_, update
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.dialects.postgresql import insert
 
-from voiceassist_db.execution import Prepared, see_all_rows
-from voiceassist_db.keyring import Keyring
-from voiceassist_db.models import EncryptedTable
-from voiceassist_db.pgcrypto.expressions import column_key, parameters, reencrypt
+from voiceassist_db.errors import (
+    ConstraintError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    DecryptionError,
+    TransactionConflictError,
+    VoiceAssistDBError,
+)
+from voiceassist_db.execution import execute, translated
+from voiceassist_db.models import KeyRotationFailureRow, table_of
+from voiceassist_db.pgcrypto.codec import row_id
+from voiceassist_db.rotation.lease import Lease
+from voiceassist_db.rotation.relations import Relation
+from voiceassist_db.rotation.statements import Key, Part, Statements
 
-BATCH_ROWS: Final = 1000
+logger = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_MS: Final = 100
+"""How long a batch waits for one row. Well below PostgreSQL's deadlock_timeout of 1 s, so that of a deadlock it is the rotation
+that gives way, and not the application."""
+
+SWEEP_LOCK_TIMEOUT_MS: Final = 2000
+RETRY_FOR_S: Final = 60.0
+FIRST_PAUSE_S: Final = 0.1
+MAX_PAUSE_S: Final = 5.0
+
+_FAILURES: Final = table_of(KeyRotationFailureRow)
+_SETTINGS: Final = text(
+    """
+    SELECT set_config('lock_timeout', :lock_timeout, true), set_config('row_security', 'off', true),
+           set_config('synchronous_commit', 'off', true), set_config('jit', 'off', true),
+           set_config('idle_in_transaction_session_timeout', '15s', true)
+    """
+)
+"""``jit``: compiling takes as long as a batch. ``synchronous_commit``: a batch that a crash undoes is done again; the run ends
+with a synchronous commit before it says that it is done. ``idle_in_transaction_session_timeout``: a process that is stopped in
+the midst of a batch gives up its locks, and the fence, by itself."""
+
+_UPDATED: Final = text(
+    "SELECT pg_catalog.pg_stat_get_xact_tuples_updated(CAST(:oid AS oid)) AS updated, "
+    "pg_catalog.pg_stat_get_xact_tuples_hot_updated(CAST(:oid AS oid)) AS hot"
+)
+"""Only their difference within a transaction means anything, and only where the server counts (``track_counts``)."""
+
+_ROW_FAILURES: Final = ("22", "23", "39", "54")
+"""Classes of SQLSTATE that speak of a row: data, constraint, external routine (pgcrypto), program limit."""
+
+_AWAY: Final = (DatabaseUnavailableError,)
+_AWAY_OR_BUSY: Final = (DatabaseUnavailableError, TransactionConflictError)
+
+Result = TypeVar("Result")
 
 
-def rotate_table(connection: Connection, keyring: Keyring, table: EncryptedTable) -> Iterator[int]:
-    """Bring a table's rows from the previous key to the current one; each batch is a transaction of its own.
+@dataclass(slots=True)
+class Tally:
+    """What all workers of a run have done together; safe for threads.
+
+    Attributes:
+        rows: Rows re-encrypted, as far as the server acknowledged them.
+        hot_rows: How many of them stayed on their page, of those that were counted.
+        counted_rows: How many were counted.
+        quarantined: The rows that could not be read: table and row id.
+        note: Who or what holds the run back.
+    """
+
+    rows: int = 0
+    hot_rows: int = 0
+    counted_rows: int = 0
+    quarantined: set[tuple[str, str]] = field(default_factory=set)
+    note: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, rows: int, hot_rows: int | None = None) -> None:
+        """Count a batch that is committed."""
+        with self._lock:
+            self.rows += rows
+            if hot_rows is not None:
+                self.hot_rows += min(hot_rows, rows)
+                self.counted_rows += rows
+
+    def quarantine(self, table: str, row: str) -> None:
+        """Count a row that could not be read."""
+        with self._lock:
+            self.quarantined.add((table, row))
+
+
+class Batches:
+    """Runs the batches of one relation.
 
     Args:
-        connection: A connection that may receive keys, outside a transaction.
-        keyring: The current key and the previous one.
-        table: The table.
-
-    Yields:
-        Rows re-encrypted by each batch.
+        engine: An engine whose connections may receive keys.
+        lease: The lease of the run.
+        relation: Where the rows are.
+        statements: Its statements.
+        tally: What the run counts.
+        is_stopping: Says whether the run shall end; then nothing is tried again.
     """
-    assert keyring.previous is not None  # the run has seen to it
-    first, later, batch = _bounds(table, after=False), _bounds(table, after=True), _batch(table, keyring)
-    keys = parameters(keyring, table, tuple(table.fields.values()))
-    after: tuple[Any, ...] | None = None
-    while True:
-        bound = {f"after_{position}": value for position, value in enumerate(after or ())}
-        see_all_rows(connection)
-        page = (later if after is not None else first).rows(connection, bound | {"limit": BATCH_ROWS})
-        if not page:
-            connection.rollback()
-            return
-        after = page[-1]
-        low = {f"low_{position}": value for position, value in enumerate(page[0])}
-        high = {f"high_{position}": value for position, value in enumerate(after)}
-        rows = batch.count(connection, keys | low | high)
-        connection.commit()
-        yield rows
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        lease: Lease,
+        relation: Relation,
+        statements: Statements,
+        tally: Tally,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._engine = engine
+        self._lease = lease
+        self._relation = relation
+        self._statements = statements
+        self._tally = tally
+        self._is_stopping = is_stopping
+
+    def rotate(self, part: Part) -> tuple[int, int | None, bool]:
+        """Re-encrypt a part.
+
+        Returns:
+            Rows re-encrypted, how many of them stayed on their page (None: unknown), and whether all of it went as one batch.
+
+        Raises:
+            LeaseLostError: Another process has the lease.
+            DatabaseError: It went on failing, and not because of a row.
+        """
+        statements = self._statements
+        # Waiting for a row means that others wait for all rows of the batch: what is held is left for the sweep.
+        for skip_locked in (False, True):
+            try:
+                rows, hot = self._counted(partial(statements.reencrypt, part=part, skip_locked=skip_locked))
+            except TransactionConflictError:
+                continue
+            except VoiceAssistDBError as error:
+                if not _is_of_a_row(error):
+                    raise
+                break
+            return rows, hot, True
+        if part.pages > 1:
+            one, other = (self.rotate(half) for half in part.halves())
+            return one[0] + other[0], None, False
+        keys = self._read(lambda connection: statements.old_of(connection, part))
+        return self.rotate_given(keys), None, False
+
+    def rotate_given(self, keys: Sequence[Key], *, waits: bool = False) -> int:
+        """Re-encrypt rows by primary key, halving them until one that cannot be read stands alone and is put down.
+
+        Args:
+            keys: The rows.
+            waits: Wait for rows that others hold, instead of leaving them.
+
+        Returns:
+            Rows re-encrypted.
+        """
+        if not keys or self._is_stopping():
+            return 0
+        try:
+            rows, _ = self._counted(
+                lambda connection: self._statements.reencrypt_given(connection, keys, skip_locked=not waits),
+                lock_timeout_ms=SWEEP_LOCK_TIMEOUT_MS if waits else LOCK_TIMEOUT_MS,
+            )
+        except TransactionConflictError:
+            if len(keys) == 1:
+                return 0
+        except VoiceAssistDBError as error:
+            if not _is_of_a_row(error):
+                raise
+            if len(keys) == 1:
+                self._quarantine(keys[0], error)
+                return 0
+        else:
+            return rows
+        middle = len(keys) // 2
+        return self.rotate_given(keys[:middle], waits=waits) + self.rotate_given(keys[middle:], waits=waits)
+
+    def prove(self, part: Part) -> tuple[int, int]:
+        """Open every value of a window's rows under the current version.
+
+        Returns:
+            Rows read, and how many of them cannot be trusted.
+        """
+        statements = self._statements
+        try:
+            return self._read(lambda connection: statements.prove(connection, part))
+        except DecryptionError:
+            pass
+        if part.pages > 1:
+            one, other = (self.prove(half) for half in part.halves())
+            return one[0] + other[0], one[1] + other[1]
+        return self._prove_given(self._read(lambda connection: statements.current_of(connection, part)))
+
+    def _prove_given(self, keys: Sequence[Key]) -> tuple[int, int]:
+        if not keys:
+            return 0, 0
+        try:
+            return self._read(lambda connection: self._statements.prove_given(connection, keys))
+        except DecryptionError:
+            if len(keys) == 1:
+                return 1, 1
+        middle = len(keys) // 2
+        one, other = self._prove_given(keys[:middle]), self._prove_given(keys[middle:])
+        return one[0] + other[0], one[1] + other[1]
+
+    def _counted(
+        self, work: Callable[[Connection], int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+    ) -> tuple[int, int | None]:
+        """Run a batch that re-encrypts, count it, and return its rows and how many stayed on their page."""
+
+        def batch(connection: Connection) -> tuple[int, int, int]:
+            oid, name = {"oid": self._relation.oid}, self._relation.table.name
+            before = execute(connection, _UPDATED, oid, table=name).one()
+            rows = work(connection)
+            after = execute(connection, _UPDATED, oid, table=name).one()
+            return rows, after.updated - before.updated, after.hot - before.hot
+
+        rows, updated, hot_rows = self._run(batch, lock_timeout_ms, _AWAY)
+        hot = hot_rows if updated == rows else None
+        self._tally.add(rows, hot)
+        return rows, hot
+
+    def _read(self, work: Callable[[Connection], Result]) -> Result:
+        return self._run(work, SWEEP_LOCK_TIMEOUT_MS, _AWAY_OR_BUSY)
+
+    def _run(
+        self, work: Callable[[Connection], Result], lock_timeout_ms: int, retried: tuple[type[DatabaseError], ...]
+    ) -> Result:
+        """Run one transaction behind the fence, and again where it failed for a reason that passes: it is idempotent."""
+        pause_s, give_up = FIRST_PAUSE_S, time.monotonic() + RETRY_FOR_S
+        while True:
+            try:
+                with translated(), self._engine.begin() as connection:
+                    settings = {"lock_timeout": f"{lock_timeout_ms}ms"}
+                    execute(connection, _SETTINGS, settings, table=self._relation.table.name)
+                    self._lease.fence(connection)
+                    return work(connection)
+            except retried as error:
+                if self._is_stopping() or time.monotonic() > give_up:
+                    raise
+                logger.warning("a batch of %s is tried again: %s", self._relation.table.name, error)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
+
+    def _quarantine(self, key: Key, error: VoiceAssistDBError) -> None:
+        row = row_id(key)
+        values = {
+            "rotation": self._lease.run,
+            "table_name": self._relation.declared_name,
+            "row_id": row,
+            "sqlstate": getattr(error, "sqlstate", None) or "?????",
+        }
+        statement = insert(_FAILURES).values(values).on_conflict_do_nothing()
+        self._read(lambda connection: execute(connection, statement, table=_FAILURES.name).rowcount)
+        self._tally.quarantine(self._relation.declared_name, row)
 
 
-def _key(table: EncryptedTable, prefix: str) -> Any:
-    return tuple_(*(bindparam(f"{prefix}_{position}", type_=each.type) for position, each in enumerate(table.key)))
-
-
-def _bounds(table: EncryptedTable, *, after: bool) -> Prepared:
-    statement = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
-    if after:
-        statement = statement.where(tuple_(*table.key) > _key(table, "after"))
-    return Prepared(statement, table=table.name)
-
-
-def _batch(table: EncryptedTable, keyring: Keyring) -> Prepared:
-    assert keyring.previous is not None
-    changes: dict[str, Any] = {table.version.name: bindparam("version_current", type_=Integer)}
-    for field in table.fields.values():
-        changes[field.column] = reencrypt(
-            table,
-            field,
-            column_key(table, field, "previous"),
-            keyring.previous.scheme,
-            column_key(table, field, "current"),
-        )
-    key = tuple_(*table.key)
-    statement = (
-        update(table.table)
-        .values(changes)
-        .where(key >= _key(table, "low"), key <= _key(table, "high"))
-        # Repeated here, though the range was just read: a row that a writer has moved on since is not ours to touch.
-        .where(table.version == bindparam("version_previous", type_=Integer))
-    )
-    return Prepared(statement, table=table.name)
+def _is_of_a_row(error: VoiceAssistDBError) -> bool:
+    """Say whether a batch failed because of what a row holds, so that the others can be done without it."""
+    if isinstance(error, DecryptionError | ConstraintError):
+        return True
+    sqlstate = error.sqlstate if isinstance(error, DatabaseError) else None
+    return sqlstate is not None and sqlstate.startswith(_ROW_FAILURES)

@@ -1,145 +1,293 @@
 """One rotation from its beginning, or from where the last run was interrupted, to its end.
 
-Owns the order of steps: new key into the key store, then into the registry, then the rows, then a look whether any is left,
-then verification. Each step finds out by itself whether it has been done, so a run that died anywhere is simply run again.
+Owns the order of steps: the lease, the new key into the key store, then into the registry, then the rows, the sweep, the proof,
+the result. Each step finds out by itself whether it has been done, so a run that died anywhere is simply run again.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from uuid import UUID
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
-from uuid_utils.compat import uuid7
+from sqlalchemy import Connection, Engine, delete, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.errors import RotationError
+from voiceassist_db.errors import (
+    DatabaseError,
+    LeaseLostError,
+    NothingUnfinishedError,
+    RotationActiveError,
+    RotationError,
+)
 from voiceassist_db.execution import execute, see_all_rows, translated
-from voiceassist_db.keyring import KeyringSource, assemble, register, registered_keys
+from voiceassist_db.keyring import Keyring, KeyringSource, assemble, register, registered_keys
 from voiceassist_db.keys import Key, KeySet
-from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
-from voiceassist_db.rotation.batches import rotate_table
-from voiceassist_db.rotation.report import RotationReport
-from voiceassist_db.verification import verify
+from voiceassist_db.models import EncryptedTable, KeyRotationFailureRow, table_of
+from voiceassist_db.rotation.batches import Tally
+from voiceassist_db.rotation.lease import Lease, Wanted, active_run, unfinished_run
+from voiceassist_db.rotation.relations import Relation, relations_of
+from voiceassist_db.rotation.report import OnProgress, Pace, Plan, RotationReport
+from voiceassist_db.rotation.throttle import require_visible_replicas
+from voiceassist_db.rotation.work import Work
 
-_RUNS = table_of(KeyRotationRow)
+_FAILURES = table_of(KeyRotationFailureRow)
+
+
+def plan(engine: Engine, keys: KeyringSource, *, tables: Iterable[str] | None = None, pace: Pace | None = None) -> Plan:
+    """Look what a rotation would do, and whether it would be refused; changes nothing.
+
+    Args:
+        engine: An engine whose connections may receive keys.
+        keys: The keys.
+        tables: Names of the tables to rotate; None for all.
+        pace: How hard it would work.
+
+    Raises:
+        RotationError: It would be refused, and why.
+    """
+    with translated(), engine.connect() as connection:
+        preflight = _Preflight.make(connection, keys.provider.fetch(), tables)
+        if active := active_run(connection):
+            raise RotationActiveError(f"a rotation is being run by {active.holder_name}: see `voiceassist-db status`")
+        require_visible_replicas(connection, pace or Pace())
+        old = preflight.wanted.from_version
+        return Plan(
+            old,
+            preflight.wanted.to_version,
+            preflight.is_unfinished,
+            {each.name: _count(connection, each, version=old) for each in preflight.chosen},
+            {
+                each.name: sum(sum(part.sizes(connection)) for part in relations_of(connection, each))
+                for each in preflight.chosen
+            },
+        )
 
 
 def rotate(
-    engine: Engine, keys: KeyringSource, *, on_progress: Callable[[int, int | None], None] | None = None
+    engine: Engine,
+    keys: KeyringSource,
+    *,
+    pace: Pace | None = None,
+    tables: Iterable[str] | None = None,
+    resume_only: bool = False,
+    stop: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RotationReport:
     """Rotate the encryption key, or finish the rotation that is unfinished. Readers and writers go on meanwhile.
 
     Args:
-        engine: An engine whose connections may receive keys.
+        engine: An engine whose connections may receive keys; its pool must have room for the workers and three more.
         keys: The keys; their provider is written to.
-        on_progress: Called with rows re-encrypted, and how many there are.
+        pace: How hard to work.
+        tables: Names of the tables to rotate now; None for all.
+        resume_only: Begin no new rotation.
+        stop: When it is set, the run ends after the batches that are under way, and can be continued.
+        on_progress: Called with where it stands.
+
+    Returns:
+        What was done.
 
     Raises:
-        RotationError: The rotation before the last is not retired, so that a third key would be needed at once.
+        NothingUnfinishedError: ``resume_only`` found nothing to continue.
+        RotationActiveError: Another process is at it.
+        RotationError: It is refused: the rotation before must be retired first, or what is asked for cannot be done.
     """
+    pace = pace or Pace()
     with translated(), engine.connect() as connection:
+        preflight = _Preflight.make(connection, keys.provider.fetch(), tables)
+        if resume_only and not preflight.is_unfinished:
+            raise NothingUnfinishedError("no rotation is unfinished: nothing was done")
+        require_visible_replicas(connection, pace)
+        relations = [part for each in preflight.chosen for part in relations_of(connection, each)]
+    with Lease.take(engine, preflight.wanted) as lease:
+        tally = Tally()
+        run = _Run(engine, keys, preflight=preflight, relations=relations, lease=lease, tally=tally)
+        finished = False
+        try:
+            keyring = run.begin()
+            work = Work(
+                engine,
+                lease,
+                keyring,
+                relations,
+                pace=pace,
+                tally=tally,
+                is_resumed=preflight.is_unfinished,
+                stop=stop or threading.Event(),
+                on_progress=on_progress,
+            )
+            lease.keep(run.journal(work))
+            report = run.through(work)
+            finished = report.done
+        finally:
+            run.end(finished=finished)
+        return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Preflight:
+    """What is known before anything is changed."""
+
+    wanted: Wanted
+    is_unfinished: bool
+    tables: list[EncryptedTable]
+    chosen: list[EncryptedTable]
+
+    @classmethod
+    def make(cls, connection: Connection, stored: KeySet, names: Iterable[str] | None) -> _Preflight:
         tables = encrypted_tables(connection)
-        stored = _begin(connection, keys, tables)
-        old, new = stored.previous_version, stored.version
-        assert old is not None  # _begin returns keys with a previous version
-        run = _open_run(connection, old, new)
-        started = time.perf_counter()
-        rows = _rotate_rows(connection, stored, tables, on_progress)
-        seconds = time.perf_counter() - started
-        remaining = _remaining(connection, tables, new)
-    keys.forget()
-    verified = remaining == 0 and not any(report.failed for report in verify(engine, keys))
-    with translated(), engine.connect() as connection:
-        _close_run(connection, run, rows, finished=verified)
-    return RotationReport(old, new, rows, seconds, remaining, verified)
+        wanted, is_unfinished = _wanted(connection, stored, tables)
+        return cls(wanted, is_unfinished, tables, _chosen(tables, names))
 
 
-def _begin(connection: Connection, keys: KeyringSource, tables: list[EncryptedTable]) -> KeySet:
-    """Return the two keys to rotate between: those of an unfinished rotation, or the current one and a new one."""
-    stored = keys.provider.fetch()
+def _chosen(tables: list[EncryptedTable], names: Iterable[str] | None) -> list[EncryptedTable]:
+    if names is None:
+        return tables
+    by_name = {each.name: each for each in tables}
+    wanted = list(names)
+    if unknown := [name for name in wanted if name not in by_name]:
+        raise RotationError(f"there is no encrypted table {', '.join(unknown)}; there are {', '.join(by_name)}")
+    return [by_name[name] for name in dict.fromkeys(wanted)]
+
+
+def _wanted(connection: Connection, stored: KeySet, tables: list[EncryptedTable]) -> tuple[Wanted, bool]:
+    """Return between which versions to rotate, and whether that was begun before."""
     assemble(connection, stored)
     known = registered_keys(connection)
-    unfinished = (
-        stored.version not in known
-        or _unfinished_run(connection, stored.version) is not None
-        or _remaining(connection, tables, stored.version) > 0
-    )
-    if not (unfinished and stored.previous_version is not None):
-        if stored.previous_version is not None:
-            raise RotationError(
-                f"key version {stored.previous_version} is still in the key store since the rotation to "
-                f"{stored.version}, which is complete. At most two versions are live, so that it must be retired first; this "
-                "version of voiceassist-db cannot do that yet."
-            )
-        new = replace(
-            stored,
-            version=stored.version + 1,
-            key=Key.generate(),
-            previous_version=stored.version,
-            previous_key=stored.key,
+    if max(known) > stored.version:
+        raise RotationError(
+            f"this database knows key version {max(known)}, which the key store no longer holds: restore the secret's later "
+            "version first (`vault kv rollback`)"
         )
-        # The store first: a key that rows are under must never exist in this process alone.
-        keys.provider.replace(stored, new)
-        stored = keys.provider.fetch()
-        if stored.versions() != new.versions():
-            raise RotationError("the key store did not return the key that was just written to it: nothing was rotated")
-    register(connection, stored)
-    connection.commit()
-    return stored
+    begun = unfinished_run(connection, "encryption")
+    if stored.previous_version is None:
+        return Wanted("encryption", stored.version, stored.version + 1), begun is not None
+    wanted = Wanted("encryption", stored.previous_version, stored.version)
+    is_retired = stored.previous_version in known and known[stored.previous_version].state == "retired"
+    if not is_retired and (
+        stored.version not in known or begun is not None or _remaining(connection, tables, stored.version)
+    ):
+        return wanted, True
+    raise RotationError(
+        f"key version {stored.previous_version} is still in the key store since the rotation to {stored.version}, which is "
+        "complete. At most two versions are live: retire it first (`rotate_keys.py --retire`)."
+    )
 
 
-def _rotate_rows(
-    connection: Connection,
-    stored: KeySet,
-    tables: list[EncryptedTable],
-    on_progress: Callable[[int, int | None], None] | None,
-) -> int:
-    keyring = assemble(connection, stored)
-    total = _remaining(connection, tables, stored.version)
-    connection.rollback()
-    rows = 0
-    for table in tables:
-        for batch in rotate_table(connection, keyring, table):
-            rows += batch
-            if on_progress:
-                on_progress(rows, max(total, rows))
-    return rows
+class _Run:
+    """One run that has the lease."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        keys: KeyringSource,
+        *,
+        preflight: _Preflight,
+        relations: list[Relation],
+        lease: Lease,
+        tally: Tally,
+    ) -> None:
+        self._engine = engine
+        self._keys = keys
+        self._preflight = preflight
+        self._relations = relations
+        self._lease = lease
+        self._tally = tally
+
+    def begin(self) -> Keyring:
+        """Bring the new key into the store and then into the registry, unless that was done; return both keys."""
+        wanted = self._preflight.wanted
+        stored = self._keys.provider.fetch()
+        if stored.version == wanted.from_version and stored.previous_version is None:
+            new = replace(
+                stored,
+                version=wanted.to_version,
+                key=Key.generate(),
+                previous_version=stored.version,
+                previous_key=stored.key,
+            )
+            # The store first: a key that rows are under must never exist in this process alone.
+            self._keys.provider.replace(stored, new)
+            stored = self._keys.provider.fetch()
+            if stored.versions() != new.versions():
+                raise RotationError("the key store did not return the key that was written to it: nothing was rotated")
+        if (stored.previous_version, stored.version) != (wanted.from_version, wanted.to_version):
+            raise RotationError("somebody else changed the key store just now: nothing was rotated; run this again")
+        with translated(), self._engine.begin() as connection:
+            self._lease.fence(connection)
+            register(connection, stored)
+            # They are tried again, for they may have been repaired; those that still fail are put down again.
+            forget = delete(_FAILURES).where(_FAILURES.c.rotation == self._lease.run)
+            execute(connection, forget, table=_FAILURES.name)
+            return assemble(connection, stored)
+
+    def through(self, work: Work) -> RotationReport:
+        """Rotate, sweep and prove; return what came of it."""
+        before = self._sizes()
+        started = time.perf_counter()
+        work.rotate()
+        open_writers = work.sweep()
+        seconds = time.perf_counter() - started
+        after = self._sizes()
+        verified = work.prove()
+        wanted, tally = self._preflight.wanted, self._tally
+        self._keys.forget()
+        with translated(), self._engine.begin() as connection:
+            remaining = _remaining(connection, self._preflight.tables, wanted.to_version)
+        return RotationReport(
+            from_version=wanted.from_version,
+            to_version=wanted.to_version,
+            rows=tally.rows,
+            seconds=seconds,
+            quarantined=len(tally.quarantined),
+            remaining=remaining,
+            open_writers=open_writers,
+            verified=verified,
+            interrupted=work.is_stopping(),
+            table_growth=after[0] / before[0] if before[0] else 1.0,
+            index_growth=after[1] / before[1] if before[1] else 1.0,
+            hot_ratio=tally.hot_rows / tally.counted_rows if tally.counted_rows else None,
+        )
+
+    def journal(self, work: Work) -> Any:
+        """Return what each heartbeat writes down: rows, how many there are, and their rate since the last heartbeat."""
+        last = [time.monotonic(), 0.0]
+
+        def entry() -> dict[str, Any]:
+            now, rows = time.monotonic(), self._tally.rows
+            rate = (rows - last[1]) / max(now - last[0], 1e-3)
+            last[:] = [now, rows]
+            done = self._lease.rows_before + rows
+            return {"rows": done, "rows_total": self._lease.rows_before + work.total, "rows_per_second": rate}
+
+        return entry
+
+    def end(self, *, finished: bool) -> None:
+        """Give the lease back. Where the database is away, it ends by itself, and the next run goes on."""
+        try:
+            self._lease.release(finished=finished)
+        except (DatabaseError, LeaseLostError):
+            if finished:
+                raise
+
+    def _sizes(self) -> tuple[int, int]:
+        with translated(), self._engine.begin() as connection:
+            sizes = [each.sizes(connection) for each in self._relations]
+        return sum(each[0] for each in sizes), sum(each[1] for each in sizes)
 
 
 def _remaining(connection: Connection, tables: list[EncryptedTable], version: int) -> int:
+    """Count the rows under another version than this one."""
+    return sum(_count(connection, each, other_than=version) for each in tables)
+
+
+def _count(
+    connection: Connection, table: EncryptedTable, *, version: int | None = None, other_than: int | None = None
+) -> int:
     see_all_rows(connection)
-    remaining = 0
-    for table in tables:
-        count = select(func.count()).select_from(table.table).where(table.version != version)
-        remaining += execute(connection, count, table=table.name).scalar_one()
-    return remaining
-
-
-def _open_run(connection: Connection, old: int, new: int) -> UUID:
-    run = _unfinished_run(connection, new)
-    if run is None:
-        run = uuid7()
-        values = {"id": run, "from_version": old, "to_version": new, "state": "running"}
-        execute(connection, insert(_RUNS).values(values), table=_RUNS.name)
-    connection.commit()
-    return run
-
-
-def _unfinished_run(connection: Connection, new: int) -> UUID | None:
-    unfinished = select(_RUNS.c.id).where(_RUNS.c.to_version == new, _RUNS.c.state != "finished")
-    run: UUID | None = execute(connection, unfinished, table=_RUNS.name).scalar()
-    return run
-
-
-def _close_run(connection: Connection, run: UUID, rows: int, *, finished: bool) -> None:
-    values = {
-        "state": "finished" if finished else "interrupted",
-        "finished_at": func.now() if finished else None,
-        "heartbeat_at": func.now(),
-        "rows": _RUNS.c.rows + rows,
-    }
-    execute(connection, update(_RUNS).where(_RUNS.c.id == run).values(values), table=_RUNS.name)
-    connection.commit()
+    condition = table.version == version if version is not None else table.version != other_than
+    count = select(func.count()).select_from(table.table).where(condition)
+    return int(execute(connection, count, table=table.name).scalar_one())

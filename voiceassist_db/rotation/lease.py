@@ -1,0 +1,245 @@
+"""The right to rotate a database's keys: one process at a time, told by a row and not by a session, which poolers share.
+
+Owns the lease's columns in ``key_rotations``: taking it, keeping it alive, and the fence. Every batch passes the fence in its
+own transaction, and holds it until it commits; so a process that was silent for too long, and whose rotation another one took
+over, commits nothing more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Engine, Row, func, insert, select, text, update
+from uuid_utils.compat import uuid7
+
+from voiceassist_db.errors import (
+    DatabaseUnavailableError,
+    LeaseLostError,
+    RotationActiveError,
+    TransactionConflictError,
+)
+from voiceassist_db.execution import execute, translated
+from voiceassist_db.models import KeyRotationRow, table_of
+
+logger = logging.getLogger(__name__)
+
+LEASE_S: Final = 15
+"""How long a process may be silent before another one may take its rotation over."""
+
+HEARTBEAT_S: Final = 2.0
+TAKE_TIMEOUT_MS: Final = 4000
+"""How long to wait for a batch that a process whose lease has ended still holds the fence with."""
+
+_TAKING: Final = 0x766F6963_726F7461
+"""Any fixed number ("voicrota"): those who want to take a lease do it one after the other."""
+
+_RUNS: Final = table_of(KeyRotationRow)
+_UNTIL: Final = func.clock_timestamp() + text(f"interval '{LEASE_S} seconds'")
+
+Journal = Callable[[], dict[str, Any]]
+"""What to write down at each heartbeat: values of ``key_rotations`` by column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The rotation that a lease is for.
+
+    Attributes:
+        kind: ``encryption`` or ``index``.
+        from_version: The older key version.
+        to_version: The newer one.
+    """
+
+    kind: str
+    from_version: int
+    to_version: int
+
+
+def active_run(connection: Connection) -> Row[Any] | None:
+    """Return the row of ``key_rotations`` whose lease is held now; None where nobody rotates."""
+    held = select(_RUNS).where(_RUNS.c.lease_until > func.clock_timestamp())
+    return execute(connection, held, table=_RUNS.name).first()
+
+
+def unfinished_run(connection: Connection, kind: str) -> Row[Any] | None:
+    """Return the row of the rotation that was begun and not finished; None where there is none."""
+    unfinished = select(_RUNS).where(_RUNS.c.kind == kind, _RUNS.c.state != "finished").order_by(_RUNS.c.id.desc())
+    return execute(connection, unfinished, table=_RUNS.name).first()
+
+
+class Lease:
+    """A lease that is held, and kept alive by a thread while the ``with`` block runs."""
+
+    def __init__(self, engine: Engine, run: UUID, holder: UUID, *, rows_before: int) -> None:
+        self.run = run
+        self.rows_before = rows_before
+        self._engine = engine
+        self._holder = holder
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._journal: Journal = dict
+
+    @classmethod
+    def take(cls, engine: Engine, wanted: Wanted) -> Self:
+        """Take the lease of a rotation, its row created where there is none.
+
+        Raises:
+            RotationActiveError: Another process holds a lease.
+        """
+        holder = uuid4()
+        try:
+            with translated(), engine.begin() as connection:
+                timeout = text("SELECT set_config('lock_timeout', :timeout, true)")
+                execute(connection, timeout, {"timeout": f"{TAKE_TIMEOUT_MS}ms"}, table=_RUNS.name)
+                execute(connection, select(func.pg_advisory_xact_lock(_TAKING)), table=_RUNS.name)
+                if (active := active_run(connection)) and not _has_died_here(active.holder_name):
+                    raise _active(active)
+                run, rows = _row_of(connection, wanted)
+                # Conflicts with the fences of the process that held it before: its last batch is committed, or never.
+                lock = select(_RUNS.c.id).where(_RUNS.c.id == run).with_for_update()
+                execute(connection, lock, table=_RUNS.name)
+                values = {
+                    "state": "running",
+                    "holder": holder,
+                    "holder_name": f"{socket.gethostname()}:{os.getpid()}",
+                    "heartbeat_at": func.clock_timestamp(),
+                    "lease_until": _UNTIL,
+                }
+                execute(connection, update(_RUNS).where(_RUNS.c.id == run).values(values), table=_RUNS.name)
+        except TransactionConflictError:
+            raise RotationActiveError(
+                "another process begins or ends a rotation of this database right now: try again in a moment, and see "
+                "`voiceassist-db status`"
+            ) from None
+        return cls(engine, run, holder, rows_before=rows)
+
+    def fence(self, connection: Connection) -> None:
+        """Let this transaction commit only while the lease is held.
+
+        Raises:
+            LeaseLostError: Another process has it.
+            DatabaseUnavailableError: It has ended, and nobody took it: the next heartbeat renews it.
+        """
+        is_held = _RUNS.c.lease_until > func.clock_timestamp()
+        is_ours = _RUNS.c.holder == self._holder
+        statement = select(is_ours.label("is_ours"), is_held.label("is_held")).where(_RUNS.c.id == self.run)
+        # KEY SHARE: shared with other workers, unhindered by heartbeats, and in conflict with who takes the lease over.
+        statement = statement.with_for_update(read=True, key_share=True)
+        row = execute(connection, statement, table=_RUNS.name).first()
+        if row is None or not row.is_ours:
+            raise _lost()
+        if not row.is_held:
+            raise DatabaseUnavailableError(
+                "the rotation's lease has ended, for its heartbeat did not reach the database"
+            )
+
+    def keep(self, journal: Journal) -> None:
+        """Begin the heartbeat, which writes down what ``journal`` returns."""
+        self._journal = journal
+        self._thread = threading.Thread(target=self._beat_until_ended, name="voiceassist-db-heartbeat", daemon=True)
+        self._thread.start()
+
+    def release(self, *, finished: bool) -> None:
+        """Write the result down and give the lease back; does nothing where another process has it.
+
+        This commit is a synchronous one, whatever the server's default: all that was committed before is on disk then.
+        """
+        self._stop()
+        values: dict[str, Any] = self._journal() | {
+            "state": "finished" if finished else "interrupted",
+            "finished_at": func.clock_timestamp() if finished else None,
+            "heartbeat_at": func.clock_timestamp(),
+            "holder": None,
+            "lease_until": None,
+        }
+        with translated(), self._engine.begin() as connection:
+            execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+            self._write(connection, values)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, connection: Connection, values: dict[str, Any]) -> int:
+        mine = update(_RUNS).where(_RUNS.c.id == self.run, _RUNS.c.holder == self._holder).values(values)
+        return execute(connection, mine, table=_RUNS.name).rowcount
+
+    def _beat_until_ended(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            try:
+                with translated(), self._engine.begin() as connection:
+                    beat = {"heartbeat_at": func.clock_timestamp(), "lease_until": _UNTIL}
+                    if not self._write(connection, self._journal() | beat):
+                        return  # another process has it, which the next fence finds out
+            except (DatabaseUnavailableError, TransactionConflictError) as error:
+                logger.warning("the rotation's heartbeat failed and is tried again: %s", error)
+
+
+def _row_of(connection: Connection, wanted: Wanted) -> tuple[UUID, int]:
+    """Return the row of a rotation and the rows it has done so far, or make one."""
+    known = select(_RUNS.c.id, _RUNS.c.rows).where(
+        _RUNS.c.kind == wanted.kind,
+        _RUNS.c.from_version == wanted.from_version,
+        _RUNS.c.to_version == wanted.to_version,
+        _RUNS.c.state != "finished",
+    )
+    row = execute(connection, known, table=_RUNS.name).first()
+    if row is not None:
+        return row.id, row.rows
+    run = uuid7()
+    values = {
+        "id": run,
+        "kind": wanted.kind,
+        "from_version": wanted.from_version,
+        "to_version": wanted.to_version,
+        "state": "running",
+    }
+    execute(connection, insert(_RUNS).values(values), table=_RUNS.name)
+    return run, 0
+
+
+def _has_died_here(holder_name: str) -> bool:
+    """Say whether a holder was a process of this machine that is gone, so that its lease need not be waited for.
+
+    Where machines share a name it may be wrong, and only inconvenient: the fence lets one of the two commit.
+    """
+    host, _, pid = holder_name.rpartition(":")
+    if host != socket.gethostname() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _active(row: Row[Any]) -> RotationActiveError:
+    return RotationActiveError(
+        f"the rotation {row.from_version} → {row.to_version} is being run by {row.holder_name} (last heartbeat "
+        f"{row.heartbeat_at:%Y-%m-%d %H:%M:%S %Z}): watch it with `voiceassist-db status`. If that process has died, this can be "
+        f"started again {LEASE_S} s after its last heartbeat (on the same machine: at once)."
+    )
+
+
+def _lost() -> LeaseLostError:
+    return LeaseLostError(
+        "another process took this rotation over, because this one was silent for too long: this one stops, and the other "
+        "one finishes. Watch it with `voiceassist-db status`."
+    )

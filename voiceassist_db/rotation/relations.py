@@ -1,0 +1,92 @@
+"""Where rows physically are: a table's own pages, or those of each partition.
+
+Owns the look-up in the catalogue. A declaration is of a table; pages, and so windows of pages, are of a relation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, MetaData, Row, text
+
+from voiceassist_db.errors import RotationError
+from voiceassist_db.execution import execute
+from voiceassist_db.models import EncryptedTable
+
+_LEAVES: Final = text(
+    """
+    SELECT c.oid::bigint AS oid, n.nspname, c.relname, c.relkind, c.oid <> CAST(:name AS regclass) AS is_partition,
+           n.nspname = current_schema() AS is_default
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind <> 'p' AND (
+        c.oid = CAST(:name AS regclass)
+        OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(CAST(:name AS regclass)) p)
+    )
+    ORDER BY n.nspname, c.relname
+    """
+)
+_PAGES: Final = text(
+    "SELECT pg_catalog.pg_relation_size(CAST(:oid AS oid)) / CAST(current_setting('block_size') AS bigint)"
+)
+_SIZES: Final = text(
+    "SELECT pg_catalog.pg_table_size(CAST(:oid AS oid)) AS rows, pg_catalog.pg_indexes_size(CAST(:oid AS oid)) AS indexes"
+)
+_MOVES_ROWS: Final = text(
+    """
+    SELECT FROM pg_catalog.pg_partition_tree(CAST(:name AS regclass)) t
+    JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = t.relid AND a.attnum = ANY (p.partattrs)
+    WHERE a.attname = :version
+    """
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """One heap of rows.
+
+    Attributes:
+        table: What it holds, under the name of the partition where it is one.
+        declared_name: Name of the table that application code knows.
+        oid: Its number in the catalogue.
+    """
+
+    table: EncryptedTable
+    declared_name: str
+    oid: int
+
+    def pages(self, connection: Connection) -> int:
+        """Return how many pages it has now."""
+        return int(execute(connection, _PAGES, {"oid": self.oid}, table=self.table.name).scalar_one())
+
+    def sizes(self, connection: Connection) -> tuple[int, int]:
+        """Return the bytes of its rows, TOAST included, and of its indexes."""
+        row = execute(connection, _SIZES, {"oid": self.oid}, table=self.table.name).one()
+        return row.rows, row.indexes
+
+
+def relations_of(connection: Connection, table: EncryptedTable) -> list[Relation]:
+    """Return the relations that hold a table's rows.
+
+    Raises:
+        RotationError: A partition is a foreign table, or rows would have to move between partitions.
+    """
+    quoted = connection.dialect.identifier_preparer.format_table(table.table)
+    if execute(connection, _MOVES_ROWS, {"name": quoted, "version": table.version.name}, table=table.name).first():
+        raise RotationError(
+            f"{table.name} is partitioned by {table.version.name}: rows would move when they are rotated"
+        )
+    return [_relation(table, row) for row in execute(connection, _LEAVES, {"name": quoted}, table=table.name)]
+
+
+def _relation(table: EncryptedTable, row: Row[tuple[int, str, str, str, bool, bool]]) -> Relation:
+    if row.relkind != "r":
+        raise RotationError(
+            f"the partition {row.relname} of {table.name} is not an ordinary table: rotate it where it is"
+        )
+    if not row.is_partition:
+        return Relation(table, table.name, row.oid)
+    schema: Any = None if row.is_default else row.nspname  # SQLAlchemy types None as if it were not a schema
+    partition = table.table.to_metadata(MetaData(), schema=schema, name=row.relname)
+    return Relation(EncryptedTable.of(partition), table.name, row.oid)

@@ -1,0 +1,103 @@
+"""Which part of a relation comes next: windows of pages, in groups whose passes are interleaved.
+
+Owns the arithmetic, and learns from each batch how large a window fits the time asked for and how many passes the pages have
+room for. Knows no database; safe for threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from voiceassist_db.rotation.statements import Part
+
+GROUP_WINDOWS: Final = 4
+"""Windows whose passes are interleaved. Between two passes over a page others must have let go of what the first left dead:
+with two workers and passes back to back, a third of the rows left their page (HOT 0.66); with four windows none did."""
+
+FIRST_WINDOW_PAGES: Final = 64
+MAX_WINDOW_PAGES: Final = 4096
+MAX_PASSES: Final = 128
+"""A pass takes the rows of a page by the low byte of their number, so that there can be no more than 256."""
+
+MAX_FIRST_PASSES: Final = 12
+"""Where pages were filled to the brim, the first pass finds no room however many there are."""
+
+HOT_ENOUGH: Final = 0.98
+STEADY: Final = 2.0
+"""Factor by which a window grows or shrinks at most from one to the next."""
+
+
+class Schedule:
+    """Hands out the parts of one relation.
+
+    Args:
+        pages: How many pages it has.
+        passes: How many passes to begin with.
+        target_batch_s: Seconds that one part should take.
+        max_batch_rows: Rows that one part should have at most; None for any number.
+        workers: How many take parts at the same time.
+    """
+
+    def __init__(
+        self, pages: int, *, passes: int, target_batch_s: float, max_batch_rows: float | None = None, workers: int = 1
+    ) -> None:
+        self._pages = pages
+        self._target_s = target_batch_s
+        self._max_rows = max_batch_rows
+        self._lock = threading.Lock()
+        self._next = 0
+        # So that a small relation is shared, too.
+        self._limit = max(1, min(MAX_WINDOW_PAGES, pages // (GROUP_WINDOWS * workers * 2)))
+        self.passes = passes
+        self.window_pages = min(FIRST_WINDOW_PAGES, self._limit)
+
+    def groups(self) -> Iterator[list[Part]]:
+        """Yield groups until the relation is covered; each is one worker's, to be taken in its order."""
+        while True:
+            with self._lock:
+                if self._next >= self._pages:
+                    return
+                first, pages, passes = self._next, self.window_pages, self.passes
+                end = min(first + pages * GROUP_WINDOWS, self._pages)
+                self._next = end
+            starts = range(first, end, pages)
+            yield [Part(start, min(start + pages, end), passes, each) for each in range(passes) for start in starts]
+
+    def learn(self, part: Part, *, rows: int, hot_rows: int | None, seconds: float, is_held: bool) -> None:
+        """Take a finished part's figures into account for the groups that come.
+
+        Args:
+            part: The part.
+            rows: Rows that it re-encrypted.
+            hot_rows: How many of them stayed on their page; None where the server does not count.
+            seconds: How long it took.
+            is_held: Whether a transaction of somebody else keeps pages from being cleaned, so that more passes would not help.
+        """
+        factor = self._target_s / max(seconds, 1e-6)
+        if self._max_rows is not None:
+            factor = min(factor, self._max_rows / max(rows, 1))
+        with self._lock:
+            wanted = part.pages * max(1 / STEADY, min(STEADY, factor))
+            self.window_pages = max(1, min(int(wanted) or 1, self._limit))
+            crowded = hot_rows is not None and hot_rows < HOT_ENOUGH * rows and not is_held
+            # Where a single page takes too long, as of long notes it can, only fewer of its rows help.
+            slow = part.pages == 1 and factor < 1 / STEADY and rows > 1
+            if (crowded or slow) and part.passes == self.passes:
+                self.passes = min(MAX_PASSES, self.passes * 2 if slow else self.passes + 1)
+
+    def shrink(self) -> None:
+        """Begin small again, after a row that could not be read: where one is, there may be more."""
+        with self._lock:
+            self.window_pages = max(1, self.window_pages // 4)
+
+
+def first_passes(fillfactor: int) -> int:
+    """Return how many passes fit one pass's rows into the room that a page has; one more than by division, for rows are whole.
+
+    Args:
+        fillfactor: Percent of a page that was filled when it was written.
+    """
+    room = max(100 - fillfactor, 1)
+    return min(MAX_FIRST_PASSES, -(-fillfactor // room) + 1)

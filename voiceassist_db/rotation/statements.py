@@ -1,0 +1,249 @@
+"""The statements of a rotation over one relation: re-encrypt, list, count and prove rows, all inside the server.
+
+Owns their SQL. Which rows a statement touches is said by pages (``ctid``) or by primary keys; always, too, by the older key
+version, so that a row which somebody else has moved on is left alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Integer,
+    and_,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.types import UserDefinedType
+
+from voiceassist_db.execution import Prepared
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.models import EncryptedTable
+from voiceassist_db.pgcrypto.expressions import column_key, is_bound_to_row, parameters, reencrypt, version_parameter
+
+Key = tuple[Any, ...]
+"""A primary key's values."""
+
+
+class _TID(UserDefinedType[str]):
+    """A row's place, ``(page, number)``."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TID"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of the rows on a window of pages: every ``passes``-th row of each page, beginning with number ``pass_``.
+
+    Each new version of a row needs room on the row's own page, to be a heap-only tuple that no index must learn of. So a
+    window is rotated in several passes, each committed, and each cleans up what the one before left dead.
+
+    Attributes:
+        first: First page.
+        end: Page after the last one.
+        passes: How many passes there are.
+        pass_: Which one this is, from 0; None for all rows at once.
+    """
+
+    first: int
+    end: int
+    passes: int = 1
+    pass_: int | None = None
+
+    @property
+    def pages(self) -> int:
+        """How many pages the window has."""
+        return self.end - self.first
+
+    def halves(self) -> tuple[Part, Part]:
+        """Return the same pass over each half of the pages."""
+        middle = (self.first + self.end) // 2
+        return (
+            Part(self.first, middle, self.passes, self.pass_),
+            Part(middle, self.end, self.passes, self.pass_),
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """Return it as the statements' parameters."""
+        window = {"first": f"({self.first},0)", "end": f"({self.end},0)"}
+        return window if self.pass_ is None else window | {"passes": self.passes, "pass_": self.pass_}
+
+
+_CTID: Final = literal_column("ctid", _TID())
+
+
+def _in_window() -> ColumnElement[bool]:
+    return and_(_CTID >= bindparam("first", type_=_TID()), _CTID < bindparam("end", type_=_TID()))
+
+
+def _in_pass() -> ColumnElement[bool]:
+    # Byte 5 of a tid is the low byte of the row's number on its page, which spreads evenly whatever the primary key is.
+    number: ColumnElement[int] = func.get_byte(func.tidsend(_CTID), literal_column("5"), type_=Integer)
+    return number % bindparam("passes", type_=Integer) == bindparam("pass_", type_=Integer)
+
+
+class Statements:
+    """The statements over one relation and one pair of keys, compiled once; safe for threads.
+
+    Args:
+        table: The relation's table.
+        keyring: The current key and the previous one.
+    """
+
+    def __init__(self, table: EncryptedTable, keyring: Keyring) -> None:
+        assert keyring.previous is not None  # a rotation has two keys
+        self._table = table
+        self._keyring = keyring
+        self._keys = parameters(keyring, table, tuple(table.fields.values()))
+        self._older = {"version_previous": self._keys["version_previous"]}
+        changes: dict[str, Any] = {table.version.name: version_parameter("current")}
+        for field in table.fields.values():
+            old, new = column_key(table, field, "previous"), column_key(table, field, "current")
+            changes[field.column] = reencrypt(table, field, old, keyring.previous.scheme, new)
+        self._update = update(table.table).values(changes)
+
+    def _prepare(self, statement: Any) -> Prepared:
+        return Prepared(statement, table=self._table.name)
+
+    @property
+    def _is_old(self) -> ColumnElement[bool]:
+        return self._table.version == version_parameter("previous")
+
+    def _is_given(self) -> ColumnElement[bool]:
+        names = [f"k{position}" for position in range(len(self._table.key))]
+        arrays = (cast(bindparam(f"key_{at}"), ARRAY(each.type)) for at, each in enumerate(self._table.key))
+        given = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
+        return tuple_(*self._table.key).in_(select(*(given.c[name] for name in names)))
+
+    def _keys_of(self, keys: Sequence[Key]) -> dict[str, Any]:
+        return {f"key_{position}": [key[position] for key in keys] for position in range(len(self._table.key))}
+
+    # --- re-encrypting -------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _pass(self) -> Prepared:
+        return self._prepare(self._update.where(_in_window(), self._is_old, _in_pass()))
+
+    @functools.cached_property
+    def _unlocked_of_pass(self) -> Prepared:
+        free = select(_CTID).select_from(self._table.table).where(_in_window(), self._is_old, _in_pass())
+        return self._prepare(self._update.where(_CTID == func.any(func.array(self._lock(free))), self._is_old))
+
+    @functools.cached_property
+    def _given(self) -> Prepared:
+        return self._prepare(self._update.where(self._is_given(), self._is_old))
+
+    @functools.cached_property
+    def _unlocked_given(self) -> Prepared:
+        free = select(_CTID).select_from(self._table.table).where(self._is_given(), self._is_old)
+        return self._prepare(self._update.where(_CTID == func.any(func.array(self._lock(free))), self._is_old))
+
+    @staticmethod
+    def _lock(statement: Any) -> Any:
+        # NO KEY, for a rotation changes none: others may go on inserting rows that refer to these.
+        return statement.with_for_update(key_share=True, skip_locked=True).scalar_subquery()
+
+    def reencrypt(self, connection: Connection, part: Part, *, skip_locked: bool = False) -> int:
+        """Re-encrypt the rows of a part that are under the older version.
+
+        Args:
+            connection: A connection that may receive keys.
+            part: Which rows.
+            skip_locked: Leave rows that others hold, instead of waiting for them.
+        """
+        statement = self._unlocked_of_pass if skip_locked else self._pass
+        return statement.count(connection, self._keys | part.parameters())
+
+    def reencrypt_given(self, connection: Connection, keys: Sequence[Key], *, skip_locked: bool = True) -> int:
+        """Re-encrypt the rows with these primary keys that are under the older version."""
+        statement = self._unlocked_given if skip_locked else self._given
+        return statement.count(connection, self._keys | self._keys_of(keys))
+
+    # --- listing and counting ------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _old_of_pass(self) -> Prepared:
+        return self._prepare(select(*self._table.key).where(_in_window(), self._is_old, _in_pass()))
+
+    @functools.cached_property
+    def _all_old(self) -> Prepared:
+        return self._prepare(select(*self._table.key).where(self._is_old).limit(bindparam("limit")))
+
+    @functools.cached_property
+    def _count_old(self) -> Prepared:
+        return self._prepare(select(func.count()).select_from(self._table.table).where(self._is_old))
+
+    def old_of(self, connection: Connection, part: Part) -> list[Key]:
+        """Return the primary keys of the rows of a part that are under the older version."""
+        return self._old_of_pass.rows(connection, self._older | part.parameters())
+
+    def old(self, connection: Connection, limit: int) -> list[Key]:
+        """Return the primary keys of rows under the older version, at most ``limit`` of them, wherever they are."""
+        return self._all_old.rows(connection, self._older | {"limit": limit})
+
+    def count_old(self, connection: Connection) -> int:
+        """Return how many rows are under the older version."""
+        return int(self._count_old.rows(connection, dict(self._older))[0][0])
+
+    # --- proving -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _prove(self) -> Prepared:
+        return self._prepare(self._proof().where(_in_window(), self._table.version == version_parameter("current")))
+
+    @functools.cached_property
+    def _current_in_window(self) -> Prepared:
+        current = self._table.version == version_parameter("current")
+        return self._prepare(select(*self._table.key).where(_in_window(), current))
+
+    @functools.cached_property
+    def _prove_given(self) -> Prepared:
+        current = self._table.version == version_parameter("current")
+        return self._prepare(self._proof().where(self._is_given(), current))
+
+    def _proof(self) -> Any:
+        wrong = or_(
+            *(
+                and_(self._table.table.c[field.column].is_not(None), ~is_bound_to_row(self._table, field))
+                for field in self._table.fields.values()
+            )
+        )
+        return select(func.count(), func.count().filter(wrong)).select_from(self._table.table)
+
+    def prove(self, connection: Connection, part: Part) -> tuple[int, int]:
+        """Open every value of a window's rows under the current version, inside the server.
+
+        Returns:
+            How many rows there are, and how many of them hold a value that was encrypted for another place.
+
+        Raises:
+            DecryptionError: A value does not open.
+        """
+        rows, wrong = self._prove.rows(connection, self._keys | part.parameters())[0]
+        return rows, wrong
+
+    def prove_given(self, connection: Connection, keys: Sequence[Key]) -> tuple[int, int]:
+        """Do the same for the rows with these primary keys."""
+        rows, wrong = self._prove_given.rows(connection, self._keys | self._keys_of(keys))[0]
+        return rows, wrong
+
+    def current_of(self, connection: Connection, part: Part) -> list[Key]:
+        """Return the primary keys of a window's rows under the current version."""
+        newer = {"version_current": self._keys["version_current"]}
+        return self._current_in_window.rows(connection, newer | part.parameters())

@@ -1,0 +1,164 @@
+"""What a rotation waits for between two batches: the rate asked for, replicas that lag, WAL that a slot retains.
+
+Owns the looks at the server's activity. Fails closed: a lag that cannot be read is a lag, never none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Connection, Engine, text
+
+from voiceassist_db.errors import DatabaseError, RotationError
+from voiceassist_db.execution import execute, translated
+from voiceassist_db.rotation.report import Pace
+
+PROBE_EVERY_S: Final = 1.0
+MAX_SLOT_BYTES: Final = 16 << 30
+"""WAL that a replication slot may retain, 16 GiB, before the rotation pauses: it would go on filling the server's disk."""
+
+HOLDER_PATIENCE_S: Final = 10.0
+"""How long the rotation waits, once, for a transaction that keeps pages from being cleaned; then it goes on and lets them grow."""
+
+_SLOTS: Final = text(
+    """
+    SELECT s.slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn) AS bytes
+    FROM pg_catalog.pg_replication_slots s WHERE s.restart_lsn IS NOT NULL ORDER BY 2 DESC LIMIT 1
+    """
+)
+_REPLICAS: Final = text(
+    """
+    SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid) AS name, r.state,
+           CASE WHEN r.replay_lsn >= pg_current_wal_lsn() THEN 0 ELSE extract(epoch FROM r.replay_lag) END AS lag_s
+    FROM pg_catalog.pg_stat_replication r
+    """
+)
+_HOLDER: Final = text(
+    """
+    SELECT a.pid, a.usename, a.application_name, a.state,
+           extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds, a.xact_start
+    FROM pg_catalog.pg_stat_activity a
+    WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid() AND a.xact_start < clock_timestamp() - interval '1 s'
+      AND a.application_name <> :own AND (a.datname = current_database() OR a.datname IS NULL)
+    ORDER BY age(a.backend_xmin) DESC LIMIT 1
+    """
+)
+APPLICATION: Final = "voiceassist-db"
+
+
+def require_visible_replicas(connection: Connection, pace: Pace) -> None:
+    """Refuse a lag limit that could not be kept.
+
+    Raises:
+        RotationError: No replica is connected, or this role may not see their lag.
+    """
+    if pace.max_replica_lag_s is None:
+        return
+    replicas = execute(connection, _REPLICAS, table="pg_stat_replication").all()
+    if not replicas:
+        raise RotationError("a limit of replica lag was given, but no replica is connected to this server")
+    if any(each.state is None for each in replicas):
+        raise RotationError("this role may not see the lag of replicas: GRANT pg_read_all_stats to it")
+
+
+class Throttle:
+    """Keeps all workers of a run to its pace.
+
+    Args:
+        engine: Where to ask.
+        pace: What was asked for.
+        is_stopping: Says whether the run shall end; then nothing is waited for.
+        on_hold: Called with the reason while the run is held back, and with an empty text when it goes on.
+    """
+
+    def __init__(
+        self, engine: Engine, pace: Pace, *, is_stopping: Callable[[], bool], on_hold: Callable[[str], None]
+    ) -> None:
+        self._engine = engine
+        self._pace = pace
+        self._is_stopping = is_stopping
+        self._on_hold = on_hold
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+        self._probed_at = 0.0
+        self._reason = ""
+        self._awaited: set[tuple[int, object]] = set()
+
+    def after(self, rows: int) -> None:
+        """Wait until the next batch may begin.
+
+        Args:
+            rows: Rows of the batch that has just ended.
+        """
+        self._keep_rate(rows)
+        while not self._is_stopping() and (reason := self._held_by_replication()):
+            self._on_hold(reason)
+            time.sleep(PROBE_EVERY_S / 2)
+        self._on_hold("")
+
+    def _keep_rate(self, rows: int) -> None:
+        if self._pace.max_rows_per_second is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + rows / self._pace.max_rows_per_second
+            free_at = self._free_at
+        while not self._is_stopping() and (left_s := free_at - time.monotonic()) > 0:
+            time.sleep(min(left_s, 0.1))
+
+    def _held_by_replication(self) -> str:
+        with self._lock:
+            if time.monotonic() - self._probed_at < PROBE_EVERY_S:
+                return self._reason
+            self._reason = self._probe()
+            self._probed_at = time.monotonic()
+            return self._reason
+
+    def _probe(self) -> str:
+        try:
+            with translated(), self._engine.begin() as connection:
+                slot = execute(connection, _SLOTS, table="pg_replication_slots").first()
+                if slot is not None and slot.bytes > MAX_SLOT_BYTES:
+                    return f"paused: replication slot {slot.slot_name} retains {slot.bytes / (1 << 30):.0f} GiB of WAL"
+                if self._pace.max_replica_lag_s is None:
+                    return ""
+                replicas = execute(connection, _REPLICAS, table="pg_stat_replication").all()
+        except DatabaseError as error:
+            return f"paused: replication cannot be watched ({error.sqlstate or type(error).__name__})"
+        if not replicas:
+            return "paused: no replica is connected, so that its lag is unknown"
+        for replica in replicas:
+            if replica.state != "streaming":
+                return f"paused: replica {replica.name} is not streaming ({replica.state or 'unknown'})"
+            if replica.lag_s is None:
+                return f"paused: the lag of replica {replica.name} is unknown"
+            if replica.lag_s > self._pace.max_replica_lag_s:
+                return f"paused: replica {replica.name} is {replica.lag_s:.0f} s behind"
+        return ""
+
+    def wait_for_old_snapshots(self) -> bool:
+        """Wait a while, once each, for a transaction that keeps dead rows from being removed.
+
+        Returns:
+            Whether one still does. A role that may not see others' transactions sees none.
+        """
+        until = time.monotonic() + HOLDER_PATIENCE_S
+        while not self._is_stopping():
+            with translated(), self._engine.begin() as connection:
+                holder = execute(connection, _HOLDER, {"own": APPLICATION}, table="pg_stat_activity").first()
+            if holder is None:
+                self._on_hold("")
+                return False
+            who = f"pid {holder.pid} ({holder.usename}, {holder.application_name or 'no name'}, {holder.state})"
+            self._on_hold(f"{who} has a transaction open for {holder.seconds} s: pages cannot be cleaned, tables grow")
+            if (holder.pid, holder.xact_start) in self._awaited:
+                return True
+            if time.monotonic() > until:
+                with self._lock:
+                    self._awaited.add((holder.pid, holder.xact_start))
+                return True
+            time.sleep(0.2)
+        return False

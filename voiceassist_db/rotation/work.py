@@ -1,0 +1,266 @@
+"""The work of a run between its first step and its result: passes, sweep, proof, each over all relations.
+
+Owns the workers and what they share. Changes neither the key store nor the registry.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, text
+
+from voiceassist_db.execution import execute, see_all_rows, translated
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.pgcrypto.codec import row_id
+from voiceassist_db.rotation.batches import Batches, Tally
+from voiceassist_db.rotation.lease import Lease
+from voiceassist_db.rotation.relations import Relation
+from voiceassist_db.rotation.report import OnProgress, Pace, Progress
+from voiceassist_db.rotation.schedule import HOT_ENOUGH, Schedule, first_passes
+from voiceassist_db.rotation.statements import Key, Part, Statements
+from voiceassist_db.rotation.throttle import Throttle
+
+SWEEP_ROWS: Final = 1000
+"""Rows that a sweep takes at once; an unfinished rotation that has no more than these left in a relation goes straight to it."""
+
+SWEEP_ROUNDS_BEFORE_WAITING: Final = 3
+SWEEP_LIMIT: Final = 10
+"""Times the patience that a sweep lasts at most, though it makes progress: somebody may go on adding rows for ever."""
+
+PROOF_PAGES: Final = 512
+POLL_S: Final = 0.1
+BATCHES_PER_SECOND: Final = 20
+"""Under a limit of rows per second, their rows are spread over at least so many batches, which others hardly feel."""
+
+_WRITERS: Final = text(
+    """
+    SELECT l.virtualtransaction FROM pg_catalog.pg_locks l
+    WHERE l.locktype = 'relation' AND l.relation = CAST(:oid AS oid) AND l.mode = 'RowExclusiveLock' AND l.granted
+      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+      AND l.pid IS DISTINCT FROM pg_backend_pid()
+    """
+)
+
+
+class Work:
+    """The passes, the sweep and the proof of one run.
+
+    Args:
+        engine: An engine whose connections may receive keys.
+        lease: The lease of the run.
+        keyring: The two keys.
+        relations: Where the rows are.
+        pace: How hard to work.
+        tally: What the run counts.
+        is_resumed: Whether an earlier run has done a part.
+        stop: Set when the run shall end after the batches that are under way.
+        on_progress: Called in the calling thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        lease: Lease,
+        keyring: Keyring,
+        relations: Sequence[Relation],
+        *,
+        pace: Pace,
+        tally: Tally,
+        is_resumed: bool,
+        stop: threading.Event,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._engine = engine
+        self._relations = relations
+        self._pace = pace
+        self._tally = tally
+        self._is_resumed = is_resumed
+        self._stop = stop
+        self._failed = threading.Event()
+        self._on_progress = on_progress
+        self._statements = {each: Statements(each.table, keyring) for each in relations}
+        self._batches = {
+            each: Batches(
+                engine,
+                lease=lease,
+                relation=each,
+                statements=self._statements[each],
+                tally=tally,
+                is_stopping=self.is_stopping,
+            )
+            for each in relations
+        }
+        self.throttle = Throttle(engine, pace, is_stopping=self.is_stopping, on_hold=self._held)
+        self.total = 0
+
+    def is_stopping(self) -> bool:
+        """Say whether the run shall end."""
+        return self._stop.is_set() or self._failed.is_set()
+
+    def _held(self, note: str) -> None:
+        self._tally.note = note
+
+    # --- passes --------------------------------------------------------------------------------------------------------
+
+    def rotate(self) -> None:
+        """Re-encrypt every relation, window by window, with all workers."""
+        left = {each: self._ask(self._statements[each].count_old) for each in self._relations}
+        self.total = sum(left.values())
+        for relation, rows in left.items():
+            if rows == 0 or (self._is_resumed and rows <= SWEEP_ROWS):
+                continue
+            pages = self._ask(relation.pages)
+            limit = self._pace.max_rows_per_second
+            schedule = Schedule(
+                pages,
+                passes=first_passes(_fillfactor(relation)),
+                target_batch_s=self._pace.target_batch_s,
+                max_batch_rows=limit and limit / BATCHES_PER_SECOND / self._pace.workers,
+                workers=self._pace.workers,
+            )
+            self._together("rotating", partial(self._rotate_groups, relation, schedule))
+
+    def _rotate_groups(self, relation: Relation, schedule: Schedule) -> Iterator[None]:
+        batches = self._batches[relation]
+        is_held = False
+        for group in schedule.groups():
+            left_page = False
+            for part in group:
+                started = time.perf_counter()
+                rows, hot_rows, whole = batches.rotate(part)
+                seconds = time.perf_counter() - started
+                if whole:
+                    schedule.learn(part, rows=rows, hot_rows=hot_rows, seconds=seconds, is_held=is_held)
+                    left_page = left_page or (hot_rows is not None and hot_rows < HOT_ENOUGH * rows)
+                else:
+                    schedule.shrink()
+                self.throttle.after(rows)
+                yield
+            is_held = left_page and self.throttle.wait_for_old_snapshots()
+
+    # --- sweep ---------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> int:
+        """Re-encrypt what is left, row by row where need be, until a look at everything finds nothing.
+
+        Returns:
+            How many transactions of others are still open that may yet add rows under the older version.
+        """
+        return sum(self._sweep_relation(each) for each in self._relations)
+
+    def _sweep_relation(self, relation: Relation) -> int:
+        patient_until = time.monotonic() + self._pace.patience_s
+        give_up = time.monotonic() + self._pace.patience_s * SWEEP_LIMIT
+        writers: set[str] = set()
+        rounds = 0
+        while not self.is_stopping():
+            # Asked before the look: whoever began to write after it is seen by the next one.
+            writing = self._ask(lambda connection: _writers(connection, relation))
+            keys = self._left_in(relation)
+            done = self._batches[relation].rotate_given(keys, waits=rounds >= SWEEP_ROUNDS_BEFORE_WAITING)
+            self._show("sweeping")
+            if not keys:
+                # Nothing to be seen; but a transaction that was writing before may have written under the older version.
+                writers = writing if not writers and rounds == 0 else writers & writing
+                if not writers:
+                    return 0
+            rounds += 1
+            now = time.monotonic()
+            if done:
+                patient_until = now + self._pace.patience_s
+            if now > min(patient_until, give_up):
+                break
+            if not done:
+                self._held(f"waiting for rows or transactions of others in {relation.table.name}")
+                time.sleep(POLL_S)
+        self._held("")
+        return len(writers)
+
+    def _left_in(self, relation: Relation) -> list[Key]:
+        quarantined = {row for table, row in self._tally.quarantined if table == relation.declared_name}
+        limit = SWEEP_ROWS + len(quarantined)
+        keys = self._ask(lambda connection: self._statements[relation].old(connection, limit))
+        return [key for key in keys if row_id(key) not in quarantined]
+
+    # --- proof ---------------------------------------------------------------------------------------------------------
+
+    def prove(self) -> bool:
+        """Open every value under the new key inside the server; say whether all of them opened and are in their place."""
+        wrong = read = 0
+        lock = threading.Lock()
+
+        def prove_windows(relation: Relation, windows: Iterator[Part]) -> Iterator[None]:
+            nonlocal wrong, read
+            while True:
+                with lock:
+                    window = next(windows, None)
+                if window is None:
+                    return
+                rows, failed = self._batches[relation].prove(window)
+                with lock:
+                    read, wrong = read + rows, wrong + failed
+                yield
+
+        for relation in self._relations:
+            pages = self._ask(relation.pages)
+            starts = range(0, pages, PROOF_PAGES)
+            windows = iter([Part(start, min(start + PROOF_PAGES, pages)) for start in starts])
+            self._together("verifying", partial(prove_windows, relation, windows), rows=lambda: read)
+        return wrong == 0 and not self.is_stopping()
+
+    # --- workers -------------------------------------------------------------------------------------------------------
+
+    def _together(self, phase: str, work: Callable[[], Iterator[None]], rows: Callable[[], int] | None = None) -> None:
+        """Run ``work`` in every worker; it yields where it may stop. The first failure stops all, and is raised."""
+        stepped = threading.Event()
+
+        def run() -> None:
+            try:
+                for _ in work():
+                    stepped.set()
+                    if self.is_stopping():
+                        return
+            except BaseException:
+                self._failed.set()
+                raise
+
+        with ThreadPoolExecutor(self._pace.workers, "voiceassist-db-rotation") as pool:
+            running: set[Future[None]] = {pool.submit(run) for _ in range(self._pace.workers)}
+            finished: set[Future[None]] = set()
+            try:
+                while running:
+                    stepped.wait(POLL_S)
+                    stepped.clear()
+                    done, running = wait(running, timeout=0, return_when=FIRST_COMPLETED)
+                    finished |= done
+                    self._show(phase, rows)
+            except BaseException:
+                self._failed.set()
+                raise
+        for future in finished:
+            future.result()
+
+    def _show(self, phase: str, rows: Callable[[], int] | None = None) -> None:
+        if self._on_progress is not None:
+            done = rows() if rows else self._tally.rows
+            self._on_progress(Progress(phase, done, max(self.total, done), self._tally.note))
+
+    def _ask(self, question: Callable[[Connection], Any]) -> Any:
+        with translated(), self._engine.begin() as connection:
+            see_all_rows(connection)
+            return question(connection)
+
+
+def _writers(connection: Connection, relation: Relation) -> set[str]:
+    rows = execute(connection, _WRITERS, {"oid": relation.oid}, table="pg_locks")
+    return {row.virtualtransaction for row in rows}
+
+
+def _fillfactor(relation: Relation) -> int:
+    options = relation.table.table.dialect_options["postgresql"].get("with") or {}
+    return int(options.get("fillfactor", 100))
