@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, bindparam, cast, func, select
+from sqlalchemy.dialects.postgresql import OID, insert
 
 from voiceassist_db.errors import (
     ConstraintError,
@@ -24,7 +24,7 @@ from voiceassist_db.errors import (
     TransactionConflictError,
     VoiceAssistDBError,
 )
-from voiceassist_db.execution import execute, translated
+from voiceassist_db.execution import Prepared, execute, translated
 from voiceassist_db.models import KeyRotationFailureRow, table_of
 from voiceassist_db.pgcrypto.codec import row_id
 from voiceassist_db.rotation.lease import Lease
@@ -43,20 +43,14 @@ FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 5.0
 
 _FAILURES: Final = table_of(KeyRotationFailureRow)
-_SETTINGS: Final = text(
-    """
-    SELECT set_config('lock_timeout', :lock_timeout, true), set_config('row_security', 'off', true),
-           set_config('synchronous_commit', 'off', true), set_config('jit', 'off', true),
-           set_config('idle_in_transaction_session_timeout', '15s', true)
-    """
-)
-"""``jit``: compiling takes as long as a batch. ``synchronous_commit``: a batch that a crash undoes is done again; the run ends
-with a synchronous commit before it says that it is done. ``idle_in_transaction_session_timeout``: a process that is stopped in
-the midst of a batch gives up its locks, and the fence, by itself."""
-
-_UPDATED: Final = text(
-    "SELECT pg_catalog.pg_stat_get_xact_tuples_updated(CAST(:oid AS oid)) AS updated, "
-    "pg_catalog.pg_stat_get_xact_tuples_hot_updated(CAST(:oid AS oid)) AS hot"
+_UPDATED: Final = Prepared(
+    select(
+        *(
+            getattr(func, f"pg_stat_get_xact_tuples_{what}")(cast(bindparam("oid", type_=OID), OID))
+            for what in ("updated", "hot_updated")
+        )
+    ),
+    table="pg_stat_xact_user_tables",
 )
 """Only their difference within a transaction means anything, and only where the server counts (``track_counts``)."""
 
@@ -224,11 +218,10 @@ class Batches:
         """Run a batch that re-encrypts, count it, and return its rows and how many stayed on their page."""
 
         def batch(connection: Connection) -> tuple[int, int, int]:
-            oid, name = {"oid": self._relation.oid}, self._relation.table.name
-            before = execute(connection, _UPDATED, oid, table=name).one()
+            before = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
             rows = work(connection)
-            after = execute(connection, _UPDATED, oid, table=name).one()
-            return rows, after.updated - before.updated, after.hot - before.hot
+            after = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
+            return rows, after[0] - before[0], after[1] - before[1]
 
         rows, updated, hot_rows = self._run(batch, lock_timeout_ms, _AWAY)
         hot = hot_rows if updated == rows else None
@@ -246,9 +239,7 @@ class Batches:
         while True:
             try:
                 with translated(), self._engine.begin() as connection:
-                    settings = {"lock_timeout": f"{lock_timeout_ms}ms"}
-                    execute(connection, _SETTINGS, settings, table=self._relation.table.name)
-                    self._lease.fence(connection)
+                    self._lease.fence(connection, lock_timeout_ms=lock_timeout_ms)
                     return work(connection)
             except retried as error:
                 if self._is_stopping() or time.monotonic() > give_up:

@@ -16,7 +16,21 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Engine, Row, func, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    true,
+    update,
+)
 from uuid_utils.compat import uuid7
 
 from voiceassist_db.errors import (
@@ -25,7 +39,7 @@ from voiceassist_db.errors import (
     RotationActiveError,
     TransactionConflictError,
 )
-from voiceassist_db.execution import execute, translated
+from voiceassist_db.execution import Prepared, execute, translated
 from voiceassist_db.models import KeyRotationRow, table_of
 
 logger = logging.getLogger(__name__)
@@ -42,6 +56,32 @@ _TAKING: Final = 0x766F6963_726F7461
 
 _RUNS: Final = table_of(KeyRotationRow)
 _UNTIL: Final = func.clock_timestamp() + text(f"interval '{LEASE_S} seconds'")
+
+# jit: compiling takes as long as a batch. synchronous_commit: a batch that a crash undoes is done again, and the run ends with
+# a synchronous commit before it says that it is done. idle_in_transaction_session_timeout: a process that is stopped in the
+# midst of a batch gives up its locks, and the fence, by itself.
+_SETTINGS: Final = {
+    "row_security": "off",
+    "synchronous_commit": "off",
+    "jit": "off",
+    "idle_in_transaction_session_timeout": f"{LEASE_S}s",
+}
+
+# KEY SHARE: shared with other workers, unhindered by heartbeats, and in conflict with who takes the lease over.
+_FENCE: Final = Prepared(
+    select(
+        _RUNS.c.holder == bindparam("holder", type_=Uuid),
+        _RUNS.c.lease_until > func.clock_timestamp(),
+        func.set_config(literal_column("'lock_timeout'"), bindparam("lock_timeout", type_=Text), true()),
+        *(
+            func.set_config(literal_column(f"'{name}'"), literal_column(f"'{value}'"), true())
+            for name, value in _SETTINGS.items()
+        ),
+    )
+    .where(_RUNS.c.id == bindparam("run", type_=Uuid))
+    .with_for_update(read=True, key_share=True),
+    table=_RUNS.name,
+)
 
 Journal = Callable[[], dict[str, Any]]
 """What to write down at each heartbeat: values of ``key_rotations`` by column."""
@@ -120,22 +160,22 @@ class Lease:
             ) from None
         return cls(engine, run, holder, rows_before=rows)
 
-    def fence(self, connection: Connection) -> None:
-        """Let this transaction commit only while the lease is held.
+    def fence(self, connection: Connection, *, lock_timeout_ms: int = TAKE_TIMEOUT_MS) -> None:
+        """Let this transaction commit only while the lease is held, and fit it for a batch.
+
+        Args:
+            connection: A connection in a transaction that has not done anything yet.
+            lock_timeout_ms: How long the transaction may wait for a row.
 
         Raises:
             LeaseLostError: Another process has it.
             DatabaseUnavailableError: It has ended, and nobody took it: the next heartbeat renews it.
         """
-        is_held = _RUNS.c.lease_until > func.clock_timestamp()
-        is_ours = _RUNS.c.holder == self._holder
-        statement = select(is_ours.label("is_ours"), is_held.label("is_held")).where(_RUNS.c.id == self.run)
-        # KEY SHARE: shared with other workers, unhindered by heartbeats, and in conflict with who takes the lease over.
-        statement = statement.with_for_update(read=True, key_share=True)
-        row = execute(connection, statement, table=_RUNS.name).first()
-        if row is None or not row.is_ours:
+        parameters = {"run": self.run, "holder": self._holder, "lock_timeout": f"{lock_timeout_ms}ms"}
+        rows = _FENCE.rows(connection, parameters)
+        if not rows or not rows[0][0]:
             raise _lost()
-        if not row.is_held:
+        if not rows[0][1]:
             raise DatabaseUnavailableError(
                 "the rotation's lease has ended, for its heartbeat did not reach the database"
             )

@@ -17,6 +17,7 @@ GROUP_WINDOWS: Final = 4
 with two workers and passes back to back, a third of the rows left their page (HOT 0.66); with four windows none did."""
 
 FIRST_WINDOW_PAGES: Final = 64
+LAST_WINDOW_PAGES: Final = 32
 MAX_WINDOW_PAGES: Final = 4096
 MAX_PASSES: Final = 128
 """A pass takes the rows of a page by the low byte of their number, so that there can be no more than 256."""
@@ -25,8 +26,8 @@ MAX_FIRST_PASSES: Final = 12
 """Where pages were filled to the brim, the first pass finds no room however many there are."""
 
 HOT_ENOUGH: Final = 0.98
-STEADY: Final = 2.0
-"""Factor by which a window grows or shrinks at most from one to the next."""
+STEADY: Final = 8.0
+"""Factor by which a window grows or shrinks at most from one group to the next."""
 
 
 class Schedule:
@@ -48,10 +49,9 @@ class Schedule:
         self._max_rows = max_batch_rows
         self._lock = threading.Lock()
         self._next = 0
-        # So that a small relation is shared, too.
-        self._limit = max(1, min(MAX_WINDOW_PAGES, pages // (GROUP_WINDOWS * workers * 2)))
+        self._workers = workers
         self.passes = passes
-        self.window_pages = min(FIRST_WINDOW_PAGES, self._limit)
+        self.window_pages = FIRST_WINDOW_PAGES
 
     def groups(self) -> Iterator[list[Part]]:
         """Yield groups until the relation is covered; each is one worker's, to be taken in its order."""
@@ -59,11 +59,18 @@ class Schedule:
             with self._lock:
                 if self._next >= self._pages:
                     return
-                first, pages, passes = self._next, self.window_pages, self.passes
+                first, pages, passes = self._next, min(self.window_pages, self._share()), self.passes
                 end = min(first + pages * GROUP_WINDOWS, self._pages)
                 self._next = end
             starts = range(first, end, pages)
             yield [Part(start, min(start + pages, end), passes, each) for each in range(passes) for start in starts]
+
+    def _share(self) -> int:
+        """Return how large a window may be for all workers to come to their end at about the same time."""
+        left = self._pages - self._next
+        if self._workers == 1:
+            return max(1, -(-left // GROUP_WINDOWS))
+        return max(LAST_WINDOW_PAGES, 2 * left // (GROUP_WINDOWS * self._workers * 3))
 
     def learn(self, part: Part, *, rows: int, hot_rows: int | None, seconds: float, is_held: bool) -> None:
         """Take a finished part's figures into account for the groups that come.
@@ -80,10 +87,10 @@ class Schedule:
             factor = min(factor, self._max_rows / max(rows, 1))
         with self._lock:
             wanted = part.pages * max(1 / STEADY, min(STEADY, factor))
-            self.window_pages = max(1, min(int(wanted) or 1, self._limit))
+            self.window_pages = max(1, min(int(wanted), MAX_WINDOW_PAGES))
             crowded = hot_rows is not None and hot_rows < HOT_ENOUGH * rows and not is_held
             # Where a single page takes too long, as of long notes it can, only fewer of its rows help.
-            slow = part.pages == 1 and factor < 1 / STEADY and rows > 1
+            slow = part.pages == 1 and factor < 1 / 2 and rows > 1
             if (crowded or slow) and part.passes == self.passes:
                 self.passes = min(MAX_PASSES, self.passes * 2 if slow else self.passes + 1)
 

@@ -228,6 +228,8 @@ class Work:
             except BaseException:
                 self._failed.set()
                 raise
+            finally:
+                stepped.set()
 
         with ThreadPoolExecutor(self._pace.workers, "voiceassist-db-rotation") as pool:
             running: set[Future[None]] = {pool.submit(run) for _ in range(self._pace.workers)}
