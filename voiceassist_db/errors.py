@@ -217,8 +217,8 @@ class RotationActiveError(RotationError):
     """Another process is rotating this database's keys."""
 
 
-class NothingUnfinishedError(RotationError):
-    """There is no unfinished rotation to continue."""
+class NothingToDoError(RotationError):
+    """There is no unfinished rotation to continue, or no key to retire."""
 
 
 class LeaseLostError(RotationError):

@@ -30,6 +30,7 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
 )
 from voiceassist_db.models import Base
+from voiceassist_db.models.declaration import FLOOR_SUFFIX
 
 _RETRY: Final = {"40001", "40P01", "55P03", "57014"}
 _UNAVAILABLE: Final = {"57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
@@ -246,8 +247,12 @@ def _duplicate(original: object, table: str) -> DuplicateError:
     return DuplicateError(f"another row of {table} already has {what}: nothing was written", table=table, field=field)
 
 
-def _constraint(original: object, sqlstate: str) -> ConstraintError:
+def _constraint(original: object, sqlstate: str) -> DatabaseError:
     name = _constraint_name(original)
+    if name is not None and name.endswith(FLOOR_SUFFIX):
+        return TransactionConflictError(
+            "the transaction began before a key was retired, and wrote under that key: try it again", sqlstate=sqlstate
+        )
     return ConstraintError(
         f"the constraint {name} refused the row (SQLSTATE {sqlstate}): nothing was written",
         constraint=name,

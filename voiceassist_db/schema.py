@@ -9,12 +9,12 @@ from typing import Final
 import alembic.command
 import alembic.config
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.constraints import set_format, validate
 from voiceassist_db.errors import DatabaseError
-from voiceassist_db.execution import execute, translated
-from voiceassist_db.models.declaration import any_format, bound_format, format_constraint
+from voiceassist_db.execution import translated
 
 _ALEMBIC: Final = threading.Lock()
 """Alembic keeps what it works on in module globals: one thread of a process at a time."""
@@ -51,7 +51,9 @@ def allow_direct_format(connection: Connection) -> None:
 
     Needs the tables' owner. The caller commits.
     """
-    _set_format(connection, bound_only=False)
+    for table in encrypted_tables(connection):
+        set_format(connection, table, bound_only=False)
+        validate(connection, table)
 
 
 def require_bound_format(connection: Connection) -> None:
@@ -59,18 +61,6 @@ def require_bound_format(connection: Connection) -> None:
 
     Needs the tables' owner. The caller commits.
     """
-    _set_format(connection, bound_only=True)
-
-
-def _set_format(connection: Connection, *, bound_only: bool) -> None:
-    quote = connection.dialect.identifier_preparer
     for table in encrypted_tables(connection):
-        for field in table.fields.values():
-            column = quote.quote(field.column)
-            condition = bound_format(column) if bound_only else any_format(column)
-            name = quote.quote(format_constraint(table.table.name, field.column))
-            statement = (
-                f"ALTER TABLE {quote.format_table(table.table)} DROP CONSTRAINT IF EXISTS {name}, "
-                f"ADD CONSTRAINT {name} CHECK ({condition})"
-            )
-            execute(connection, text(statement), table=table.name)
+        set_format(connection, table, bound_only=True)
+        validate(connection, table)

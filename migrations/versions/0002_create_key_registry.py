@@ -53,7 +53,7 @@ def upgrade() -> None:
         sa.Column("holder", sa.Uuid(), nullable=True),
         sa.Column("holder_name", sa.Text(), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("kind IN ('encryption', 'index')", name="key_rotations_kind"),
+        sa.CheckConstraint("kind IN ('encryption', 'index', 'retirement')", name="key_rotations_kind"),
         sa.CheckConstraint("state IN ('running', 'interrupted', 'finished')", name="key_rotations_state"),
         sa.CheckConstraint("to_version > from_version", name="key_rotations_versions"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_key_rotations")),

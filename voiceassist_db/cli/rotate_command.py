@@ -17,9 +17,10 @@ from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option, progress
 from voiceassist_db.database import Database
 from voiceassist_db.engine import create_engine
-from voiceassist_db.errors import NothingUnfinishedError, RotationActiveError
-from voiceassist_db.rotation import Pace, Plan, Progress, RotationReport, plan, rotate
+from voiceassist_db.errors import NothingToDoError, RotationActiveError
+from voiceassist_db.rotation import Pace, Plan, Progress, Retirement, RotationReport, plan, retire, rotate
 from voiceassist_db.rotation.report import DEFAULT_TARGET_BATCH_S
+from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS
 
 EXIT_REFUSED: Final = 1
 EXIT_LEFT_OVER: Final = 3
@@ -60,6 +61,16 @@ POOL_OVER_WORKERS: Final = 3
     metavar="SECONDS",
     help="Pause while any replica is this far behind, or its lag cannot be read.  [default: not watched]",
 )
+@click.option(
+    "--retire", "retires", is_flag=True, help="Instead: end the previous key version, which no row may need any more."
+)
+@click.option(
+    "--grace-days",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_GRACE_DAYS,
+    show_default=True,
+    help="With --retire: days since the rotation that must have passed, for the backups of that time.",
+)
 @json_option
 def command(  # noqa: PLR0917  # click passes them by name
     dry_run: bool,
@@ -69,6 +80,8 @@ def command(  # noqa: PLR0917  # click passes them by name
     target_batch_seconds: float,
     max_rows_per_second: float | None,
     max_replica_lag: float | None,
+    retires: bool,
+    grace_days: float,
     as_json: bool,
 ) -> None:
     r"""Rotate the encryption key: a new one in Vault, and every encrypted row of every table re-encrypted under it.
@@ -96,6 +109,9 @@ def command(  # noqa: PLR0917  # click passes them by name
     engine = create_engine(config.database_url(), pool_size=workers + POOL_OVER_WORKERS)
     with Database(engine, config.key_provider()) as database:
         try:
+            if retires:
+                _show_retirement(retire(engine, database.keys, grace_days=grace_days), as_json=as_json)
+                return
             if dry_run:
                 _show_plan(plan(engine, database.keys, tables=names, pace=pace), as_json=as_json)
                 return
@@ -109,7 +125,7 @@ def command(  # noqa: PLR0917  # click passes them by name
                     stop=stop,
                     on_progress=show,
                 )
-        except NothingUnfinishedError as nothing:
+        except NothingToDoError as nothing:
             click.echo(str(nothing), err=True)
             return
         except RotationActiveError as active:
@@ -154,6 +170,16 @@ def _stopping() -> Iterator[threading.Event]:
 def _showing() -> Iterator[Callable[[Progress], None]]:
     with progress("rotating") as report:
         yield lambda now: report(now.rows, now.total, ": ".join(part for part in (now.phase, now.note) if part))
+
+
+def _show_retirement(done: Retirement, *, as_json: bool) -> None:
+    if as_json:
+        emit_json(dataclasses.asdict(done))
+        return
+    click.echo(
+        f"key version {done.version} is retired: {', '.join(done.tables)} accept key version {done.floor} and later only, and "
+        "the key store no longer holds it"
+    )
 
 
 def _show_plan(would: Plan, *, as_json: bool) -> None:

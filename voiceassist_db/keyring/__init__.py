@@ -2,7 +2,7 @@
 
 from voiceassist_db.keyring.initialisation import Initialised, initialise_keys
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
-from voiceassist_db.keyring.registry import RegisteredKey, assemble, register, registered_keys
+from voiceassist_db.keyring.registry import RegisteredKey, assemble, register, registered_keys, retire_version
 from voiceassist_db.keyring.source import DEFAULT_TTL_S, KeyringSource
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "initialise_keys",
     "register",
     "registered_keys",
+    "retire_version",
 ]

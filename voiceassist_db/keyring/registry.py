@@ -121,6 +121,12 @@ def prove(connection: Connection, keys: KeySet) -> None:
         raise _wrong_index_key()
 
 
+def retire_version(connection: Connection, version: int) -> None:
+    """Record that no row needs a version any more; from now on no keyring has it. The caller commits."""
+    retired = update(_KEYS).where(_KEYS.c.version == version).values(state="retired", retired_at=func.now())
+    execute(connection, retired, table=_KEYS.name)
+
+
 def _register_index_keys(connection: Connection, keys: KeySet) -> None:
     known = _registered_index_keys(connection)
     for key in _index_keys(keys):
@@ -162,7 +168,7 @@ def assemble(connection: Connection, keys: KeySet) -> Keyring:
     """Prove a store's keys against the registry, and return them as a keyring.
 
     A version that is in the store but not registered yet (a rotation has just begun, or died right there) is left out, so
-    that nothing is ever written under a key that the database does not know.
+    that nothing is ever written under a key that the database does not know; so is one that is retired.
 
     Raises:
         WrongKeyError: A key is not the one that is registered for its version.
@@ -173,6 +179,8 @@ def assemble(connection: Connection, keys: KeySet) -> Keyring:
     for version, key in keys.versions().items():
         if version in known:
             _prove(version, key, known)
+            if known[version].state == "retired":
+                continue
             live.append(KeyVersion(version, known[version].scheme, key))
     if not live:
         raise KeyNotRegisteredError(

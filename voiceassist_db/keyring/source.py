@@ -105,6 +105,19 @@ class KeyringSource:
             self._missing[wanted] = time.monotonic() + RETRY_AFTER_S
         return loaded
 
+    def renew(self, connection: Connection, stale: Keyring) -> Keyring:
+        """Return a keyring after one whose current version the database's registry has left behind.
+
+        Raises:
+            KeyStoreError: The store cannot be asked.
+        """
+        known = self._keyring
+        if known is not None and known is not stale and known.current.version > stale.current.version:
+            return known
+        if self._failure is not None and time.monotonic() < self._failure[0]:
+            raise self._failure[1](self._failure[2])
+        return self._load(connection)
+
     def forget(self) -> None:
         """Fetch the keyring at its next use, whatever its age."""
         self._due = 0.0

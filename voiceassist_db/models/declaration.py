@@ -34,6 +34,7 @@ from sqlalchemy.types import TypeEngine
 ENCRYPTED_SUFFIX: Final = "_encrypted"
 INDEX_SUFFIX: Final = "_index"
 VERSION_COLUMN: Final = "key_version"
+FLOOR_SUFFIX: Final = "_key_version_floor"
 FILLFACTOR: Final = 75
 """Room that a page keeps free for the next rotation's row versions (HOT), in percent used."""
 
@@ -74,6 +75,11 @@ def any_format(column: str) -> str:
 def format_constraint(table: str, column: str) -> str:
     """Return the name of the CHECK that holds a column to its ciphertext format."""
     return f"{table}_{column}_format"
+
+
+def floor_constraint(table: str) -> str:
+    """Return the name of the CHECK that keeps rows of retired key versions out of a table."""
+    return f"{table}{FLOOR_SUFFIX}"
 
 
 def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool = True) -> MappedColumn[Any]:

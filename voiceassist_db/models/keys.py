@@ -43,12 +43,13 @@ class IndexKeyRow(Base):
 class KeyRotationRow(Base):
     """One rotation, and the lease of the process that is at it: whoever is its holder, until ``lease_until``, may write.
 
-    ``heartbeat_at`` stands still when that process has died. Of the blind-index key, the versions are a count.
+    ``heartbeat_at`` stands still when that process has died. The versions of the blind-index key are a count; a retirement is
+    of ``from_version``.
     """
 
     __tablename__ = "key_rotations"
     __table_args__ = (
-        CheckConstraint("kind IN ('encryption', 'index')", name="key_rotations_kind"),
+        CheckConstraint("kind IN ('encryption', 'index', 'retirement')", name="key_rotations_kind"),
         CheckConstraint("state IN ('running', 'interrupted', 'finished')", name="key_rotations_state"),
         CheckConstraint("to_version > from_version", name="key_rotations_versions"),
     )

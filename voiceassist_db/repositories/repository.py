@@ -9,22 +9,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from sqlalchemy import Column, Connection
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
+from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreUnavailableError, NotFoundError, UnknownKeyVersionError
 from voiceassist_db.execution import Prepared, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
-from voiceassist_db.repositories.statements import WHERE, Statements
+from voiceassist_db.repositories.statements import TOLERATED, WHERE, Statements
 
 R = TypeVar("R", bound=Record)
+
+
+def _encoded(
+    encode: Callable[[Keyring], dict[str, Any]], before: Keyring, encoding: Future[dict[str, Any]], keyring: Keyring
+) -> dict[str, Any]:
+    """Return the rows that were encoded under a keyring before; or, where it is another one by now, encoded again."""
+    return encoding.result() if keyring is before else encode(keyring)
+
 
 PAGE_ROWS: Final = 1000
 
@@ -100,9 +109,11 @@ class Repository(Generic[R]):
             DuplicateError: A row with this key, or with the same value in a unique index, exists.
         """
         connection = self._connection()
-        keyring = self._keys.keyring(connection)
-        values = self._rows.new(record, keyring)
-        self._statements.insert().count(connection, values | parameters(keyring, self._table, self._fields))
+
+        def values(keyring: Keyring) -> dict[str, Any]:
+            return self._rows.new(record, keyring) | parameters(keyring, self._table, self._fields)
+
+        self._insert(connection, self._statements.insert(), values)
 
     def add_many(self, records: Iterable[R]) -> int:
         """Write many new rows, streaming: only one batch is held in memory.
@@ -120,15 +131,36 @@ class Repository(Generic[R]):
         # One batch is encoded while the server encrypts the one before it. The records themselves are drawn in this thread,
         # for they may come from a generator that reads from this very session.
         with ThreadPoolExecutor(1, "voiceassist-db-encode") as encoder:
-            waiting: Future[dict[str, Any]] | None = None
+            waiting: Callable[[], int] | None = None
             for batch in self._batches(records):
-                encoding = encoder.submit(self._rows.many, batch, self._keys.keyring(connection))
+                keyring = self._keys.keyring(connection)
+                encoding = encoder.submit(self._rows.many, batch, keyring)
                 if waiting is not None:
-                    written += statement.count(connection, waiting.result())
-                waiting = encoding
+                    written += waiting()
+                encoded = partial(_encoded, partial(self._rows.many, batch), keyring, encoding)
+                waiting = partial(self._insert, connection, statement, encoded)
             if waiting is not None:
-                written += statement.count(connection, waiting.result())
+                written += waiting()
         return written
+
+    def _insert(self, connection: Connection, statement: Prepared, values: Callable[[Keyring], dict[str, Any]]) -> int:
+        """Insert rows under the current key; where the registry already knows a newer one, fetch that and insert again."""
+        keyring = self._keys.keyring(connection)
+        if count := statement.count(connection, values(keyring) | {TOLERATED: "current"}):
+            return count
+        tolerated = "current"
+        try:
+            keyring = self._keys.renew(connection, keyring)
+        except KeyStoreUnavailableError:
+            tolerated = "previous"  # the key that this process has is still live, and better than no write at all
+        if count := statement.count(connection, values(keyring) | {TOLERATED: tolerated}):
+            return count
+        raise KeyNotRegisteredError(
+            f"nothing was written to {self._table.name}: the database has a newer key registered than version "
+            f"{keyring.current.version}, which the key store does not hold. Check VAULT_ADDR and VOICEASSIST_DB_VAULT_PATH, "
+            "or restore the secret's later version (`vault kv rollback`).",
+            version=keyring.current.version,
+        )
 
     def update(self, *key: Any, **changes: Any) -> None:
         """Change some fields of a row, under the key version that the row has at that moment.

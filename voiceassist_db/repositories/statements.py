@@ -24,8 +24,11 @@ from sqlalchemy import (
     cast,
     column,
     delete,
+    exists,
     func,
     insert,
+    literal_column,
+    or_,
     select,
     tuple_,
     update,
@@ -34,9 +37,14 @@ from sqlalchemy.types import TypeEngine
 
 from voiceassist_db.execution import Prepared
 from voiceassist_db.keys import Scheme
-from voiceassist_db.models import EncryptedField, EncryptedTable, Kind
+from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, Kind, table_of
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, encrypt_new, encrypt_stored, is_live, version_parameter
 from voiceassist_db.repositories.rows import BOOKKEEPING
+
+_KEYS: Final = table_of(EncryptionKeyRow)
+
+TOLERATED: Final = "tolerated_state"
+"""Parameter of every INSERT: the state, besides ``current``, in which the registry may have the key version to write under."""
 
 WHERE: Final = "where_"
 """Prefix of the parameters that say which row is meant, to keep them apart from the values of the same columns."""
@@ -73,11 +81,11 @@ class Statements:
         return prepared
 
     def insert(self) -> Prepared:
-        """One row from scalar parameters."""
-        return self._once("insert", lambda: insert(self.table.table).values(self._new_row(_scalar)))
+        """One row from scalar parameters; none where the registry is ahead of the keyring (see :data:`TOLERATED`)."""
+        return self._once("insert", self._insert)
 
     def insert_many(self) -> Prepared:
-        """Many rows from one array parameter for each column."""
+        """Many rows from one array parameter for each column; none where the registry is ahead of the keyring."""
         return self._once("insert_many", self._insert_many)
 
     def get(self, fields: tuple[EncryptedField, ...]) -> Prepared:
@@ -134,6 +142,10 @@ class Statements:
                 row[field.index_column] = value(field.index_column, LargeBinary())
         return row
 
+    def _insert(self) -> Executable:
+        row = self._new_row(_scalar)
+        return insert(self.table.table).from_select(list(row), select(*row.values()).where(_is_writable()))
+
     def _insert_many(self) -> Executable:
         names: list[str] = []
 
@@ -146,7 +158,7 @@ class Statements:
             *(column(name, Text) for name in names), name="given"
         )
         return insert(self.table.table).from_select(
-            list(row), select(*row.values()).select_from(source.render_derived())
+            list(row), select(*row.values()).select_from(source.render_derived()).where(_is_writable())
         )
 
     def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
@@ -183,6 +195,17 @@ class Statements:
         names = [f"k{position}" for position in range(len(arrays))]
         given = func.unnest(*arrays).table_valued(*names, name="wanted").render_derived()
         return and_(tuple_(*self.lookup).in_(select(*(given.c[name] for name in names))))
+
+
+def _is_writable() -> ColumnElement[bool]:
+    """Return the condition that the current version of the keyring is, by the registry, one to write new rows under.
+
+    A process learns of a rotation when it asks the key store again, or here, by its first write: without an error, which would
+    end the caller's transaction.
+    """
+    is_meant = _KEYS.c.version == version_parameter("current")
+    is_fit = or_(_KEYS.c.state == literal_column("'current'"), _KEYS.c.state == bindparam(TOLERATED, type_=Text))
+    return exists().where(is_meant, is_fit)
 
 
 def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:

@@ -34,6 +34,7 @@ from sqlalchemy import (
 from uuid_utils.compat import uuid7
 
 from voiceassist_db.errors import (
+    DatabaseError,
     DatabaseUnavailableError,
     LeaseLostError,
     RotationActiveError,
@@ -189,8 +190,16 @@ class Lease:
     def release(self, *, finished: bool) -> None:
         """Write the result down and give the lease back; does nothing where another process has it.
 
-        This commit is a synchronous one, whatever the server's default: all that was committed before is on disk then.
+        This commit is a synchronous one, whatever the server's default: all that was committed before is on disk then. An
+        unfinished run may well end because the database is away: then its lease ends by itself.
         """
+        try:
+            self._release(finished=finished)
+        except DatabaseError:
+            if finished:
+                raise
+
+    def _release(self, *, finished: bool) -> None:
         self._stop()
         values: dict[str, Any] = self._journal() | {
             "state": "finished" if finished else "interrupted",

@@ -16,9 +16,7 @@ from sqlalchemy import Connection, Engine, delete, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import (
-    DatabaseError,
-    LeaseLostError,
-    NothingUnfinishedError,
+    NothingToDoError,
     RotationActiveError,
     RotationError,
 )
@@ -91,7 +89,7 @@ def rotate(
         What was done.
 
     Raises:
-        NothingUnfinishedError: ``resume_only`` found nothing to continue.
+        NothingToDoError: ``resume_only`` found nothing to continue.
         RotationActiveError: Another process is at it.
         RotationError: It is refused: the rotation before must be retired first, or what is asked for cannot be done.
     """
@@ -99,7 +97,7 @@ def rotate(
     with translated(), engine.connect() as connection:
         preflight = _Preflight.make(connection, keys.provider.fetch(), tables)
         if resume_only and not preflight.is_unfinished:
-            raise NothingUnfinishedError("no rotation is unfinished: nothing was done")
+            raise NothingToDoError("no rotation is unfinished: nothing to do")
         require_visible_replicas(connection, pace)
         relations = [part for each in preflight.chosen for part in relations_of(connection, each)]
     with Lease.take(engine, preflight.wanted) as lease:
@@ -123,7 +121,7 @@ def rotate(
             report = run.through(work)
             finished = report.done
         finally:
-            run.end(finished=finished)
+            lease.release(finished=finished)
         return report
 
 
@@ -264,14 +262,6 @@ class _Run:
             return {"rows": done, "rows_total": self._lease.rows_before + work.total, "rows_per_second": rate}
 
         return entry
-
-    def end(self, *, finished: bool) -> None:
-        """Give the lease back. Where the database is away, it ends by itself, and the next run goes on."""
-        try:
-            self._lease.release(finished=finished)
-        except (DatabaseError, LeaseLostError):
-            if finished:
-                raise
 
     def _sizes(self) -> tuple[int, int]:
         with translated(), self._engine.begin() as connection:

@@ -1,0 +1,183 @@
+"""The end of a key version: nothing needs it, nobody can write under it again, and the key store forgets it.
+
+Owns the order: rows, floor, rows again, proof, registry, key store. What would make old data unreadable comes last, and each step
+finds out by itself whether it has been done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, Engine, func, select, text
+
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.constraints import set_floor, set_format, validate
+from voiceassist_db.errors import NothingToDoError, RotationError, TransactionConflictError
+from voiceassist_db.execution import execute, see_all_rows, translated
+from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, registered_keys, retire_version
+from voiceassist_db.keys import KeySet, Scheme
+from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
+from voiceassist_db.rotation.lease import Lease, Wanted, unfinished_run
+
+DEFAULT_GRACE_DAYS: Final = 30
+
+LOCK_TIMEOUT_MS: Final = 1000
+"""How long to wait for a table's ACCESS EXCLUSIVE lock at a time; meanwhile others queue behind the wait."""
+
+PAUSE_S: Final = 2.0
+_RUNS: Final = table_of(KeyRotationRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """What was retired.
+
+    Attributes:
+        version: The key version that no row needs and no one can write under any more.
+        floor: The oldest key version that the tables accept now.
+        tables: The tables that have that floor.
+    """
+
+    version: int
+    floor: int
+    tables: tuple[str, ...]
+
+
+def retire(
+    engine: Engine, keys: KeyringSource, *, grace_days: float = DEFAULT_GRACE_DAYS, patience_s: float = 30.0
+) -> Retirement:
+    """Retire the previous key version: refuse while anything needs it, else make it unusable and remove it from the key store.
+
+    Args:
+        engine: An engine of the tables' owner.
+        keys: The keys; their provider is written to.
+        grace_days: Days that must have passed since the rotation away from it was finished: backups of that time need it.
+        patience_s: Seconds to wait for the lock of each table.
+
+    Raises:
+        NothingToDoError: There is no previous key.
+        RotationActiveError: A rotation is being run.
+        RotationError: It is still needed, or the grace period is not over.
+    """
+    with translated(), engine.connect() as connection:
+        stored = keys.provider.fetch()
+        tables = encrypted_tables(connection)
+        previous = _previous(connection, stored, tables, grace_days)
+    with Lease.take(engine, Wanted("retirement", previous.version, stored.version)) as lease:
+        finished = False
+        lease.keep(dict)
+        try:
+            if previous.state != "retired":
+                _close_off(engine, lease, tables, previous=previous, floor=stored.version, patience_s=patience_s)
+            _forget(keys, stored)
+            finished = True
+        finally:
+            lease.release(finished=finished)
+    keys.forget()
+    return Retirement(previous.version, stored.version, tuple(each.name for each in tables))
+
+
+def _previous(connection: Connection, stored: KeySet, tables: list[EncryptedTable], grace_days: float) -> RegisteredKey:
+    """Return the previous version as it is registered, if it may be retired."""
+    if stored.previous_version is None:
+        raise NothingToDoError("the key store holds one key version only: there is nothing to retire")
+    assemble(connection, stored)
+    known = registered_keys(connection)
+    if stored.version not in known or stored.previous_version not in known:
+        raise RotationError("a rotation has begun that the database does not know of yet: finish it first")
+    previous = known[stored.previous_version]
+    if previous.state == "retired":
+        return previous
+    if unfinished_run(connection, "encryption") is not None:
+        raise RotationError(
+            f"the rotation to key version {stored.version} is unfinished: finish it first, by running it again"
+        )
+    _require_unused(connection, tables, previous.version)
+    until = _replaced_at(connection, previous) + timedelta(days=grace_days)
+    if until > datetime.now(UTC):
+        raise RotationError(
+            f"key version {previous.version} stays until {until:%Y-%m-%d %H:%M} UTC, {grace_days:g} days after it was replaced, "
+            "for the backups of that time; --grace-days says otherwise"
+        )
+    return previous
+
+
+def _replaced_at(connection: Connection, previous: RegisteredKey) -> datetime:
+    """Return when the last row left a version: the end of its rotation, or else when the next version was registered."""
+    finished = select(func.max(_RUNS.c.finished_at)).where(
+        _RUNS.c.kind == "encryption", _RUNS.c.from_version == previous.version
+    )
+    at: datetime | None = execute(connection, finished, table=_RUNS.name).scalar()
+    return at or previous.replaced_at or datetime.now(UTC)
+
+
+def _require_unused(connection: Connection, tables: list[EncryptedTable], version: int) -> None:
+    see_all_rows(connection)
+    for table in tables:
+        count = select(func.count()).select_from(table.table).where(table.version <= version)
+        if rows := execute(connection, count, table=table.name).scalar_one():
+            raise RotationError(
+                f"{rows:,} rows of {table.name} still need key version {version}: run the rotation again, which finishes them. "
+                "Rows that it cannot read must be repaired, restored or removed first: key_rotation_failures names them."
+            )
+
+
+def _close_off(
+    engine: Engine,
+    lease: Lease,
+    tables: list[EncryptedTable],
+    *,
+    previous: RegisteredKey,
+    floor: int,
+    patience_s: float,
+) -> None:
+    """Let nobody write under the version again, prove that nothing is under it, and say so in the registry."""
+    for table in tables:
+
+        def close(connection: Connection, table: EncryptedTable = table) -> None:
+            set_floor(connection, table, floor)
+            if previous.scheme is Scheme.DIRECT:
+                set_format(connection, table, bound_only=True)
+
+        _patiently(engine, lease, close, table, patience_s)
+    # A writer that began before the floor may have been the last: now that none can follow, it is counted again.
+    with translated(), engine.begin() as connection:
+        _require_unused(connection, tables, previous.version)
+    for table in tables:
+        with translated(), engine.begin() as connection:
+            validate(connection, table)
+    with translated(), engine.begin() as connection:
+        lease.fence(connection)
+        execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+        retire_version(connection, previous.version)
+
+
+def _patiently(
+    engine: Engine, lease: Lease, change: Callable[[Connection], None], table: EncryptedTable, patience_s: float
+) -> None:
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            with translated(), engine.begin() as connection:
+                lease.fence(connection, lock_timeout_ms=LOCK_TIMEOUT_MS)
+                change(connection)
+        except TransactionConflictError:
+            if time.monotonic() > give_up:
+                raise RotationError(
+                    f"{table.name} is in use by a transaction that does not end, so that its constraint could not be set: run "
+                    "this again when it has ended"
+                ) from None
+            time.sleep(PAUSE_S)
+        else:
+            return
+
+
+def _forget(keys: KeyringSource, stored: KeySet) -> None:
+    """Remove the retired key from the store, unless that was done meanwhile."""
+    keys.provider.replace(stored, replace(stored, previous_version=None, previous_key=None))
+    if keys.provider.fetch().previous_version is not None:
+        raise RotationError("the key store still returns the retired key: run this again")
