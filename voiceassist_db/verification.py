@@ -110,7 +110,7 @@ def _about(connection: Connection, table: EncryptedTable) -> int:
     estimate = text(
         "SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)"
     )
-    quoted = connection.dialect.identifier_preparer.format_table(table.table)
+    name = regclass(connection, table.table)
     return int(execute(connection, estimate, {"name": quoted}, table=table.name).scalar_one())
 
 

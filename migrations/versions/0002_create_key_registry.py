@@ -33,8 +33,10 @@ def upgrade() -> None:
     op.create_table(
         "index_keys",
         sa.Column("check_value", sa.LargeBinary(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("retired_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("state IN ('current', 'previous', 'retired')", name="index_keys_state"),
         sa.PrimaryKeyConstraint("check_value", name=op.f("pk_index_keys")),
     )
     op.create_table(

@@ -2,7 +2,15 @@
 
 from voiceassist_db.keyring.initialisation import Initialised, initialise_keys
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
-from voiceassist_db.keyring.registry import RegisteredKey, assemble, register, registered_keys, retire_version
+from voiceassist_db.keyring.registry import (
+    RegisteredKey,
+    assemble,
+    count_index_keys,
+    register,
+    registered_keys,
+    retire_index_keys,
+    retire_version,
+)
 from voiceassist_db.keyring.source import DEFAULT_TTL_S, KeyringSource
 
 __all__ = [
@@ -13,8 +21,10 @@ __all__ = [
     "KeyringSource",
     "RegisteredKey",
     "assemble",
+    "count_index_keys",
     "initialise_keys",
     "register",
     "registered_keys",
+    "retire_index_keys",
     "retire_version",
 ]

@@ -26,12 +26,14 @@ class Keyring:
         current: The version that new rows are written under.
         previous: The version before it, while rows may still be under it.
         index_keys: Roots of the blind-index keys, the one to write with first; empty where the store holds none.
+        index_checks: Their check values, by which the registry knows them.
         memory: What others derived from this keyring and wish to keep as long as it lives.
     """
 
     current: KeyVersion
     previous: KeyVersion | None = None
     index_keys: tuple[Key, ...] = ()
+    index_checks: tuple[bytes, ...] = ()
     memory: dict[object, dict[str, Any]] = field(default_factory=dict, repr=False)
     _column_keys: dict[tuple[int, str], Key] = field(default_factory=dict, repr=False)
     _index_column_keys: dict[str, tuple[Key, ...]] = field(default_factory=dict, repr=False)

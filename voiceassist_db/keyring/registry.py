@@ -127,15 +127,58 @@ def retire_version(connection: Connection, version: int) -> None:
     execute(connection, retired, table=_KEYS.name)
 
 
+def count_index_keys(connection: Connection) -> int:
+    """Return how many blind-index keys this database has had."""
+    return len(_registered_index_keys(connection))
+
+
+def retire_index_keys(connection: Connection, *, but: Key) -> None:
+    """Record that no token is of another blind-index key than this one; from now on no keyring has another. The caller commits."""
+    others = update(_INDEX_KEYS).where(
+        _INDEX_KEYS.c.check_value != _index_check_value(but), _INDEX_KEYS.c.state != "retired"
+    )
+    execute(connection, others.values(state="retired", retired_at=func.now()), table=_INDEX_KEYS.name)
+
+
 def _register_index_keys(connection: Connection, keys: KeySet) -> None:
     known = _registered_index_keys(connection)
-    for key in _index_keys(keys):
-        if _index_check_value(key) not in known:
-            execute(connection, insert(_INDEX_KEYS).values(check_value=_index_check_value(key)), table=_INDEX_KEYS.name)
+    for key, state in ((keys.index_key, "current"), (keys.previous_index_key, "previous")):
+        if key is None or _index_check_value(key) in known:
+            continue
+        if state == "current":
+            demote = update(_INDEX_KEYS).where(_INDEX_KEYS.c.state == "current").values(state="previous")
+            execute(connection, demote, table=_INDEX_KEYS.name)
+        values = {"check_value": _index_check_value(key), "state": state}
+        execute(connection, insert(_INDEX_KEYS).values(values), table=_INDEX_KEYS.name)
 
 
-def _registered_index_keys(connection: Connection) -> set[bytes]:
-    return {row.check_value for row in execute(connection, select(_INDEX_KEYS.c.check_value), table=_INDEX_KEYS.name)}
+def _registered_index_keys(connection: Connection) -> dict[bytes, str]:
+    """Return the state of each registered blind-index key by its check value."""
+    rows = execute(connection, select(_INDEX_KEYS.c.check_value, _INDEX_KEYS.c.state), table=_INDEX_KEYS.name)
+    return {row.check_value: row.state for row in rows}
+
+
+def _live_index_keys(connection: Connection, keys: KeySet) -> dict[bytes, Key]:
+    """Return a store's blind-index keys by their check values, the one to write with first.
+
+    A key that is not registered yet is left out, as a rotation has just begun to which the one before belongs; so is one that is
+    retired.
+
+    Raises:
+        WrongKeyError: The store lacks a key that tokens may be of, or holds a strange one.
+    """
+    given = {_index_check_value(key): key for key in _index_keys(keys)}
+    if not given:
+        return {}
+    known = _registered_index_keys(connection)
+    live = {check: key for check, key in given.items() if known.get(check) in {"current", "previous"}}
+    strange = [check for check in given if check not in known]
+    has_begun = keys.previous_index_key is not None and keys.index_key is not None
+    if has_begun and keys.index_key is not None and strange == [_index_check_value(keys.index_key)]:
+        strange = []
+    if strange or any(state != "retired" and check not in live for check, state in known.items()):
+        raise _wrong_index_key()
+    return live
 
 
 def _check_value(version: int, key: Key, scheme: Scheme) -> bytes:
@@ -188,8 +231,5 @@ def assemble(connection: Connection, keys: KeySet) -> Keyring:
             + (f" (it knows {', '.join(map(str, known))}: is this the right key store?)" if known else ""),
             version=keys.version,
         )
-    index_keys = _index_keys(keys)
-    registered = _registered_index_keys(connection) if index_keys else set()
-    if any(_index_check_value(key) not in registered for key in index_keys):
-        raise _wrong_index_key()
-    return Keyring(live[0], live[1] if len(live) > 1 else None, index_keys)
+    index_keys = _live_index_keys(connection, keys)
+    return Keyring(live[0], live[1] if len(live) > 1 else None, tuple(index_keys.values()), tuple(index_keys))

@@ -17,6 +17,7 @@ from voiceassist_db.errors import (
     KeyStoreError,
     KeyStoreForbiddenError,
     MalformedKeyError,
+    WrongKeyError,
 )
 from voiceassist_db.keyring.keyring import Keyring
 from voiceassist_db.keyring.registry import assemble
@@ -106,13 +107,13 @@ class KeyringSource:
         return loaded
 
     def renew(self, connection: Connection, stale: Keyring) -> Keyring:
-        """Return a keyring after one whose current version the database's registry has left behind.
+        """Return a keyring after one that the database's registry has left behind.
 
         Raises:
             KeyStoreError: The store cannot be asked.
         """
         known = self._keyring
-        if known is not None and known is not stale and known.current.version > stale.current.version:
+        if known is not None and known is not stale:
             return known
         if self._failure is not None and time.monotonic() < self._failure[0]:
             raise self._failure[1](self._failure[2])
@@ -129,7 +130,15 @@ class KeyringSource:
             # Not the error itself: raised again and again it would gather the frames of every request that met it.
             self._failure = (time.monotonic() + RETRY_AFTER_S, type(error), str(error))
             raise
-        loaded = assemble(connection, fetched)
+        try:
+            loaded = assemble(connection, fetched)
+        except WrongKeyError:
+            # A rotation may have registered its key between the two looks.
+            again = self._call(self.provider.fetch)
+            if again.revision == fetched.revision:
+                raise
+            fetched = again
+            loaded = assemble(connection, fetched)
         known = self._keyring
         # A connection with an old snapshot cannot see the newest version's registration; others must not step back for it.
         if known is None or not loaded.current.version < known.current.version <= fetched.version:

@@ -34,8 +34,10 @@ class IndexKeyRow(Base):
     """One key of the blind indexes. They have no number in the key store, so the check value is what tells them apart."""
 
     __tablename__ = "index_keys"
+    __table_args__ = (CheckConstraint("state IN ('current', 'previous', 'retired')", name="index_keys_state"),)
 
     check_value: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    state: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     retired_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 

@@ -127,7 +127,7 @@ def is_bound_to_row(table: EncryptedTable, field: EncryptedField) -> ColumnEleme
     plaintext = decrypt(field.kind, table.table.c[field.column], column_key(table, field, "current"))
     prefix = _prefix(table, field)
     if field.kind is Kind.BYTES:
-        return func.substring(plaintext, 1, func.octet_length(prefix)) == prefix
+        return func.substring(plaintext, literal_column("1"), func.octet_length(prefix)) == prefix
     return func.starts_with(plaintext, prefix, type_=Boolean)
 
 

@@ -7,25 +7,41 @@ never commits and never rolls back: the transaction is the caller's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from sqlalchemy import Column, Connection
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreUnavailableError, NotFoundError, UnknownKeyVersionError
+from voiceassist_db.errors import (
+    DuplicateError,
+    KeyNotRegisteredError,
+    KeyStoreUnavailableError,
+    NotFoundError,
+    UnknownKeyVersionError,
+)
 from voiceassist_db.execution import Prepared, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
-from voiceassist_db.repositories.statements import TOLERATED, WHERE, Statements
+from voiceassist_db.repositories.statements import INDEX_CHECK, TOLERATED, WHERE, Statements
 
 R = TypeVar("R", bound=Record)
+
+
+_CURRENT: Final = "current"
+_PREVIOUS: Final = "previous"
+
+
+def _written_with(keyring: Keyring, tolerated: str) -> dict[str, Any]:
+    """Return the parameters by which a write asks the registry whether its keys are the current ones."""
+    return {TOLERATED: tolerated, INDEX_CHECK: keyring.index_checks[0] if keyring.index_checks else None}
 
 
 def _encoded(
@@ -113,7 +129,7 @@ class Repository(Generic[R]):
         def values(keyring: Keyring) -> dict[str, Any]:
             return self._rows.new(record, keyring) | parameters(keyring, self._table, self._fields)
 
-        self._insert(connection, self._statements.insert(), values)
+        self._insert(connection, self._statements.insert(), values, [record])
 
     def add_many(self, records: Iterable[R]) -> int:
         """Write many new rows, streaming: only one batch is held in memory.
@@ -138,29 +154,62 @@ class Repository(Generic[R]):
                 if waiting is not None:
                     written += waiting()
                 encoded = partial(_encoded, partial(self._rows.many, batch), keyring, encoding)
-                waiting = partial(self._insert, connection, statement, encoded)
+                waiting = partial(self._insert, connection, statement, encoded, batch)
             if waiting is not None:
                 written += waiting()
         return written
 
-    def _insert(self, connection: Connection, statement: Prepared, values: Callable[[Keyring], dict[str, Any]]) -> int:
-        """Insert rows under the current key; where the registry already knows a newer one, fetch that and insert again."""
-        keyring = self._keys.keyring(connection)
-        if count := statement.count(connection, values(keyring) | {TOLERATED: "current"}):
-            return count
-        tolerated = "current"
+    def _insert(
+        self,
+        connection: Connection,
+        statement: Prepared,
+        values: Callable[[Keyring], dict[str, Any]],
+        records: Sequence[R],
+    ) -> int:
+        """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
+        keyring, tolerated = self._keys.keyring(connection), _CURRENT
+        for attempt in (1, 2):
+            row = values(keyring) | _written_with(keyring, tolerated)
+            self._require_untaken(connection, keyring, records)
+            if count := statement.count(connection, row):
+                return count
+            if attempt == 1:
+                keyring, tolerated = self._renewed(connection, keyring)
+        raise self._left_behind(keyring)
+
+    def _renewed(self, connection: Connection, keyring: Keyring) -> tuple[Keyring, str]:
+        """Return a keyring after one that the registry has left behind, and which state of its keys is good enough."""
         try:
-            keyring = self._keys.renew(connection, keyring)
+            return self._keys.renew(connection, keyring), _CURRENT
         except KeyStoreUnavailableError:
-            tolerated = "previous"  # the key that this process has is still live, and better than no write at all
-        if count := statement.count(connection, values(keyring) | {TOLERATED: tolerated}):
-            return count
-        raise KeyNotRegisteredError(
-            f"nothing was written to {self._table.name}: the database has a newer key registered than version "
-            f"{keyring.current.version}, which the key store does not hold. Check VAULT_ADDR and VOICEASSIST_DB_VAULT_PATH, "
-            "or restore the secret's later version (`vault kv rollback`).",
-            version=keyring.current.version,
-        )
+            # The keys that this process has are still live, and better than no write at all.
+            return keyring, _PREVIOUS
+
+    def _require_untaken(
+        self, connection: Connection, keyring: Keyring, given: Sequence[Any], *, but: tuple[Any, ...] | None = None
+    ) -> None:
+        """Keep unique what must be, while a rotation of the index key has tokens of two keys side by side.
+
+        The constraint sees a token of the same key; one of the older key is looked for here.
+
+        Raises:
+            DuplicateError: Another row has the value.
+        """
+        if len(keyring.index_keys) < 2:
+            return
+        for field in self._fields:
+            if field.index_column is None or not self._table.table.c[field.index_column].unique:
+                continue
+            values = [value for each in given if (value := getattr(each, field.name, None)) is not None]
+            older = keyring.index_column_keys(field.context)[1:]
+            tokens = [token(key, normalised(field, value)) for value in values for key in older]
+            taken = self._statements.taken(field.index_column).rows(connection, {"tokens": tokens}) if tokens else []
+            if any(tuple(row) != but for row in taken):
+                raise DuplicateError(
+                    f"another row of {self._table.name} already has this {field.name}: nothing was written",
+                    table=self._table.name,
+                    field=field.name,
+                )
 
     def update(self, *key: Any, **changes: Any) -> None:
         """Change some fields of a row, under the key version that the row has at that moment.
@@ -180,20 +229,25 @@ class Repository(Generic[R]):
         changed = self._chosen(name for name in changes if name in self._table.fields)
         connection = self._connection()
         keyring = self._keys.keyring(connection)
-        version = 0
-        for _ in range(2):
+        tolerated, version = _CURRENT, 0
+        for _ in range(3):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
             statement = self._statements.update(frozenset(changes), schemes)
             values = {**where, **self._rows.changed(changes, keyring), **parameters(keyring, self._table, changed)}
-            if statement.count(connection, values):
+            self._require_untaken(connection, keyring, [SimpleNamespace(**changes)], but=key)
+            if statement.count(connection, values | _written_with(keyring, tolerated)):
                 return
             versions = self._statements.version().rows(connection, dict(where))
             if not versions:
                 raise self._not_found(where)
-            # It can be a version that is live: then a rotation committed between the two statements.
             version = versions[0][0]
-            keyring = self._keys.refresh(connection, version)
-        raise self._unknown(version, "/".join(map(str, key)))
+            if keyring.scheme(version) is None:
+                keyring = self._keys.refresh(connection, version)
+            else:  # the index key is no longer the current one, or a rotation committed between the two statements
+                keyring, tolerated = self._renewed(connection, keyring)
+        if keyring.scheme(version) is None:
+            raise self._unknown(version, "/".join(map(str, key)))
+        raise self._left_behind(keyring)
 
     def delete(self, *key: Any) -> None:
         """Delete a row.
@@ -274,12 +328,15 @@ class Repository(Generic[R]):
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
             keys = keyring.index_column_keys(field.context)
-            return {"tokens": [token(key, value) for key in keys for value in wanted]}
+            return {
+                "tokens": [token(key, value) for key in keys for value in wanted],
+                "known": list(keyring.index_checks),
+            }
 
         # A token says where to look; only the value itself says that it is the one.
         found = [
             each
-            for each in self._read(statement, tokens, chosen)
+            for each in self._read(statement, tokens, chosen, searches=True)
             if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted
         ]
         if field not in asked:
@@ -292,29 +349,26 @@ class Repository(Generic[R]):
         statement: Prepared,
         values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
         fields: tuple[EncryptedField, ...],
+        *,
+        searches: bool = False,
     ) -> list[R]:
         connection = self._connection()
         keyring = self._keys.keyring(connection)
-        found, unknown = self._attempt(connection, keyring, statement, values, fields)
-        if unknown is not None:
+        unknown: tuple[int, str] | None = None
+        for _ in range(3):
+            given = values(keyring) if callable(values) else values
+            rows = statement.rows(connection, {**given, **parameters(keyring, self._table, fields)})
+            if searches and rows[0][-1]:  # there are tokens of a key that this process does not know yet
+                keyring = self._keys.renew(connection, keyring)
+                continue
+            if searches and rows[0][0] is None:
+                return []
+            found: list[R] = []
+            unknown = self._rows.read(rows, keyring, fields, found)
+            if unknown is None:
+                return found
             keyring = self._keys.refresh(connection, unknown[0])
-            found, unknown = self._attempt(connection, keyring, statement, values, fields)
-        if unknown is not None:
-            raise self._unknown(*unknown)
-        return found
-
-    def _attempt(
-        self,
-        connection: Connection,
-        keyring: Keyring,
-        statement: Prepared,
-        values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
-        fields: tuple[EncryptedField, ...],
-    ) -> tuple[list[R], tuple[int, str] | None]:
-        given = values(keyring) if callable(values) else values
-        rows = statement.rows(connection, {**given, **parameters(keyring, self._table, fields)})
-        found: list[R] = []
-        return found, self._rows.read(rows, keyring, fields, found)
+        raise self._unknown(*unknown) if unknown else self._left_behind(keyring)
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
@@ -325,6 +379,14 @@ class Repository(Generic[R]):
             version=version,
             table=self._table.name,
             row_id=row_id,
+        )
+
+    def _left_behind(self, keyring: Keyring) -> KeyNotRegisteredError:
+        return KeyNotRegisteredError(
+            f"the database has newer keys registered for {self._table.name} than version {keyring.current.version} and its index "
+            "key, and the key store does not hold them: nothing was read or written. Check VAULT_ADDR and "
+            "VOICEASSIST_DB_VAULT_PATH, or restore the secret's later version (`vault kv rollback`).",
+            version=keyring.current.version,
         )
 
     def _connection(self) -> Connection:

@@ -37,14 +37,18 @@ from sqlalchemy.types import TypeEngine
 
 from voiceassist_db.execution import Prepared
 from voiceassist_db.keys import Scheme
-from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, Kind, table_of
+from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, IndexKeyRow, Kind, table_of
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, encrypt_new, encrypt_stored, is_live, version_parameter
 from voiceassist_db.repositories.rows import BOOKKEEPING
 
 _KEYS: Final = table_of(EncryptionKeyRow)
+_INDEX_KEYS: Final = table_of(IndexKeyRow)
 
 TOLERATED: Final = "tolerated_state"
-"""Parameter of every INSERT: the state, besides ``current``, in which the registry may have the key version to write under."""
+"""Parameter of every write: the state, besides ``current``, in which the registry may have the keys to write under."""
+
+INDEX_CHECK: Final = "index_check"
+"""Parameter of every write of a token: the check value of the index key that it was made with."""
 
 WHERE: Final = "where_"
 """Prefix of the parameters that say which row is meant, to keep them apart from the values of the same columns."""
@@ -97,10 +101,25 @@ class Statements:
         return self._once(("get_many", fields), lambda: self._select(fields).where(self._is_one_of()))
 
     def find(self, index_column: str, fields: tuple[EncryptedField, ...]) -> Prepared:
-        """Rows whose blind index has one of ``tokens``."""
+        """Rows whose blind index has one of ``tokens``; each row's last column counts the live index keys that are not ``known``.
+
+        Where nothing is found there is one row of NULLs, so that the count is always told, of the same moment as the rows.
+        """
         tokens = cast(bindparam("tokens"), ARRAY(LargeBinary))
         condition = self.table.table.c[index_column] == func.any(tokens)
-        return self._once(("find", index_column, fields), lambda: self._ordered(fields).where(condition))
+        always = select(literal_column("1").label("one")).subquery("always")
+
+        def build() -> Executable:
+            statement = self._ordered(fields).add_columns(_unknown_index_keys())
+            return statement.select_from(always.outerjoin(self.table.table, condition))
+
+        return self._once(("find", index_column, fields), build)
+
+    def taken(self, index_column: str) -> Prepared:
+        """The lookup columns of rows whose blind index has one of ``tokens``."""
+        tokens = cast(bindparam("tokens"), ARRAY(LargeBinary))
+        condition = self.table.table.c[index_column] == func.any(tokens)
+        return self._once(("taken", index_column), lambda: select(*self.lookup).where(condition))
 
     def page(self, fields: tuple[EncryptedField, ...], within: tuple[str, ...], after: bool) -> Prepared:
         """At most ``limit`` rows in the order of the primary key, after a given one, within equal columns."""
@@ -115,13 +134,13 @@ class Statements:
         return self._once(("page", fields, within, after), build)
 
     def update(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> Prepared:
-        """Change some fields of one row, under the row's own key version; no row where that version is not live."""
+        """Change some fields of one row, under the row's own key version; no row where that version, or index key, is not live."""
         return self._once(
             ("update", names, *schemes.values()),
             lambda: (
                 update(self.table.table)
                 .values(self._changes(names, schemes))
-                .where(*self._is_row(), is_live(self.table))
+                .where(*self._is_row(), is_live(self.table), *self._index_is_current(names))
             ),
         )
 
@@ -144,7 +163,9 @@ class Statements:
 
     def _insert(self) -> Executable:
         row = self._new_row(_scalar)
-        return insert(self.table.table).from_select(list(row), select(*row.values()).where(_is_writable()))
+        return insert(self.table.table).from_select(
+            list(row), select(*row.values()).where(_is_writable(), *self._index_is_current())
+        )
 
     def _insert_many(self) -> Executable:
         names: list[str] = []
@@ -158,7 +179,8 @@ class Statements:
             *(column(name, Text) for name in names), name="given"
         )
         return insert(self.table.table).from_select(
-            list(row), select(*row.values()).select_from(source.render_derived()).where(_is_writable())
+            list(row),
+            select(*row.values()).select_from(source.render_derived()).where(_is_writable(), *self._index_is_current()),
         )
 
     def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
@@ -181,6 +203,13 @@ class Statements:
         if "updated_at" in self.table.table.c:
             changes["updated_at"] = func.now()
         return changes
+
+    def _index_is_current(self, names: frozenset[str] | None = None) -> list[ColumnElement[bool]]:
+        """Return the condition that the tokens to be written are of the index key that the registry has as the current one."""
+        indexed = [
+            each for each in self.table.fields.values() if each.index_column and (names is None or each.name in names)
+        ]
+        return [_is_current_index_key()] if indexed else []
 
     def _is_row(self) -> list[ColumnElement[bool]]:
         return [self._equal(each) for each in self.lookup]
@@ -206,6 +235,26 @@ def _is_writable() -> ColumnElement[bool]:
     is_meant = _KEYS.c.version == version_parameter("current")
     is_fit = or_(_KEYS.c.state == literal_column("'current'"), _KEYS.c.state == bindparam(TOLERATED, type_=Text))
     return exists().where(is_meant, is_fit)
+
+
+def _is_current_index_key() -> ColumnElement[bool]:
+    given = bindparam(INDEX_CHECK, type_=LargeBinary)
+    is_fit = or_(
+        _INDEX_KEYS.c.state == literal_column("'current'"), _INDEX_KEYS.c.state == bindparam(TOLERATED, type_=Text)
+    )
+    # NULL where the store holds no index key: then there is no token to write either.
+    return or_(given.is_(None), exists().where(_INDEX_KEYS.c.check_value == given, is_fit))
+
+
+def _unknown_index_keys() -> ColumnElement[int]:
+    known = cast(bindparam("known"), ARRAY(LargeBinary))
+    is_unknown = _INDEX_KEYS.c.check_value != func.all(known)
+    return (
+        select(func.count())
+        .select_from(_INDEX_KEYS)
+        .where(_INDEX_KEYS.c.state != literal_column("'retired'"), is_unknown)
+        .scalar_subquery()
+    )
 
 
 def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine, bindparam, cast, func, select
 from sqlalchemy.dialects.postgresql import OID, insert
@@ -249,16 +250,16 @@ class Batches:
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     def _quarantine(self, key: Key, error: VoiceAssistDBError) -> None:
-        row = row_id(key)
-        values = {
-            "rotation": self._lease.run,
-            "table_name": self._relation.declared_name,
-            "row_id": row,
-            "sqlstate": getattr(error, "sqlstate", None) or "?????",
-        }
-        statement = insert(_FAILURES).values(values).on_conflict_do_nothing()
-        self._read(lambda connection: execute(connection, statement, table=_FAILURES.name).rowcount)
-        self._tally.quarantine(self._relation.declared_name, row)
+        table, row = self._relation.declared_name, row_id(key)
+        sqlstate = getattr(error, "sqlstate", None)
+        self._read(lambda connection: put_down(connection, self._lease.run, table, row, sqlstate))
+        self._tally.quarantine(table, row)
+
+
+def put_down(connection: Connection, run: UUID, table: str, row: str, sqlstate: str | None) -> None:
+    """Record a row that could not be read: where it is and how it failed, never what it holds. The caller commits."""
+    values = {"rotation": run, "table_name": table, "row_id": row, "sqlstate": sqlstate or "?????"}
+    execute(connection, insert(_FAILURES).values(values).on_conflict_do_nothing(), table=_FAILURES.name)
 
 
 def _is_of_a_row(error: VoiceAssistDBError) -> bool:

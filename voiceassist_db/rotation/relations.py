@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, MetaData, Row, text
 
+from voiceassist_db.catalogue import regclass
 from voiceassist_db.errors import RotationError
 from voiceassist_db.execution import execute
 from voiceassist_db.models import EncryptedTable
@@ -31,14 +32,6 @@ _PAGES: Final = text(
 )
 _SIZES: Final = text(
     "SELECT pg_catalog.pg_table_size(CAST(:oid AS oid)) AS rows, pg_catalog.pg_indexes_size(CAST(:oid AS oid)) AS indexes"
-)
-_MOVES_ROWS: Final = text(
-    """
-    SELECT FROM pg_catalog.pg_partition_tree(CAST(:name AS regclass)) t
-    JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = t.relid
-    JOIN pg_catalog.pg_attribute a ON a.attrelid = t.relid AND a.attnum = ANY (p.partattrs)
-    WHERE a.attname = :version
-    """
 )
 
 
@@ -70,14 +63,16 @@ def relations_of(connection: Connection, table: EncryptedTable) -> list[Relation
     """Return the relations that hold a table's rows.
 
     Raises:
-        RotationError: A partition is a foreign table, or rows would have to move between partitions.
+        RotationError: A partition is a foreign table, or the version is part of the primary key. It is wherever a table is
+            partitioned by it, so that no row moves to another partition when it is rotated.
     """
-    quoted = connection.dialect.identifier_preparer.format_table(table.table)
-    if execute(connection, _MOVES_ROWS, {"name": quoted, "version": table.version.name}, table=table.name).first():
+    if table.version.name in {column.name for column in table.key}:
         raise RotationError(
-            f"{table.name} is partitioned by {table.version.name}: rows would move when they are rotated"
+            f"{table.name} has {table.version.name} in its primary key, to which values are bound, so that it cannot change: "
+            "leave it out of the key, and do not partition by it"
         )
-    return [_relation(table, row) for row in execute(connection, _LEAVES, {"name": quoted}, table=table.name)]
+    name = {"name": regclass(connection, table.table)}
+    return [_relation(table, row) for row in execute(connection, _LEAVES, name, table=table.name)]
 
 
 def _relation(table: EncryptedTable, row: Row[tuple[int, str, str, str, bool, bool]]) -> Relation:

@@ -156,19 +156,21 @@ class Work:
     def _sweep_relation(self, relation: Relation) -> int:
         patient_until = time.monotonic() + self._pace.patience_s
         give_up = time.monotonic() + self._pace.patience_s * SWEEP_LIMIT
-        writers: set[str] = set()
+        open_writers: set[str] | None = None
         rounds = 0
         while not self.is_stopping():
             # Asked before the look: whoever began to write after it is seen by the next one.
-            writing = self._ask(lambda connection: _writers(connection, relation))
+            writing = self._ask(lambda connection: writers(connection, relation))
             keys = self._left_in(relation)
             done = self._batches[relation].rotate_given(keys, waits=rounds >= SWEEP_ROUNDS_BEFORE_WAITING)
             self._show("sweeping")
             if not keys:
                 # Nothing to be seen; but a transaction that was writing before may have written under the older version.
-                writers = writing if not writers and rounds == 0 else writers & writing
-                if not writers:
+                open_writers = writing if open_writers is None else open_writers & writing
+                if not open_writers:
                     return 0
+            else:
+                open_writers = None
             rounds += 1
             now = time.monotonic()
             if done:
@@ -179,7 +181,7 @@ class Work:
                 self._held(f"waiting for rows or transactions of others in {relation.table.name}")
                 time.sleep(POLL_S)
         self._held("")
-        return len(writers)
+        return len(open_writers or ())
 
     def _left_in(self, relation: Relation) -> list[Key]:
         quarantined = {row for table, row in self._tally.quarantined if table == relation.declared_name}
@@ -258,7 +260,8 @@ class Work:
             return question(connection)
 
 
-def _writers(connection: Connection, relation: Relation) -> set[str]:
+def writers(connection: Connection, relation: Relation) -> set[str]:
+    """Return the transactions of others that are writing to a relation now, or have in what is not committed yet."""
     rows = execute(connection, _WRITERS, {"oid": relation.oid}, table="pg_locks")
     return {row.virtualtransaction for row in rows}
 

@@ -1,0 +1,375 @@
+"""Rotation of the blind-index key: new tokens for every searchable value, while searches and writes go on.
+
+Tokens are made in Python, so here, and only here, a rotation reads plaintext: neither the index key nor a value reaches SQL.
+Owns the order: key store, registry, tokens until a whole pass finds none to change, registry, key store. Meanwhile searches look
+for both tokens, and writers write the new one (``repositories``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Connection, Engine, LargeBinary, bindparam, cast, func, select, text, tuple_, update
+
+from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.errors import (
+    DecryptionError,
+    DuplicateError,
+    MissingKeyError,
+    NothingToDoError,
+    RotationError,
+    RowError,
+    TransactionConflictError,
+)
+from voiceassist_db.execution import Prepared, execute, see_all_rows, translated
+from voiceassist_db.keyring import Keyring, KeyringSource, count_index_keys, register, retire_index_keys
+from voiceassist_db.keys import Key, KeySet
+from voiceassist_db.models import EncryptedField, EncryptedTable, KeyRotationRow, table_of
+from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
+from voiceassist_db.rotation.batches import Tally, put_down
+from voiceassist_db.rotation.lease import Lease, Wanted, unfinished_run
+from voiceassist_db.rotation.relations import relations_of
+from voiceassist_db.rotation.report import OnProgress, Pace, Progress
+from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
+from voiceassist_db.rotation.work import writers
+
+PAGE_ROWS: Final = 500
+MAX_PASSES: Final = 20
+"""Whole passes before it is given up: somebody goes on writing tokens under the older key."""
+
+_RUNS: Final = table_of(KeyRotationRow)
+PrimaryKey = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRotationReport:
+    """The result of one run.
+
+    Attributes:
+        rows: Rows whose tokens were renewed.
+        seconds: How long that took.
+        quarantined: Rows that could not be read, or whose value another row has where each may stand only once.
+        remaining: Rows whose tokens were still changing in the last pass, the quarantined ones among them.
+        interrupted: Whether the run was asked to stop before its end.
+    """
+
+    rows: int
+    seconds: float
+    quarantined: int
+    remaining: int
+    interrupted: bool
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows renewed per second."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether no token of the older key is left, and the key is retired."""
+        return self.remaining == 0 and not self.interrupted
+
+    @property
+    def done_but_quarantined(self) -> bool:
+        """Whether all is done but the rows that could not be."""
+        return not self.interrupted and 0 < self.quarantined == self.remaining
+
+
+def rotate_index_key(
+    engine: Engine,
+    keys: KeyringSource,
+    *,
+    pace: Pace | None = None,
+    resume_only: bool = False,
+    stop: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
+) -> IndexRotationReport:
+    """Give every blind index a new key, or finish the rotation that is unfinished. Searches and writers go on meanwhile.
+
+    The older key is retired at the end, without a grace period: tokens can always be made again from the values.
+
+    Args:
+        engine: An engine whose connections may receive keys.
+        keys: The keys; their provider is written to.
+        pace: How hard to work; one worker, whatever it says, for the tokens are made in this process.
+        resume_only: Begin no new rotation.
+        stop: When it is set, the run ends after the batch that is under way, and can be continued.
+        on_progress: Called with where it stands.
+
+    Raises:
+        NothingToDoError: ``resume_only`` found nothing to continue, or no table has a blind index.
+        RotationActiveError: Another process is rotating this database's keys.
+        MissingKeyError: The key store holds no index key.
+    """
+    pace = pace or Pace()
+    with translated(), engine.connect() as connection:
+        stored = keys.provider.fetch()
+        keys.keyring(connection)
+        tables = [each for each in encrypted_tables(connection) if _indexed(each)]
+        begun = unfinished_run(connection, "index") is not None or stored.previous_index_key is not None
+        _require(stored, tables, begun=begun, resume_only=resume_only)
+        require_visible_replicas(connection, pace)
+        run = unfinished_run(connection, "index")
+        known = count_index_keys(connection)
+        wanted = Wanted("index", run.from_version, run.to_version) if run else Wanted("index", known, known + 1)
+    with Lease.take(engine, wanted) as lease:
+        finished = False
+        work = _Work(engine, keys, lease, pace, stop or threading.Event(), on_progress)
+        lease.keep(work.journal)
+        try:
+            _begin(engine, keys, lease)
+            report = work.through(tables)
+            if report.done:
+                _end(engine, keys, lease)
+            finished = report.done
+        finally:
+            lease.release(finished=finished)
+        return report
+
+
+def _require(stored: KeySet, tables: Sequence[EncryptedTable], *, begun: bool, resume_only: bool) -> None:
+    if stored.index_key is None:
+        raise MissingKeyError("the key store holds no index_key: run `voiceassist-db init-keys`, which adds it")
+    if not tables:
+        raise NothingToDoError("no table has a blind index: nothing to do")
+    if resume_only and not begun:
+        raise NothingToDoError("no rotation of the blind-index key is unfinished: nothing to do")
+
+
+def _indexed(table: EncryptedTable) -> tuple[EncryptedField, ...]:
+    return tuple(each for each in table.fields.values() if each.index_column is not None)
+
+
+def _begin(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
+    """Bring the new key into the store and then into the registry, unless that was done."""
+    stored = keys.provider.fetch()
+    if stored.previous_index_key is None:
+        new = replace(stored, index_key=Key.generate(), previous_index_key=stored.index_key)
+        keys.provider.replace(stored, new)
+        stored = keys.provider.fetch()
+        if stored.index_key != new.index_key:
+            raise RotationError(
+                "the key store did not return the index key that was written to it: nothing was changed"
+            )
+    with translated(), engine.begin() as connection:
+        lease.fence(connection)
+        register(connection, stored)
+    keys.forget()
+
+
+def _end(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
+    """Let the registry, and then the store, forget the older key, which no token is of any more."""
+    stored = keys.provider.fetch()
+    assert stored.index_key is not None  # it was when the run began, and is written by check-and-set only
+    with translated(), engine.begin() as connection:
+        lease.fence(connection)
+        execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+        retire_index_keys(connection, but=stored.index_key)
+    keys.provider.replace(stored, replace(stored, previous_index_key=None))
+    keys.forget()
+
+
+class _Work:
+    """Walks every table until a whole pass changes nothing."""
+
+    def __init__(  # noqa: PLR0917  # private, and called once
+        self,
+        engine: Engine,
+        keys: KeyringSource,
+        lease: Lease,
+        pace: Pace,
+        stop: threading.Event,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._engine = engine
+        self._keys = keys
+        self._lease = lease
+        self._pace = pace
+        self._stop = stop
+        self._on_progress = on_progress
+        self._tally = Tally()
+        self._throttle = Throttle(engine, pace, is_stopping=stop.is_set, on_hold=self._held)
+        self._total = 0
+
+    def _held(self, note: str) -> None:
+        self._tally.note = note
+
+    def journal(self) -> dict[str, Any]:
+        """Return what each heartbeat writes down."""
+        done = self._lease.rows_before + self._tally.rows
+        return {"rows": done, "rows_total": max(self._total, done)}
+
+    def through(self, tables: Sequence[EncryptedTable]) -> IndexRotationReport:
+        """Renew tokens until a whole pass finds none to renew, and nobody is left who may have written an older one."""
+        started = time.perf_counter()
+        give_up = started + self._pace.patience_s
+        left = 0
+        for number in range(MAX_PASSES):
+            before = [self._writers(each) for each in tables]
+            changed = sum(self._pass(_TokenTable(each), number) for each in tables)
+            open_ = sum(len(one & self._writers(each)) for one, each in zip(before, tables, strict=True))
+            left = changed + open_
+            if self._stop.is_set() or (not left and number) or (open_ and time.perf_counter() > give_up):
+                break
+        remaining = left + len(self._tally.quarantined)
+        seconds = time.perf_counter() - started
+        interrupted = self._stop.is_set()
+        return IndexRotationReport(self._tally.rows, seconds, len(self._tally.quarantined), remaining, interrupted)
+
+    def _writers(self, table: EncryptedTable) -> set[str]:
+        with translated(), self._engine.begin() as connection:
+            return {each for part in relations_of(connection, table) for each in writers(connection, part)}
+
+    def _pass(self, table: _TokenTable, number: int) -> int:
+        changed = rows = 0
+        for keys in self._pages(table):
+            if self._stop.is_set():
+                break
+            renewed = self._renew(table, keys)
+            changed += renewed
+            rows += len(keys)
+            self._tally.add(renewed)
+            if self._on_progress is not None:
+                phase = "renewing tokens" if number == 0 else "looking again"
+                self._on_progress(Progress(phase, rows, rows, self._tally.note))
+            self._throttle.after(len(keys))
+        return changed
+
+    def _pages(self, table: _TokenTable) -> Iterator[list[PrimaryKey]]:
+        after: PrimaryKey | None = None
+        while True:
+            with translated(), self._engine.begin() as connection:
+                see_all_rows(connection)
+                page = table.page(connection, after)
+            if not page:
+                return
+            yield page
+            after = page[-1]
+
+    def _renew(self, table: _TokenTable, keys: Sequence[PrimaryKey]) -> int:
+        """Renew the tokens of these rows together; where one stands in the way, in halves, until it stands alone."""
+        try:
+            with translated(), self._engine.begin() as connection:
+                self._lease.fence(connection)
+                keyring = self._keys.keyring(connection)
+                return table.renew(connection, keyring, keys)
+        except TransactionConflictError:
+            if len(keys) == 1:
+                return 1  # somebody holds it: it counts as not done, and the next pass comes back to it
+        except RowError as error:
+            if len(keys) == 1:
+                row = codec.row_id(keys[0])
+                sqlstate = "23505" if isinstance(error, DuplicateError) else error.sqlstate
+                with translated(), self._engine.begin() as connection:
+                    self._lease.fence(connection)
+                    put_down(connection, self._lease.run, table.name, row, sqlstate)
+                self._tally.quarantine(table.name, row)
+                return 0
+        middle = len(keys) // 2
+        return self._renew(table, keys[:middle]) + self._renew(table, keys[middle:])
+
+
+class _TokenTable:
+    """The statements that read values and exchange their tokens in one table."""
+
+    def __init__(self, table: EncryptedTable) -> None:
+        self.name = table.name
+        self._table = table
+        self._fields = _indexed(table)
+        self._width = len(table.key)
+        self._decoders = [codec.decoder(each, table=table.name) for each in self._fields]
+        key = tuple_(*table.key)
+        after = tuple_(*(bindparam(f"after_{at}", type_=each.type) for at, each in enumerate(table.key)))
+        page = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
+        self._first = Prepared(page, table=self.name)
+        self._later = Prepared(page.where(key > after), table=self.name)
+        tokens = [(decrypt_stored(table, each), table.table.c[str(each.index_column)]) for each in self._fields]
+        columns = [column for pair in tokens for column in pair]
+        given = self._given(())
+        wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
+        self._read = Prepared(select(*table.key, table.version, *columns).where(wanted), table=self.name)
+        self._exchange = Prepared(self._exchanged(), table=self.name)
+
+    def _given(self, tokens: Sequence[str]) -> Any:
+        arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self._table.key)]
+        arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
+        names = [*(f"k{at}" for at in range(self._width)), *tokens]
+        return func.unnest(*arrays).table_valued(*names, name="given").render_derived()
+
+    def _exchanged(self) -> Any:
+        places = range(len(self._fields))
+        given = self._given([*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)])
+        columns = [self._table.table.c[str(each.index_column)] for each in self._fields]
+        return (
+            update(self._table.table)
+            .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
+            .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self._table.key)))
+            # Compare and swap: a value that somebody has changed since it was read has its own, newer token.
+            .where(*(column.is_not_distinct_from(given.c[f"old_{at}"]) for at, column in enumerate(columns)))
+        )
+
+    def page(self, connection: Connection, after: PrimaryKey | None) -> list[PrimaryKey]:
+        """Return the next primary keys."""
+        limit = {"limit": PAGE_ROWS}
+        if after is None:
+            return self._first.rows(connection, limit)
+        return self._later.rows(connection, limit | {f"after_{at}": value for at, value in enumerate(after)})
+
+    def renew(self, connection: Connection, keyring: Keyring, keys: Sequence[PrimaryKey]) -> int:
+        """Exchange the tokens of these rows that are not of the newest key; return how many rows had any.
+
+        Raises:
+            RowError: A value cannot be read, or has no token, or another row has it where each may stand only once.
+        """
+        arrays = {f"k{at}": [key[at] for key in keys] for at in range(self._width)}
+        rows = self._read.rows(connection, arrays | parameters(keyring, self._table, self._fields))
+        stale = []
+        for row in rows:
+            old = list(row[self._width + 2 :: 2])
+            new = self._tokens(row, keyring)
+            if old != new:
+                stale.append((row[: self._width], old, new))
+        if not stale:
+            return 0
+        places = range(len(self._fields))
+        values = {f"k{at}": [key[at] for key, _, _ in stale] for at in range(self._width)}
+        values |= {f"old_{at}": [old[at] for _, old, _ in stale] for at in places}
+        values |= {f"new_{at}": [new[at] for _, _, new in stale] for at in places}
+        self._exchange.count(connection, values)
+        return len(stale)
+
+    def _tokens(self, row: tuple[Any, ...], keyring: Keyring) -> list[bytes | None]:
+        """Return the tokens that a row should have; none where it has none, for it was never made searchable."""
+        row_id = codec.row_id(row[: self._width])
+        scheme = keyring.scheme(row[self._width])
+        if scheme is None:
+            raise DecryptionError(
+                f"row {row_id} of {self.name} is under a key version that is not live", table=self.name, row_id=row_id
+            )
+        tokens: list[bytes | None] = []
+        for at, each in enumerate(self._fields):
+            plaintext, stored = row[self._width + 1 + 2 * at :][:2]
+            value = self._decoders[at](scheme, row_id, plaintext)
+            tokens.append(None if stored is None or value is None else self._token(each, value, row_id, keyring))
+        return tokens
+
+    def _token(self, field: EncryptedField, value: str, row_id: str, keyring: Keyring) -> bytes:
+        normalise: Callable[[str], str] = NORMALISERS[field.normaliser or "exact"]
+        try:
+            normalised = normalise(value)
+        except ValueError:
+            normalised = None
+        if normalised is None:
+            raise DecryptionError(
+                f"{self.name}.{field.name} of row {row_id} has a blind index, but a value that cannot be searched",
+                table=self.name,
+                field=field.name,
+                row_id=row_id,
+            )
+        return token(keyring.index_column_keys(field.context)[0], normalised)
