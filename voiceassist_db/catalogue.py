@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import SAWarning
 
 from voiceassist_db.blind_index import NORMALISERS
@@ -67,9 +67,3 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
                     f"can be neither searched nor verified; there are {', '.join(sorted(NORMALISERS))}"
                 )
     return tables
-
-
-def regclass(connection: Connection, table: Table) -> str:
-    """Return a table's name as the text of a PostgreSQL ``regclass``, to be sent as a parameter."""
-    # For the text of a statement SQLAlchemy doubles percent signs; a parameter takes them as they are.
-    return connection.dialect.identifier_preparer.format_table(table).replace("%%", "%")

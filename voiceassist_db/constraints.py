@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from voiceassist_db.execution import execute
+from voiceassist_db.execution import execute, regclass
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.models.declaration import any_format, bound_format, floor_constraint, format_constraint
 
@@ -44,10 +44,9 @@ def validate(connection: Connection, table: EncryptedTable) -> None:
         "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid = CAST(:table AS regclass) AND NOT convalidated "
         "AND conname = ANY (CAST(:names AS text[]))"
     )
-    known = {"table": quote.format_table(table.table), "names": names}
+    known = {"table": regclass(connection, table.table), "names": names}
     for row in execute(connection, open_, known, table=table.name).all():
-        statement = f"ALTER TABLE {quote.format_table(table.table)} VALIDATE CONSTRAINT {quote.quote(row.conname)}"
-        execute(connection, text(statement), table=table.name)
+        _alter(connection, table, f"VALIDATE CONSTRAINT {quote.quote(row.conname)}")
 
 
 def _exchange(connection: Connection, table: EncryptedTable, conditions: dict[str, str]) -> None:
@@ -56,6 +55,10 @@ def _exchange(connection: Connection, table: EncryptedTable, conditions: dict[st
         f"DROP CONSTRAINT IF EXISTS {quote.quote(name)}, ADD CONSTRAINT {quote.quote(name)} CHECK ({condition}) NOT VALID"
         for name, condition in conditions.items()
     ]
-    statement = f"ALTER TABLE {quote.format_table(table.table)} {', '.join(changes)}"
-    # A condition holds a backslash and may hold a colon of a quoted name, which is no parameter.
-    execute(connection, text(statement.replace(":", "\\:")), table=table.name)
+    _alter(connection, table, ", ".join(changes))
+
+
+def _alter(connection: Connection, table: EncryptedTable, changes: str) -> None:
+    statement = f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(table.table)} {changes}"
+    # Quoted names have their percent signs doubled, as text() does itself, and may hold a colon, which is no parameter.
+    execute(connection, text(statement.replace("%%", "%").replace(":", "\\:")), table=table.name)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import psycopg
-from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, UniqueConstraint, text
+from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, Table, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -74,6 +74,12 @@ def execute(
 def see_all_rows(connection: Connection) -> None:
     """Let this transaction fail rather than pass over rows that row-level security hides from the role."""
     execute(connection, text("SET LOCAL row_security = off"), table="row_security")
+
+
+def regclass(connection: Connection, table: Table) -> str:
+    """Return a table's name as the text of a PostgreSQL ``regclass``, to be sent as a parameter."""
+    # For the text of a statement SQLAlchemy doubles percent signs; a parameter takes them as they are.
+    return connection.dialect.identifier_preparer.format_table(table).replace("%%", "%")
 
 
 class Prepared:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, false, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.execution import execute
@@ -22,9 +22,27 @@ SHOWN_ROTATIONS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """One run of the past, or one in progress."""
+    """One rotation, of the past or in progress.
+
+    Attributes:
+        id: Its number in ``key_rotations``.
+        kind: ``encryption``, ``index`` or ``retirement``.
+        from_version: The older key version; of the index key, a count.
+        to_version: The newer one.
+        state: ``running``, ``interrupted`` or ``finished``.
+        started_at: When its first run began.
+        heartbeat_at: When a process was last seen at it.
+        finished_at: When it was complete; None where it is not.
+        rows: Rows done, by all its runs.
+        rows_total: Rows that there were to do.
+        rows_per_second: Rate at the last heartbeat.
+        holder_name: ``host:process`` that was last at it.
+        is_active: Whether that process is at it now, by its lease.
+        quarantined: Rows that could not be read.
+    """
 
     id: UUID
+    kind: str
     from_version: int
     to_version: int
     state: str
@@ -32,6 +50,10 @@ class Rotation:
     heartbeat_at: datetime
     finished_at: datetime | None
     rows: int
+    rows_total: int
+    rows_per_second: float
+    holder_name: str | None
+    is_active: bool
     quarantined: int
 
 
@@ -78,6 +100,7 @@ def _rotations(connection: Connection) -> tuple[Rotation, ...]:
     statement = (
         select(
             run.id,
+            run.kind,
             run.from_version,
             run.to_version,
             run.state,
@@ -85,6 +108,10 @@ def _rotations(connection: Connection) -> tuple[Rotation, ...]:
             run.heartbeat_at,
             run.finished_at,
             run.rows,
+            run.rows_total,
+            run.rows_per_second,
+            run.holder_name,
+            func.coalesce(run.lease_until > func.clock_timestamp(), false()),
             failures,
         )
         .order_by(run.started_at.desc())

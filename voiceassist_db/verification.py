@@ -16,7 +16,7 @@ from sqlalchemy import ARRAY, Connection, Engine, bindparam, cast, func, literal
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import BindingError, DecryptionError, ValueFormatError
-from voiceassist_db.execution import Prepared, execute, see_all_rows, translated
+from voiceassist_db.execution import Prepared, execute, regclass, see_all_rows, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
@@ -111,7 +111,7 @@ def _about(connection: Connection, table: EncryptedTable) -> int:
         "SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)"
     )
     name = regclass(connection, table.table)
-    return int(execute(connection, estimate, {"name": quoted}, table=table.name).scalar_one())
+    return int(execute(connection, estimate, {"name": name}, table=table.name).scalar_one())
 
 
 class _Walk:
@@ -254,7 +254,7 @@ class _Walk:
 def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...], quote: Callable[[str], str]) -> Prepared:
     columns: list[Any] = []
     for each in fields:
-        column = quote(each.column)
+        column = quote(each.column).replace("%%", "%")  # which literal_column() doubles itself
         columns += [
             decrypt_stored(table, each).label(each.name),
             literal_column(bound_format(column)),

@@ -18,7 +18,18 @@ from voiceassist_db.cli.output import emit_json, json_option, progress
 from voiceassist_db.database import Database
 from voiceassist_db.engine import create_engine
 from voiceassist_db.errors import NothingToDoError, RotationActiveError
-from voiceassist_db.rotation import Pace, Plan, Progress, Retirement, RotationReport, plan, retire, rotate
+from voiceassist_db.rotation import (
+    IndexRotationReport,
+    Pace,
+    Plan,
+    Progress,
+    Retirement,
+    RotationReport,
+    plan,
+    retire,
+    rotate,
+    rotate_index_key,
+)
 from voiceassist_db.rotation.report import DEFAULT_TARGET_BATCH_S
 from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS
 
@@ -62,6 +73,9 @@ POOL_OVER_WORKERS: Final = 3
     help="Pause while any replica is this far behind, or its lag cannot be read.  [default: not watched]",
 )
 @click.option(
+    "--index-key", "index_key", is_flag=True, help="Rotate the blind-index key instead of the encryption key."
+)
+@click.option(
     "--retire", "retires", is_flag=True, help="Instead: end the previous key version, which no row may need any more."
 )
 @click.option(
@@ -80,6 +94,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     target_batch_seconds: float,
     max_rows_per_second: float | None,
     max_replica_lag: float | None,
+    index_key: bool,
     retires: bool,
     grace_days: float,
     as_json: bool,
@@ -106,6 +121,7 @@ def command(  # noqa: PLR0917  # click passes them by name
         max_replica_lag_s=max_replica_lag,
     )
     names = tables.split(",") if tables else None
+    _require_fitting(retires=retires, index_key=index_key, dry_run=dry_run, tables=tables, resume_only=resume_only)
     engine = create_engine(config.database_url(), pool_size=workers + POOL_OVER_WORKERS)
     with Database(engine, config.key_provider()) as database:
         try:
@@ -116,26 +132,47 @@ def command(  # noqa: PLR0917  # click passes them by name
                 _show_plan(plan(engine, database.keys, tables=names, pace=pace), as_json=as_json)
                 return
             with _stopping() as stop, _showing() as show:
-                report = rotate(
-                    engine,
-                    database.keys,
-                    pace=pace,
-                    tables=names,
-                    resume_only=resume_only,
-                    stop=stop,
-                    on_progress=show,
-                )
+                report: RotationReport | IndexRotationReport
+                if index_key:
+                    report = rotate_index_key(
+                        engine, database.keys, pace=pace, resume_only=resume_only, stop=stop, on_progress=show
+                    )
+                else:
+                    report = rotate(
+                        engine,
+                        database.keys,
+                        pace=pace,
+                        tables=names,
+                        resume_only=resume_only,
+                        stop=stop,
+                        on_progress=show,
+                    )
         except NothingToDoError as nothing:
-            click.echo(str(nothing), err=True)
+            if as_json:
+                emit_json({"nothing_to_do": str(nothing)})
+            else:
+                click.echo(str(nothing))
             return
         except RotationActiveError as active:
             click.echo(f"error: {active}", err=True)
             sys.exit(EXIT_ACTIVE)
-    _show_report(report, as_json=as_json)
+    if as_json:
+        emit_json(dataclasses.asdict(report) | {"rows_per_second": round(report.rows_per_second, 1)})
+    else:
+        _show_report(report) if isinstance(report, RotationReport) else _show_index_report(report)
+        _show_leftovers(report)
     sys.exit(exit_code(report))
 
 
-def exit_code(report: RotationReport) -> int:
+def _require_fitting(*, retires: bool, index_key: bool, dry_run: bool, tables: str | None, resume_only: bool) -> None:
+    """Refuse options that would be passed over in silence."""
+    if retires and (index_key or dry_run or tables or resume_only):
+        raise click.UsageError("--retire goes with --grace-days and --json only")
+    if index_key and (dry_run or tables):
+        raise click.UsageError("--index-key rotates all tables at once, and has no --dry-run")
+
+
+def exit_code(report: RotationReport | IndexRotationReport) -> int:
     """Return the exit code that tells a run's result."""
     if report.done:
         return 0
@@ -193,10 +230,7 @@ def _show_plan(would: Plan, *, as_json: bool) -> None:
     click.echo("nothing was changed")
 
 
-def _show_report(report: RotationReport, *, as_json: bool) -> None:
-    if as_json:
-        emit_json(dataclasses.asdict(report) | {"rows_per_second": round(report.rows_per_second, 1)})
-        return
+def _show_report(report: RotationReport) -> None:
     verified = "verified" if report.verified else "NOT VERIFIED"
     hot = "" if report.hot_ratio is None else f", HOT {report.hot_ratio:.0%}"
     click.echo(
@@ -204,12 +238,22 @@ def _show_report(report: RotationReport, *, as_json: bool) -> None:
         f"({report.rows_per_second:,.0f}/s), {report.remaining:,} remaining, {verified}; tables x{report.table_growth:.2f}, "
         f"indexes x{report.index_growth:.2f}{hot}"
     )
+    if report.open_writers:
+        click.echo(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
+
+
+def _show_index_report(report: IndexRotationReport) -> None:
+    click.echo(
+        f"blind-index key: {report.rows:,} rows in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s), "
+        f"{report.remaining:,} remaining"
+    )
+
+
+def _show_leftovers(report: RotationReport | IndexRotationReport) -> None:
     if report.quarantined:
         click.echo(
             f"{report.quarantined:,} rows could not be read and are as they were: key_rotation_failures names them; repair or "
             "restore them, and run this again"
         )
-    if report.open_writers:
-        click.echo(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
     if report.interrupted:
         click.echo("interrupted: run this again to go on")

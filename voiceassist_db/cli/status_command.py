@@ -11,7 +11,7 @@ from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option
 from voiceassist_db.engine import create_engine
 from voiceassist_db.execution import translated
-from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, Status, read_status
+from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, Rotation, Status, read_status
 
 
 @click.command("status")
@@ -76,7 +76,24 @@ def _show(status: Status, max_age_days: int) -> None:
         versions = ", ".join(f"{rows:,} under version {version}" for version, rows in counts.items())
         click.echo(f"{table}: {versions or 'empty'}")
     for run in status.rotations:
-        click.echo(
-            f"rotation {run.from_version} → {run.to_version}: {run.state}, started {run.started_at:%Y-%m-%d %H:%M}, "
-            f"{run.rows:,} rows, {run.quarantined:,} quarantined"
+        click.echo(_described(run))
+
+
+def _described(run: Rotation) -> str:
+    what = {
+        "encryption": f"rotation {run.from_version} → {run.to_version}",
+        "index": f"rotation of the blind-index key {run.from_version} → {run.to_version}",
+        "retirement": f"retirement of key version {run.from_version}",
+    }[run.kind]
+    told = f"{what}: {run.state if run.state != 'running' or run.is_active else 'died'}, started {run.started_at:%Y-%m-%d %H:%M}"
+    if run.kind != "retirement":
+        told += f", {run.rows:,} rows, {run.quarantined:,} quarantined"
+    if run.is_active and run.kind != "retirement":
+        left = max(run.rows_total - run.rows, 0)
+        eta = f", about {left / run.rows_per_second:,.0f} s left" if run.rows_per_second >= 1 else ""
+        told += (
+            f"; {run.holder_name} is at it: {run.rows:,} of {run.rows_total:,}, {run.rows_per_second:,.0f} rows/s{eta}"
         )
+    elif run.state != "finished":
+        told += f"; last seen {run.heartbeat_at:%Y-%m-%d %H:%M:%S}: run scripts/rotate_keys.py to go on"
+    return told

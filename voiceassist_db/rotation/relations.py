@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, MetaData, Row, text
 
-from voiceassist_db.catalogue import regclass
 from voiceassist_db.errors import RotationError
-from voiceassist_db.execution import execute
+from voiceassist_db.execution import execute, regclass
 from voiceassist_db.models import EncryptedTable
 
 _LEAVES: Final = text(
