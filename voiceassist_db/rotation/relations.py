@@ -17,7 +17,9 @@ from voiceassist_db.models import EncryptedTable
 _LEAVES: Final = text(
     """
     SELECT c.oid::bigint AS oid, n.nspname, c.relname, c.relkind, c.oid <> CAST(:name AS regclass) AS is_partition,
-           n.nspname = current_schema() AS is_default
+           n.nspname = current_schema() AS is_default,
+           coalesce((SELECT o.option_value::int FROM pg_catalog.pg_options_to_table(c.reloptions) o
+                     WHERE o.option_name = 'fillfactor'), 100) AS fillfactor
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind <> 'p' AND (
         c.oid = CAST(:name AS regclass)
@@ -42,11 +44,13 @@ class Relation:
         table: What it holds, under the name of the partition where it is one.
         declared_name: Name of the table that application code knows.
         oid: Its number in the catalogue.
+        fillfactor: Percent of a page that inserts fill: of a partition its own, for a partitioned table has none.
     """
 
     table: EncryptedTable
     declared_name: str
     oid: int
+    fillfactor: int
 
     def pages(self, connection: Connection) -> int:
         """Return how many pages it has now."""
@@ -74,13 +78,13 @@ def relations_of(connection: Connection, table: EncryptedTable) -> list[Relation
     return [_relation(table, row) for row in execute(connection, _LEAVES, name, table=table.name)]
 
 
-def _relation(table: EncryptedTable, row: Row[tuple[int, str, str, str, bool, bool]]) -> Relation:
+def _relation(table: EncryptedTable, row: Row[Any]) -> Relation:
     if row.relkind != "r":
         raise RotationError(
             f"the partition {row.relname} of {table.name} is not an ordinary table: rotate it where it is"
         )
     if not row.is_partition:
-        return Relation(table, table.name, row.oid)
+        return Relation(table, table.name, row.oid, row.fillfactor)
     schema: Any = None if row.is_default else row.nspname  # SQLAlchemy types None as if it were not a schema
     partition = table.table.to_metadata(MetaData(), schema=schema, name=row.relname)
-    return Relation(EncryptedTable.of(partition), table.name, row.oid)
+    return Relation(EncryptedTable.of(partition), table.name, row.oid, row.fillfactor)

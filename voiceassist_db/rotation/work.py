@@ -118,7 +118,7 @@ class Work:
             limit = self._pace.max_rows_per_second
             schedule = Schedule(
                 pages,
-                passes=first_passes(_fillfactor(relation)),
+                passes=first_passes(relation.fillfactor),
                 target_batch_s=self._pace.target_batch_s,
                 max_batch_rows=limit and limit / BATCHES_PER_SECOND / self._pace.workers,
                 workers=self._pace.workers,
@@ -264,8 +264,3 @@ def writers(connection: Connection, relation: Relation) -> set[str]:
     """Return the transactions of others that are writing to a relation now, or have in what is not committed yet."""
     rows = execute(connection, _WRITERS, {"oid": relation.oid}, table="pg_locks")
     return {row.virtualtransaction for row in rows}
-
-
-def _fillfactor(relation: Relation) -> int:
-    options = relation.table.table.dialect_options["postgresql"].get("with") or {}
-    return int(options.get("fillfactor", 100))
