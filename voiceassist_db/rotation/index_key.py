@@ -231,14 +231,16 @@ class _Work:
         for keys in self._pages(table):
             if self._stop.is_set():
                 break
+            started = time.perf_counter()
             renewed = self._renew(table, keys)
+            seconds = time.perf_counter() - started
             changed += renewed
             rows += len(keys)
             self._tally.add(renewed)
             if self._on_progress is not None:
                 phase = "renewing tokens" if number == 0 else "looking again"
                 self._on_progress(Progress(phase, rows, rows, self._tally.note))
-            self._throttle.after(len(keys))
+            self._throttle.after(len(keys), seconds=seconds)
         return changed
 
     def _pages(self, table: _TokenTable) -> Iterator[list[PrimaryKey]]:

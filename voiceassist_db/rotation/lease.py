@@ -49,6 +49,9 @@ LEASE_S: Final = 15
 """How long a process may be silent before another one may take its rotation over."""
 
 HEARTBEAT_S: Final = 2.0
+APPLICATION: Final = "voiceassist-db rotation"
+"""What batches are called in ``pg_stat_activity``."""
+
 TAKE_TIMEOUT_MS: Final = 4000
 """How long to wait for a batch that a process whose lease has ended still holds the fence with."""
 
@@ -60,8 +63,10 @@ _UNTIL: Final = func.clock_timestamp() + text(f"interval '{LEASE_S} seconds'")
 
 # jit: compiling takes as long as a batch. synchronous_commit: a batch that a crash undoes is done again, and the run ends with
 # a synchronous commit before it says that it is done. idle_in_transaction_session_timeout: a process that is stopped in the
-# midst of a batch gives up its locks, and the fence, by itself.
+# midst of a batch gives up its locks, and the fence, by itself. application_name: how batches are told from the application's
+# transactions, which have the same engine.
 _SETTINGS: Final = {
+    "application_name": APPLICATION,
     "row_security": "off",
     "synchronous_commit": "off",
     "jit": "off",

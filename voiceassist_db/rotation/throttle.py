@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from voiceassist_db.errors import DatabaseError, RotationError
 from voiceassist_db.execution import execute, translated
+from voiceassist_db.rotation.lease import APPLICATION
 from voiceassist_db.rotation.report import Pace
 
 PROBE_EVERY_S: Final = 1.0
@@ -32,8 +33,9 @@ _SLOTS: Final = text(
 _REPLICAS: Final = text(
     """
     SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid) AS name, r.state,
-           CASE WHEN r.replay_lsn >= pg_current_wal_lsn() THEN 0 ELSE extract(epoch FROM r.replay_lag) END AS lag_s
-    FROM pg_catalog.pg_stat_replication r
+           CASE WHEN r.replay_lsn >= now.lsn THEN 0 ELSE extract(epoch FROM r.replay_lag)::float END AS lag_s,
+           (r.replay_lsn - pg_lsn '0/0')::bigint AS replayed, (now.lsn - pg_lsn '0/0')::bigint AS written
+    FROM pg_catalog.pg_stat_replication r, pg_current_wal_lsn() now (lsn)
     """
 )
 _HOLDER: Final = text(
@@ -46,7 +48,6 @@ _HOLDER: Final = text(
     ORDER BY age(a.backend_xmin) DESC LIMIT 1
     """
 )
-APPLICATION: Final = "voiceassist-db"
 
 
 def require_visible_replicas(connection: Connection, pace: Pace) -> None:
@@ -85,26 +86,33 @@ class Throttle:
         self._free_at = time.monotonic()
         self._probed_at = 0.0
         self._reason = ""
+        self._written: list[tuple[float, int]] = []
+        self._seen: set[str] = set()
         self._awaited: set[tuple[int, object]] = set()
 
-    def after(self, rows: int) -> None:
+    def after(self, rows: int, *, seconds: float) -> None:
         """Wait until the next batch may begin.
 
         Args:
             rows: Rows of the batch that has just ended.
+            seconds: How long it took.
         """
-        self._keep_rate(rows)
+        self._keep_rate(rows, seconds)
+        is_held = False
         while not self._is_stopping() and (reason := self._held_by_replication()):
+            is_held = True
             self._on_hold(reason)
             time.sleep(PROBE_EVERY_S / 2)
-        self._on_hold("")
+        if is_held:
+            self._on_hold("")
 
-    def _keep_rate(self, rows: int) -> None:
+    def _keep_rate(self, rows: int, seconds: float) -> None:
         if self._pace.max_rows_per_second is None:
             return
         with self._lock:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now) + rows / self._pace.max_rows_per_second
+            # From its beginning: the time that the batch itself took is not to be waited for once more.
+            began = time.monotonic() - seconds
+            self._free_at = max(self._free_at, began) + rows / self._pace.max_rows_per_second
             free_at = self._free_at
         while not self._is_stopping() and (left_s := free_at - time.monotonic()) > 0:
             time.sleep(min(left_s, 0.1))
@@ -123,20 +131,35 @@ class Throttle:
                 slot = execute(connection, _SLOTS, table="pg_replication_slots").first()
                 if slot is not None and slot.bytes > MAX_SLOT_BYTES:
                     return f"paused: replication slot {slot.slot_name} retains {slot.bytes / (1 << 30):.0f} GiB of WAL"
-                if self._pace.max_replica_lag_s is None:
+                if (limit_s := self._pace.max_replica_lag_s) is None:
                     return ""
                 replicas = execute(connection, _REPLICAS, table="pg_stat_replication").all()
         except DatabaseError as error:
             return f"paused: replication cannot be watched ({error.sqlstate or type(error).__name__})"
+        return self._lagging(replicas, limit_s)
+
+    def _lagging(self, replicas: Sequence[Row[Any]], limit_s: float) -> str:
         if not replicas:
             return "paused: no replica is connected, so that its lag is unknown"
+        now = time.monotonic()
+        # What all have replayed tells nothing more.
+        self._written = [(at, lsn) for at, lsn in self._written if any(lsn > (each.replayed or 0) for each in replicas)]
+        self._written.append((now, replicas[0].written))
         for replica in replicas:
             if replica.state != "streaming":
                 return f"paused: replica {replica.name} is not streaming ({replica.state or 'unknown'})"
             if replica.lag_s is None:
                 return f"paused: the lag of replica {replica.name} is unknown"
-            if replica.lag_s > self._pace.max_replica_lag_s:
-                return f"paused: replica {replica.name} is {replica.lag_s:.0f} s behind"
+            # The server measures a lag by the replica's replies: of one that has fallen silent, it goes on telling the last.
+            # So, too: for how long it has had WAL that the replica has not replayed, as far as it was looked at.
+            unreplayed_s = next((now - at for at, lsn in self._written if lsn > replica.replayed), 0.0)
+            lag_s = max(replica.lag_s, unreplayed_s)
+            if lag_s > limit_s:
+                return f"paused: replica {replica.name} is {lag_s:.1f} s behind"
+        names = {replica.name for replica in replicas}
+        if lost := self._seen - names:
+            return f"paused: replica {', '.join(sorted(lost))} is no longer connected"
+        self._seen |= names
         return ""
 
     def wait_for_old_snapshots(self) -> bool:

@@ -124,6 +124,7 @@ class Work:
                 workers=self._pace.workers,
             )
             self._together("rotating", partial(self._rotate_groups, relation, schedule))
+        self._held("")
 
     def _rotate_groups(self, relation: Relation, schedule: Schedule) -> Iterator[None]:
         batches = self._batches[relation]
@@ -139,9 +140,11 @@ class Work:
                     left_page = left_page or (hot_rows is not None and hot_rows < HOT_ENOUGH * rows)
                 else:
                     schedule.shrink()
-                self.throttle.after(rows)
+                self.throttle.after(rows, seconds=seconds)
                 yield
             is_held = left_page and self.throttle.wait_for_old_snapshots()
+            if not is_held:
+                self._held("")
 
     # --- sweep ---------------------------------------------------------------------------------------------------------
 
