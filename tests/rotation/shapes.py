@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import ARRAY, Connection, LargeBinary, Text, cast, func, insert, literal, select
 
 from voiceassist_db import Database
 from voiceassist_db.catalogue import encrypted_tables
@@ -17,7 +17,7 @@ from voiceassist_db.keys import Key
 from voiceassist_db.models import EncryptedTable, Kind
 from voiceassist_db.pgcrypto.codec import encoder, row_id
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, encrypt_new, parameters
-from voiceassist_db.rotation import Pace, RotationReport, rotate
+from voiceassist_db.rotation import OnProgress, Pace, RotationReport, rotate
 
 OPENS = """
 CREATE FUNCTION pg_temp.opens(ciphertext bytea, key text) RETURNS boolean LANGUAGE plpgsql STRICT AS $$
@@ -85,21 +85,22 @@ class Shape:
         run(connection, self.then)
 
     def fill(self, connection: Connection, keyring: Keyring, table: EncryptedTable) -> None:
-        """Write its rows under the current key, as a repository does."""
+        """Write its rows under the current key, as a repository does, in one statement."""
         fields = tuple(table.fields.values())
-        values = {each.column: encrypt_new(table, each, bindparam(f"v{at}")) for at, each in enumerate(fields)}
-        values |= {column.name: bindparam(f"k{at}") for at, column in enumerate(table.key)}
-        statement = insert(table.table).values({**values, "key_version": keyring.current.version})
-        encoders = {each.name: encoder(each) for each in fields}
-        lines = []
-        for key, row in zip(self.keys, itertools.cycle(self.rows), strict=False):
-            encoded = [encoders[each.name](keyring.current.scheme, row_id(key), row[each.name]) for each in fields]
-            lines.append(
-                {f"k{at}": part for at, part in enumerate(key)}
-                | {f"v{at}": value for at, value in enumerate(encoded)}
-                | {"keys": parameters(keyring, table, fields)["keys"]}
-            )
-        connection.execute(statement, lines)
+        rows = list(zip(self.keys, itertools.cycle(self.rows), strict=False))
+        arrays = [cast([key[at] for key, _ in rows], ARRAY(each.type)) for at, each in enumerate(table.key)]
+        for each in fields:
+            encode, type_ = encoder(each), LargeBinary() if each.kind is Kind.BYTES else Text()
+            values = [encode(keyring.current.scheme, row_id(key), row[each.name]) for key, row in rows]
+            arrays.append(cast(values, ARRAY(type_)))
+        names = [f"c{at}" for at in range(len(arrays))]
+        given = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
+        of_key, of_fields = names[: len(table.key)], names[len(table.key) :]
+        wanted: list[Any] = [given.c[name] for name in of_key]
+        wanted += [encrypt_new(table, each, given.c[name]) for each, name in zip(fields, of_fields, strict=True)]
+        columns = [*table.key, *(table.table.c[each.column] for each in fields), table.version]
+        statement = insert(table.table).from_select(columns, select(*wanted, literal(keyring.current.version)))
+        connection.execute(statement, parameters(keyring, table, fields))
         run(connection, self.filled)
 
 
@@ -137,7 +138,9 @@ def values_in(connection: Connection, table: EncryptedTable) -> list[int]:
     return list(connection.execute(select(*counts)).one())
 
 
-def rotated(database: Database, *shapes: Shape, pace: Pace | None = None) -> RotationReport:
+def rotated(
+    database: Database, *shapes: Shape, pace: Pace | None = None, on_progress: OnProgress | None = None
+) -> RotationReport:
     """Make and fill tables, rotate, and look whether anything changed but the ciphertext, and all of that."""
     with database.engine.begin() as connection:
         for shape in shapes:
@@ -150,7 +153,7 @@ def rotated(database: Database, *shapes: Shape, pace: Pace | None = None) -> Rot
         before = [described(connection, keyring, table) for table in tables]
         rows = sum(connection.scalar(select(func.count()).select_from(each.table)) or 0 for each in found.values())
     old = database.keys.provider.fetch().key
-    report = rotate(database.engine, database.keys, pace=pace)
+    report = rotate(database.engine, database.keys, pace=pace, on_progress=on_progress)
     new = database.keys.provider.fetch().key
     with database.engine.begin() as connection:
         keyring = database.keys.keyring(connection)

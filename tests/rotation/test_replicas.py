@@ -1,0 +1,214 @@
+"""A rotation waits for a real replica that lags, is cut off or cannot be watched, and for WAL that a slot retains."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from tests.conftest import FAST, plain
+from tests.rotation.standby import NAME, Standby
+from voiceassist_db import Database, Patient, create_engine
+from voiceassist_db.embedded import EmbeddedPostgres
+from voiceassist_db.errors import RotationError
+from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.providers.vault import VaultKeyProvider
+from voiceassist_db.rotation import Pace, Progress, RotationReport, plan, rotate
+from voiceassist_db.schema import migrate
+
+PATIENTS = 400
+PACE = Pace(max_rows_per_second=250, max_replica_lag_s=0.6)
+PATIENCE_S = 20.0
+TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[EmbeddedPostgres]:
+    """A server that replicas may follow, with a migrated database to copy."""
+    with EmbeddedPostgres(settings={**FAST, "wal_level": "replica"}) as server:
+        admin(server, f"CREATE DATABASE {TEMPLATE}")
+        engine = create_engine(server.url(TEMPLATE))
+        migrate(engine)
+        engine.dispose()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def standby(primary: EmbeddedPostgres) -> Iterator[Standby]:
+    """A replica of that server, which follows it."""
+    with Standby(primary) as server:
+        yield server
+
+
+@pytest.fixture
+def followed(
+    primary: EmbeddedPostgres, new_provider: Callable[..., VaultKeyProvider], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Database]:
+    """A database on that server, with patients, and a throttle that looks often."""
+    monkeypatch.setattr("voiceassist_db.rotation.throttle.PROBE_EVERY_S", 0.1)
+    name = f"followed_{secrets.token_hex(4)}"
+    admin(primary, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    engine = create_engine(primary.url(name))
+    with engine.begin() as connection:
+        initialise_keys(provider := new_provider(), connection)
+    database = Database(engine, provider)
+    with database.transaction() as tx:
+        tx.patients.add_many(Patient(patient_id=f"PT-{n}", ssn=f"9{n:08d}") for n in range(PATIENTS))
+    yield database
+    engine.dispose()
+
+
+def admin(server: EmbeddedPostgres, statement: str, database: str = "postgres") -> None:
+    """Execute a statement as the superuser."""
+    with psycopg.connect(plain(server.url(database)), autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+class Interrupted:
+    """Watches a rotation that is disturbed in its midst until it pauses, looks that it stands still, and mends it.
+
+    Args:
+        disturb: Called once some rows are done.
+        mend: Called when the rotation has stood still for a while with the note that is expected.
+        note: What its progress must say meanwhile.
+    """
+
+    def __init__(self, disturb: Callable[[], object], mend: Callable[[], object], note: str) -> None:
+        self._disturb = disturb
+        self._mend = mend
+        self._note = note
+        self._since: float | None = None
+        self._rows = 0
+        self._give_up = 0.0
+        self.is_disturbed = self.is_mended = False
+
+    def __call__(self, now: Progress) -> None:
+        if not self.is_disturbed:
+            if now.rows:
+                self._disturb()
+                self.is_disturbed, self._give_up = True, time.monotonic() + PATIENCE_S
+        elif not self.is_mended:
+            assert time.monotonic() < self._give_up, f"it did not pause: {now}"
+            if self._note not in now.note:
+                self._since = None
+            elif self._since is None:
+                self._since, self._rows = time.monotonic(), now.rows
+            elif time.monotonic() > self._since + 0.4:
+                assert self._rows == now.rows < PATIENTS
+                self._mend()
+                self.is_mended = True
+
+    def rotate(self, database: Database, pace: Pace = PACE) -> RotationReport:
+        """Rotate under this watch; return the report of a rotation that paused, went on and came to its end."""
+        report = rotate(database.engine, database.keys, pace=pace, on_progress=self)
+        assert self.is_mended
+        assert (report.rows, report.done) == (PATIENTS, True)
+        return report
+
+
+def test_it_waits_while_a_replica_lags(followed: Database, standby: Standby) -> None:
+    """A replica that does not replay stops the rotation before long, and one that has caught up lets it go on."""
+    Interrupted(
+        lambda: standby.execute("SELECT pg_wal_replay_pause()"),
+        lambda: standby.execute("SELECT pg_wal_replay_resume()"),
+        f"paused: replica {NAME} is ",
+    ).rotate(followed)
+
+
+def test_it_waits_for_a_replica_that_has_fallen_silent(followed: Database, standby: Standby) -> None:
+    """A connection that is open but answers no more tells its last lag for ever: that is not taken for none."""
+    with psycopg.connect(plain(standby.url)) as connection:
+        receiver = connection.execute("SELECT pid FROM pg_stat_wal_receiver").fetchone()
+    assert receiver is not None
+    try:
+        Interrupted(
+            lambda: os.kill(receiver[0], signal.SIGSTOP),
+            lambda: os.kill(receiver[0], signal.SIGCONT),
+            f"paused: replica {NAME} is ",
+        ).rotate(followed)
+    finally:
+        os.kill(receiver[0], signal.SIGCONT)
+
+
+def test_it_waits_for_a_replica_that_is_cut_off(followed: Database, standby: Standby) -> None:
+    """Nobody knows how far a replica is that is not connected, so the rotation waits until it is again."""
+    Interrupted(standby.stop, standby.start, "paused: no replica is connected").rotate(followed)
+
+
+def test_one_of_two_replicas_that_is_cut_off_is_missed(
+    followed: Database, primary: EmbeddedPostgres, standby: Standby
+) -> None:
+    """That another one keeps up says nothing of the one that is gone."""
+    with Standby(primary, "second") as second:
+        Interrupted(second.stop, second.start, "paused: replica second is no longer connected").rotate(followed)
+
+
+def test_it_waits_while_replicas_cannot_be_watched(
+    followed: Database, primary: EmbeddedPostgres, standby: Standby
+) -> None:
+    """A look that fails is a lag, and never none."""
+    name = followed.engine.url.database
+    assert name is not None
+    admin(primary, "CREATE ROLE rotator LOGIN PASSWORD 'x' IN ROLE pg_read_all_stats")
+    admin(primary, "GRANT USAGE ON SCHEMA pgcrypto TO rotator", name)
+    admin(primary, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO rotator", name)
+    engine = create_engine(primary.url(name).set(username="rotator", password="x"))
+    view = "SELECT ON pg_catalog.pg_stat_replication"
+    try:
+        Interrupted(
+            lambda: admin(primary, f"REVOKE {view} FROM PUBLIC", name),
+            lambda: admin(primary, f"GRANT {view} TO PUBLIC", name),
+            "paused: replication cannot be watched (42501)",
+        ).rotate(Database(engine, followed.keys.provider))
+    finally:
+        engine.dispose()
+        admin(primary, "DROP OWNED BY rotator", name)
+
+
+def test_a_slot_that_retains_too_much_is_waited_for(
+    followed: Database, primary: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that nobody reads would fill the disk, with or without a limit of lag."""
+    monkeypatch.setattr("voiceassist_db.rotation.throttle.MAX_SLOT_BYTES", 100_000)
+    Interrupted(
+        lambda: admin(primary, "SELECT pg_create_physical_replication_slot('forgotten', true)"),
+        lambda: admin(primary, "SELECT pg_drop_replication_slot('forgotten')"),
+        "paused: replication slot forgotten retains",
+    ).rotate(followed, Pace(max_rows_per_second=250))
+
+
+def refused(database: Database, why: str) -> None:
+    """Look that a plan and a rotation with a limit of lag are refused, and have changed nothing."""
+    stored = database.keys.provider.fetch()
+    for refuse in (plan, rotate):
+        with pytest.raises(RotationError, match=why):
+            refuse(database.engine, database.keys, pace=PACE)
+    assert stored == database.keys.provider.fetch()
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM key_rotations")).scalar_one() == 0
+        assert connection.execute(text("SELECT max(version) FROM encryption_keys")).scalar_one() == 1
+
+
+def test_a_limit_without_any_replica_is_refused(database: Database) -> None:
+    """A lag that nobody has cannot be kept small, so that the limit is a mistake."""
+    refused(database, "no replica is connected")
+
+
+def test_a_role_that_may_not_see_lag_is_refused(
+    followed: Database, primary: EmbeddedPostgres, standby: Standby
+) -> None:
+    """To an ordinary role the server shows that a replica is there, and nothing of it."""
+    name = followed.engine.url.database
+    assert name is not None
+    admin(primary, "CREATE ROLE blind LOGIN PASSWORD 'x' IN ROLE pg_write_all_data, pg_read_all_data")
+    engine = create_engine(primary.url(name).set(username="blind", password="x"))
+    try:
+        refused(Database(engine, followed.keys.provider), "GRANT pg_read_all_stats")
+    finally:
+        engine.dispose()

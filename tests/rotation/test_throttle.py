@@ -1,0 +1,71 @@
+"""A rotation keeps to the pace that was asked for: rows per second, and seconds that a batch holds its rows."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+
+import pytest
+
+from tests.rotation.shapes import Shape, rotated
+from voiceassist_db import Database
+from voiceassist_db.models.declaration import FILLFACTOR
+from voiceassist_db.rotation import Pace, Progress
+from voiceassist_db.rotation.batches import Batches
+from voiceassist_db.rotation.schedule import GROUP_WINDOWS, first_passes
+from voiceassist_db.rotation.statements import Part
+
+LIMIT = 400.0
+HEAVY = Shape(
+    keys=[(n,) for n in range(800)],
+    rows=[{"note": "x" * 20_000, "scan": None}],
+    options=f"WITH (fillfactor = {FILLFACTOR})",
+)
+"""Rows of which a batch takes long enough itself to count in a rate."""
+
+WIDE = Shape(
+    keys=[(n,) for n in range(4000)],
+    rows=[{"note": "x" * 500, "scan": b"x" * 500}],
+    options=f"WITH (fillfactor = {FILLFACTOR})",
+)
+"""Rows of which many pages are full."""
+
+TARGET_S = 0.004
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_per_second_are_what_was_asked_for(database: Database, workers: int) -> None:
+    """However many workers share it, the rate is neither exceeded nor missed, over the run and over each second of it."""
+    seen: list[tuple[float, int]] = []
+
+    def look(now: Progress) -> None:
+        if now.phase == "rotating":
+            seen.append((time.monotonic(), now.rows))
+
+    report = rotated(database, HEAVY, pace=Pace(workers=workers, max_rows_per_second=LIMIT), on_progress=look)
+    assert report.rows_per_second == pytest.approx(LIMIT, rel=0.15)
+    batch = LIMIT / 20
+    for (at, rows), (later, more) in itertools.combinations([each for each in seen if each[0] > seen[0][0] + 1], 2):
+        if later - at >= 1:
+            assert more - rows <= 1.15 * LIMIT * (later - at) + batch * workers
+
+
+def test_a_batch_takes_as_long_as_was_asked_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins with batches that are far too short, and soon they hold their rows about so long, and not longer."""
+    seconds: list[float] = []
+    original = Batches.rotate
+
+    def timed(self: Batches, part: Part) -> tuple[int, int | None, bool]:
+        started = time.perf_counter()
+        done = original(self, part)
+        seconds.append(time.perf_counter() - started)
+        return done
+
+    monkeypatch.setattr(Batches, "rotate", timed)
+    monkeypatch.setattr("voiceassist_db.rotation.schedule.FIRST_WINDOW_PAGES", 1)
+    rotated(database, WIDE, pace=Pace(target_batch_s=TARGET_S))
+    of_group = GROUP_WINDOWS * first_passes(FILLFACTOR)
+    groups = [statistics.median(seconds[at : at + of_group]) for at in range(0, len(seconds), of_group)]
+    assert groups[0] < TARGET_S / 2
+    assert TARGET_S / 2 < max(groups) < TARGET_S * 2
