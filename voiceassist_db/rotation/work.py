@@ -159,13 +159,18 @@ class Work:
     def _sweep_relation(self, relation: Relation) -> int:
         patient_until = time.monotonic() + self._pace.patience_s
         give_up = time.monotonic() + self._pace.patience_s * SWEEP_LIMIT
+        batches = self._batches[relation]
         open_writers: set[str] | None = None
         rounds = 0
         while not self.is_stopping():
             # Asked before the look: whoever began to write after it is seen by the next one.
             writing = self._ask(lambda connection: writers(connection, relation))
             keys = self._left_in(relation)
-            done = self._batches[relation].rotate_given(keys, waits=rounds >= SWEEP_ROUNDS_BEFORE_WAITING)
+            done = batches.rotate_given(keys)
+            if keys and not done and rounds >= SWEEP_ROUNDS_BEFORE_WAITING:
+                # One alone: who waits while it holds other rows may be in a deadlock, out of which the server may choose the
+                # application.
+                done = batches.rotate_given([keys[rounds % len(keys)]], waits=True)
             self._show("sweeping")
             if not keys:
                 # Nothing to be seen; but a transaction that was writing before may have written under the older version.
