@@ -16,7 +16,8 @@ from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.models.declaration import FILLFACTOR
 from voiceassist_db.pgcrypto.expressions import encrypt_stored, parameters
-from voiceassist_db.rotation import Pace, retire, rotate
+from voiceassist_db.rotation import Pace, Progress, retire, rotate
+from voiceassist_db.rotation.lease import APPLICATION
 
 ROWS = 12_000
 """So many that a page more is not a percent, of an index neither."""
@@ -114,8 +115,16 @@ def test_who_holds_an_old_snapshot_is_named(
     assert report.hot_ratio < 0.95, "it was a snapshot that mattered"
 
 
-def test_no_note_where_nobody_holds_a_snapshot(filled: Database) -> None:
-    """A rotation with several workers takes none of its own transactions for somebody else's."""
+def test_its_own_transactions_are_told_from_those_of_others(filled: Database) -> None:
+    """A rotation's batches have a name of their own, and with several workers it takes none for somebody else's."""
     notes: set[str] = set()
-    rotate(filled.engine, filled.keys, pace=Pace(workers=3), on_progress=lambda now: notes.add(now.note))
+    names: set[str] = set()
+
+    def look(now: Progress) -> None:
+        notes.add(now.note)
+        with filled.engine.connect() as connection:
+            names.update(connection.execute(text("SELECT application_name FROM pg_stat_activity")).scalars())
+
+    rotate(filled.engine, filled.keys, pace=Pace(workers=3), on_progress=look)
     assert notes == {""}
+    assert APPLICATION in names
