@@ -180,8 +180,9 @@ def test_an_application_neither_waits_long_nor_is_ended_for_a_deadlock(filled: D
     with ThreadPoolExecutor(APPLICATIONS) as pool, holding(filled.engine, f"PT-{HELD:04d}") as held:
         writing = [pool.submit(each.write_until, stop) for each in applications]
         try:
-            report = rotate(filled.engine, filled.keys, pace=Pace(workers=2, patience_s=1.0, max_rows_per_second=400))
-            assert (report.done, report.remaining) == (False, 1)
+            report = rotate(filled.engine, filled.keys, pace=Pace(workers=2, patience_s=1.0))
+            assert not report.done
+            assert 1 <= report.remaining < ROWS / 4  # the one, and what the others hold at that moment
             held.rollback()
             assert rotate(filled.engine, filled.keys, pace=Pace(patience_s=10.0)).done
         finally:
