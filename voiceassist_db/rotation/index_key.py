@@ -32,7 +32,7 @@ from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedField, EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
-from voiceassist_db.rotation.batches import Tally, put_down
+from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
 from voiceassist_db.rotation.lease import Lease, Wanted, unfinished_run
 from voiceassist_db.rotation.relations import relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
@@ -258,7 +258,7 @@ class _Work:
         """Renew the tokens of these rows together; where one stands in the way, in halves, until it stands alone."""
         try:
             with translated(), self._engine.begin() as connection:
-                self._lease.fence(connection)
+                self._lease.fence(connection, lock_timeout_ms=LOCK_TIMEOUT_MS)
                 keyring = self._keys.keyring(connection)
                 return table.renew(connection, keyring, keys)
         except TransactionConflictError:

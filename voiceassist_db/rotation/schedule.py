@@ -29,6 +29,9 @@ HOT_ENOUGH: Final = 0.98
 STEADY: Final = 8.0
 """Factor by which a window grows or shrinks at most from one group to the next."""
 
+CAREFUL: Final = 1.5
+"""The same for growing, once a row could not be read."""
+
 
 class Schedule:
     """Hands out the parts of one relation.
@@ -52,6 +55,7 @@ class Schedule:
         self._workers = workers
         self.passes = passes
         self.window_pages = FIRST_WINDOW_PAGES
+        self._growth = STEADY
 
     def groups(self) -> Iterator[list[Part]]:
         """Yield groups until the relation is covered; each is one worker's, to be taken in its order."""
@@ -86,7 +90,9 @@ class Schedule:
         if self._max_rows is not None:
             factor = min(factor, self._max_rows / max(rows, 1))
         with self._lock:
-            wanted = part.pages * max(1 / STEADY, min(STEADY, factor))
+            wanted = part.pages * max(1 / STEADY, min(self._growth, factor))
+            if part.pages > self.window_pages:  # it was handed out before the window shrank
+                wanted = min(wanted, self.window_pages)
             self.window_pages = max(1, min(int(wanted), MAX_WINDOW_PAGES))
             crowded = hot_rows is not None and hot_rows < HOT_ENOUGH * rows and not is_held
             # Where a single page takes too long, as of long notes it can, only fewer of its rows help.
@@ -95,9 +101,13 @@ class Schedule:
                 self.passes = min(MAX_PASSES, self.passes * 2 if slow else self.passes + 1)
 
     def shrink(self) -> None:
-        """Begin small again, after a row that could not be read: where one is, there may be more."""
+        """Begin small again, and grow slowly, after a row that could not be read: where one is, there may be more.
+
+        Each costs about one batch, so that batches should be about as large as the distance between two of them.
+        """
         with self._lock:
-            self.window_pages = max(1, self.window_pages // 4)
+            self.window_pages = max(1, self.window_pages // 2)
+            self._growth = CAREFUL
 
 
 def first_passes(fillfactor: int) -> int:
