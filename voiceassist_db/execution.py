@@ -33,7 +33,7 @@ from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
 
 _RETRY: Final = {"40001", "40P01", "55P03", "57014"}
-_UNAVAILABLE: Final = {"57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
+_UNAVAILABLE: Final = {"25P03", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
 _CONSTRAINT: Final = {"23502", "23503", "23514", "23P01"}
 _DECRYPTION: Final = {"39000", "22021"}
 

@@ -5,7 +5,6 @@ Owns what becomes of every failure of a batch. Nothing here decides which rows c
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,19 +19,17 @@ from sqlalchemy.dialects.postgresql import OID, insert
 from voiceassist_db.errors import (
     ConstraintError,
     DatabaseError,
-    DatabaseUnavailableError,
     DecryptionError,
     TransactionConflictError,
     VoiceAssistDBError,
 )
-from voiceassist_db.execution import Prepared, execute, translated
+from voiceassist_db.execution import Prepared, execute
 from voiceassist_db.models import KeyRotationFailureRow, table_of
 from voiceassist_db.pgcrypto.codec import row_id
-from voiceassist_db.rotation.lease import Lease
+from voiceassist_db.rotation.lease import Lease, commit_durably
 from voiceassist_db.rotation.relations import Relation
 from voiceassist_db.rotation.statements import Key, Part, Statements
-
-logger = logging.getLogger(__name__)
+from voiceassist_db.rotation.transactions import AWAY, AWAY_OR_BUSY, persistently
 
 LOCK_TIMEOUT_MS: Final = 100
 """How long a batch waits for one row. Well below PostgreSQL's deadlock_timeout of 1 s, so that of a deadlock it is the rotation
@@ -43,9 +40,6 @@ SLOW_BATCH_S: Final = 0.7
 which costs about 4 %."""
 
 SWEEP_LOCK_TIMEOUT_MS: Final = 2000
-RETRY_FOR_S: Final = 60.0
-FIRST_PAUSE_S: Final = 0.1
-MAX_PAUSE_S: Final = 5.0
 
 _FAILURES: Final = table_of(KeyRotationFailureRow)
 _UPDATED: Final = Prepared(
@@ -62,9 +56,6 @@ _UPDATED: Final = Prepared(
 _ROW_FAILURES: Final = ("22", "23", "39", "54")
 """Classes of SQLSTATE that speak of a row: data, constraint, external routine (pgcrypto), program limit."""
 
-_AWAY: Final = (DatabaseUnavailableError,)
-_AWAY_OR_BUSY: Final = (DatabaseUnavailableError, TransactionConflictError)
-
 Result = TypeVar("Result")
 
 
@@ -73,6 +64,7 @@ class Tally:
     """What all workers of a run have done together; safe for threads.
 
     Attributes:
+        total: Rows that there were to re-encrypt.
         rows: Rows re-encrypted, as far as the server acknowledged them.
         hot_rows: How many of them stayed on their page, of those that were counted.
         counted_rows: How many were counted.
@@ -80,6 +72,7 @@ class Tally:
         note: Who or what holds the run back.
     """
 
+    total: int = 0
     rows: int = 0
     hot_rows: int = 0
     counted_rows: int = 0
@@ -231,30 +224,25 @@ class Batches:
             after = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
             return rows, after[0] - before[0], after[1] - before[1]
 
-        rows, updated, hot_rows = self._run(batch, lock_timeout_ms, _AWAY)
+        rows, updated, hot_rows = self._run(batch, lock_timeout_ms, AWAY)
         hot = hot_rows if updated == rows else None
         self._tally.add(rows, hot)
         return rows, hot
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:
-        return self._run(work, SWEEP_LOCK_TIMEOUT_MS, _AWAY_OR_BUSY)
+        return self._run(work, SWEEP_LOCK_TIMEOUT_MS, AWAY_OR_BUSY)
 
     def _run(
         self, work: Callable[[Connection], Result], lock_timeout_ms: int, retried: tuple[type[DatabaseError], ...]
     ) -> Result:
-        """Run one transaction behind the fence, and again where it failed for a reason that passes: it is idempotent."""
-        pause_s, give_up = FIRST_PAUSE_S, time.monotonic() + RETRY_FOR_S
-        while True:
-            try:
-                with translated(), self._engine.begin() as connection:
-                    self._lease.fence(connection, lock_timeout_ms=lock_timeout_ms)
-                    return work(connection)
-            except retried as error:
-                if self._is_stopping() or time.monotonic() > give_up:
-                    raise
-                logger.warning("a batch of %s is tried again: %s", self._relation.table.name, error)
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, MAX_PAUSE_S)
+        """Run one transaction behind the fence."""
+
+        def fenced(connection: Connection) -> Result:
+            self._lease.fence(connection, lock_timeout_ms=lock_timeout_ms)
+            return work(connection)
+
+        what = f"a batch of {self._relation.table.name}"
+        return persistently(self._engine, fenced, what=what, retried=retried, is_stopping=self._is_stopping)
 
     def _quarantine(self, key: Key, error: VoiceAssistDBError) -> None:
         table, row = self._relation.declared_name, row_id(key)
@@ -265,6 +253,7 @@ class Batches:
 
 def put_down(connection: Connection, run: UUID, table: str, row: str, sqlstate: str | None) -> None:
     """Record a row that could not be read: where it is and how it failed, never what it holds. The caller commits."""
+    commit_durably(connection)
     values = {"rotation": run, "table_name": table, "row_id": row, "sqlstate": sqlstate or "?????"}
     execute(connection, insert(_FAILURES).values(values).on_conflict_do_nothing(), table=_FAILURES.name)
 

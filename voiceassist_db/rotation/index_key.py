@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, Engine, LargeBinary, bindparam, cast, func, select, text, tuple_, update
+from sqlalchemy import ARRAY, Connection, Engine, LargeBinary, bindparam, cast, func, select, tuple_, update
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
@@ -26,14 +26,14 @@ from voiceassist_db.errors import (
     RowError,
     TransactionConflictError,
 )
-from voiceassist_db.execution import Prepared, execute, see_all_rows, translated
+from voiceassist_db.execution import Prepared, see_all_rows, translated
 from voiceassist_db.keyring import Keyring, KeyringSource, count_index_keys, register, retire_index_keys
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedField, EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
-from voiceassist_db.rotation.lease import Lease, Wanted, unfinished_run
+from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
@@ -159,6 +159,7 @@ def _begin(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
             )
     with translated(), engine.begin() as connection:
         lease.fence(connection)
+        commit_durably(connection)  # before any token is of the new key
         register(connection, stored)
     keys.forget()
 
@@ -169,7 +170,7 @@ def _end(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
     assert stored.index_key is not None  # it was when the run began, and is written by check-and-set only
     with translated(), engine.begin() as connection:
         lease.fence(connection)
-        execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+        commit_durably(connection)
         retire_index_keys(connection, but=stored.index_key)
     keys.provider.replace(stored, replace(stored, previous_index_key=None))
     keys.forget()
@@ -211,6 +212,8 @@ class _Work:
         give_up = started + self._pace.patience_s
         left = 0
         for number in range(MAX_PASSES):
+            if number:
+                self._lease.settle(is_stopping=self._stop.is_set)
             before = [self._writers(each) for each in tables]
             changed = sum(self._pass(_TokenTable(each), number) for each in tables)
             open_ = sum(len(one & self._writers(each)) for one, each in zip(before, tables, strict=True))

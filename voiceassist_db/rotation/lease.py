@@ -42,6 +42,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.execution import Prepared, execute, translated
 from voiceassist_db.models import KeyRotationRow, table_of
+from voiceassist_db.rotation.transactions import persistently
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,9 @@ _SETTINGS: Final = {
     "jit": "off",
     "idle_in_transaction_session_timeout": f"{LEASE_S}s",
 }
+
+_LIMIT_SILENCE: Final = text(f"SELECT set_config('idle_in_transaction_session_timeout', '{LEASE_S}s', true)")
+"""So that a process that stands still in the midst of a heartbeat does not keep the lease's row locked."""
 
 # KEY SHARE: shared with other workers, unhindered by heartbeats, and in conflict with who takes the lease over.
 _FENCE: Final = Prepared(
@@ -108,6 +112,14 @@ class Wanted:
     to_version: int
 
 
+def commit_durably(connection: Connection) -> None:
+    """Let this transaction's commit wait until it, and all that was committed before it, is on disk.
+
+    For what a process goes on to rely upon: it may outlive a crash of the server, which undoes what was not on disk yet.
+    """
+    execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+
+
 def active_run(connection: Connection) -> Row[Any] | None:
     """Return the row of ``key_rotations`` whose lease is held now; None where nobody rotates."""
     held = select(_RUNS).where(_RUNS.c.lease_until > func.clock_timestamp())
@@ -142,6 +154,8 @@ class Lease:
         holder = uuid4()
         try:
             with translated(), engine.begin() as connection:
+                commit_durably(connection)
+                execute(connection, _LIMIT_SILENCE, table=_RUNS.name)
                 timeout = text("SELECT set_config('lock_timeout', :timeout, true)")
                 execute(connection, timeout, {"timeout": f"{TAKE_TIMEOUT_MS}ms"}, table=_RUNS.name)
                 execute(connection, select(func.pg_advisory_xact_lock(_TAKING)), table=_RUNS.name)
@@ -192,11 +206,27 @@ class Lease:
         self._thread = threading.Thread(target=self._beat_until_ended, name="voiceassist-db-heartbeat", daemon=True)
         self._thread.start()
 
+    def settle(self, *, is_stopping: Callable[[], bool]) -> None:
+        """Put on disk all that was committed before, so that what is seen from now on cannot be undone by a crash.
+
+        Args:
+            is_stopping: Says whether the run shall end; then it is not tried again.
+
+        Raises:
+            LeaseLostError: Another process has the lease.
+        """
+
+        def beat(connection: Connection) -> None:
+            commit_durably(connection)
+            if not self._write(connection, self._beat()):
+                raise _lost()
+
+        persistently(self._engine, beat, what="the rotation's heartbeat", is_stopping=is_stopping)
+
     def release(self, *, finished: bool) -> None:
         """Write the result down and give the lease back; does nothing where another process has it.
 
-        This commit is a synchronous one, whatever the server's default: all that was committed before is on disk then. An
-        unfinished run may well end because the database is away: then its lease ends by itself.
+        An unfinished run may well end because the database is away: then its lease ends by itself.
         """
         try:
             self._release(finished=finished)
@@ -213,9 +243,12 @@ class Lease:
             "holder": None,
             "lease_until": None,
         }
-        with translated(), self._engine.begin() as connection:
-            execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+
+        def write(connection: Connection) -> None:
+            commit_durably(connection)
             self._write(connection, values)
+
+        persistently(self._engine, write, what="the rotation's result", is_stopping=lambda: not finished)
 
     def __enter__(self) -> Self:
         return self
@@ -230,15 +263,18 @@ class Lease:
             self._thread = None
 
     def _write(self, connection: Connection, values: dict[str, Any]) -> int:
+        execute(connection, _LIMIT_SILENCE, table=_RUNS.name)
         mine = update(_RUNS).where(_RUNS.c.id == self.run, _RUNS.c.holder == self._holder).values(values)
         return execute(connection, mine, table=_RUNS.name).rowcount
+
+    def _beat(self) -> dict[str, Any]:
+        return self._journal() | {"heartbeat_at": func.clock_timestamp(), "lease_until": _UNTIL}
 
     def _beat_until_ended(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
                 with translated(), self._engine.begin() as connection:
-                    beat = {"heartbeat_at": func.clock_timestamp(), "lease_until": _UNTIL}
-                    if not self._write(connection, self._journal() | beat):
+                    if not self._write(connection, self._beat()):
                         return  # another process has it, which the next fence finds out
             except (DatabaseUnavailableError, TransactionConflictError) as error:
                 logger.warning("the rotation's heartbeat failed and is tried again: %s", error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import set_floor, set_format, validate
@@ -21,7 +21,7 @@ from voiceassist_db.execution import execute, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, registered_keys, retire_version
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
-from voiceassist_db.rotation.lease import Lease, Wanted, unfinished_run
+from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 
 DEFAULT_GRACE_DAYS: Final = 30
 
@@ -152,7 +152,7 @@ def _close_off(
             validate(connection, table)
     with translated(), engine.begin() as connection:
         lease.fence(connection)
-        execute(connection, text("SET LOCAL synchronous_commit = on"), table=_RUNS.name)
+        commit_durably(connection)
         retire_version(connection, previous.version)
 
 

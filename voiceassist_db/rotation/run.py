@@ -25,10 +25,11 @@ from voiceassist_db.keyring import Keyring, KeyringSource, assemble, register, r
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationFailureRow, table_of
 from voiceassist_db.rotation.batches import Tally
-from voiceassist_db.rotation.lease import Lease, Wanted, active_run, unfinished_run
+from voiceassist_db.rotation.lease import Journal, Lease, Wanted, active_run, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import Relation, relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Plan, RotationReport
 from voiceassist_db.rotation.throttle import require_visible_replicas
+from voiceassist_db.rotation.transactions import persistently
 from voiceassist_db.rotation.work import Work
 
 _FAILURES = table_of(KeyRotationFailureRow)
@@ -95,9 +96,7 @@ def rotate(
     """
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
-        preflight = _Preflight.make(connection, keys.provider.fetch(), tables)
-        if resume_only and not preflight.is_unfinished:
-            raise NothingToDoError("no rotation is unfinished: nothing to do")
+        preflight = _Preflight.make(connection, keys.provider.fetch(), tables, resume_only=resume_only)
         require_visible_replicas(connection, pace)
         relations = [part for each in preflight.chosen for part in relations_of(connection, each)]
     with Lease.take(engine, preflight.wanted) as lease:
@@ -105,6 +104,7 @@ def rotate(
         run = _Run(engine, keys, preflight=preflight, relations=relations, lease=lease, tally=tally)
         finished = False
         try:
+            lease.keep(run.journal())
             keyring = run.begin()
             work = Work(
                 engine,
@@ -117,7 +117,6 @@ def rotate(
                 stop=stop or threading.Event(),
                 on_progress=on_progress,
             )
-            lease.keep(run.journal(work))
             report = run.through(work)
             finished = report.done
         finally:
@@ -135,9 +134,18 @@ class _Preflight:
     chosen: list[EncryptedTable]
 
     @classmethod
-    def make(cls, connection: Connection, stored: KeySet, names: Iterable[str] | None) -> _Preflight:
+    def make(
+        cls, connection: Connection, stored: KeySet, names: Iterable[str] | None, *, resume_only: bool = False
+    ) -> _Preflight:
         tables = encrypted_tables(connection)
         wanted, is_unfinished = _wanted(connection, stored, tables)
+        if resume_only and not is_unfinished:
+            raise NothingToDoError("no rotation is unfinished: nothing to do")
+        if not is_unfinished and stored.previous_version is not None:
+            raise RotationError(
+                f"key version {stored.previous_version} is still in the key store since the rotation to {stored.version}, which "
+                "is complete. At most two versions are live: retire it first (`rotate_keys.py --retire`)."
+            )
         return cls(wanted, is_unfinished, tables, _chosen(tables, names))
 
 
@@ -163,16 +171,11 @@ def _wanted(connection: Connection, stored: KeySet, tables: list[EncryptedTable]
     begun = unfinished_run(connection, "encryption")
     if stored.previous_version is None:
         return Wanted("encryption", stored.version, stored.version + 1), begun is not None
-    wanted = Wanted("encryption", stored.previous_version, stored.version)
     is_retired = stored.previous_version in known and known[stored.previous_version].state == "retired"
-    if not is_retired and (
-        stored.version not in known or begun is not None or _remaining(connection, tables, stored.version)
-    ):
-        return wanted, True
-    raise RotationError(
-        f"key version {stored.previous_version} is still in the key store since the rotation to {stored.version}, which is "
-        "complete. At most two versions are live: retire it first (`rotate_keys.py --retire`)."
+    is_unfinished = not is_retired and (
+        stored.version not in known or begun is not None or _remaining(connection, tables, stored.version) > 0
     )
+    return Wanted("encryption", stored.previous_version, stored.version), is_unfinished
 
 
 class _Run:
@@ -214,13 +217,17 @@ class _Run:
                 raise RotationError("the key store did not return the key that was written to it: nothing was rotated")
         if (stored.previous_version, stored.version) != (wanted.from_version, wanted.to_version):
             raise RotationError("somebody else changed the key store just now: nothing was rotated; run this again")
-        with translated(), self._engine.begin() as connection:
+
+        def register_it(connection: Connection) -> Keyring:
             self._lease.fence(connection)
+            commit_durably(connection)  # before any row is under the new version
             register(connection, stored)
             # They are tried again, for they may have been repaired; those that still fail are put down again.
             forget = delete(_FAILURES).where(_FAILURES.c.rotation == self._lease.run)
             execute(connection, forget, table=_FAILURES.name)
             return assemble(connection, stored)
+
+        return persistently(self._engine, register_it, what="the new key's registration")
 
     def through(self, work: Work) -> RotationReport:
         """Rotate, sweep and prove; return what came of it."""
@@ -233,8 +240,12 @@ class _Run:
         verified = work.prove()
         wanted, tally = self._preflight.wanted, self._tally
         self._keys.forget()
-        with translated(), self._engine.begin() as connection:
-            remaining = _remaining(connection, self._preflight.tables, wanted.to_version)
+        remaining = persistently(
+            self._engine,
+            lambda connection: _remaining(connection, self._preflight.tables, wanted.to_version),
+            what="the count of what remains",
+            is_stopping=work.is_stopping,
+        )
         return RotationReport(
             from_version=wanted.from_version,
             to_version=wanted.to_version,
@@ -250,7 +261,7 @@ class _Run:
             hot_ratio=tally.hot_rows / tally.counted_rows if tally.counted_rows else None,
         )
 
-    def journal(self, work: Work) -> Any:
+    def journal(self) -> Journal:
         """Return what each heartbeat writes down: rows, how many there are, and their rate since the last heartbeat."""
         last = [time.monotonic(), 0.0]
 
@@ -259,13 +270,16 @@ class _Run:
             rate = (rows - last[1]) / max(now - last[0], 1e-3)
             last[:] = [now, rows]
             done = self._lease.rows_before + rows
-            return {"rows": done, "rows_total": self._lease.rows_before + work.total, "rows_per_second": rate}
+            return {"rows": done, "rows_total": self._lease.rows_before + self._tally.total, "rows_per_second": rate}
 
         return entry
 
     def _sizes(self) -> tuple[int, int]:
-        with translated(), self._engine.begin() as connection:
-            sizes = [each.sizes(connection) for each in self._relations]
+        sizes = persistently(
+            self._engine,
+            lambda connection: [each.sizes(connection) for each in self._relations],
+            what="a look at the tables",
+        )
         return sum(each[0] for each in sizes), sum(each[1] for each in sizes)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from voiceassist_db.execution import execute, see_all_rows, translated
+from voiceassist_db.execution import execute, see_all_rows
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.pgcrypto.codec import row_id
 from voiceassist_db.rotation.batches import Batches, Tally
@@ -24,6 +24,7 @@ from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.schedule import HOT_ENOUGH, Schedule, first_passes
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.throttle import Throttle
+from voiceassist_db.rotation.transactions import persistently
 
 SWEEP_ROWS: Final = 1000
 """Rows that a sweep takes at once; an unfinished rotation that has no more than these left in a relation goes straight to it."""
@@ -76,6 +77,7 @@ class Work:
         on_progress: OnProgress | None,
     ) -> None:
         self._engine = engine
+        self._lease = lease
         self._relations = relations
         self._pace = pace
         self._tally = tally
@@ -96,7 +98,6 @@ class Work:
             for each in relations
         }
         self.throttle = Throttle(engine, pace, is_stopping=self.is_stopping, on_hold=self._held)
-        self.total = 0
 
     def is_stopping(self) -> bool:
         """Say whether the run shall end."""
@@ -110,7 +111,7 @@ class Work:
     def rotate(self) -> None:
         """Re-encrypt every relation, window by window, with all workers."""
         left = {each: self._ask(self._statements[each].count_old) for each in self._relations}
-        self.total = sum(left.values())
+        self._tally.total = sum(left.values())
         for relation, rows in left.items():
             if rows == 0 or (self._is_resumed and rows <= SWEEP_ROWS):
                 continue
@@ -157,6 +158,7 @@ class Work:
         return sum(self._sweep_relation(each) for each in self._relations)
 
     def _sweep_relation(self, relation: Relation) -> int:
+        self._lease.settle(is_stopping=self.is_stopping)
         patient_until = time.monotonic() + self._pace.patience_s
         give_up = time.monotonic() + self._pace.patience_s * SWEEP_LIMIT
         batches = self._batches[relation]
@@ -182,6 +184,8 @@ class Work:
             rounds += 1
             now = time.monotonic()
             if done:
+                # Before the next look, for what it sees done must stay done.
+                self._lease.settle(is_stopping=self.is_stopping)
                 patient_until = now + self._pace.patience_s
             if now > min(patient_until, give_up):
                 break
@@ -260,12 +264,14 @@ class Work:
     def _show(self, phase: str, rows: Callable[[], int] | None = None) -> None:
         if self._on_progress is not None:
             done = rows() if rows else self._tally.rows
-            self._on_progress(Progress(phase, done, max(self.total, done), self._tally.note))
+            self._on_progress(Progress(phase, done, max(self._tally.total, done), self._tally.note))
 
     def _ask(self, question: Callable[[Connection], Any]) -> Any:
-        with translated(), self._engine.begin() as connection:
+        def ask(connection: Connection) -> Any:
             see_all_rows(connection)
             return question(connection)
+
+        return persistently(self._engine, ask, what="a look at the tables", is_stopping=self.is_stopping)
 
 
 def writers(connection: Connection, relation: Relation) -> set[str]:
