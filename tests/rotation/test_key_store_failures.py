@@ -1,0 +1,173 @@
+"""A key store that is down, sealed or refuses, at each of a rotation's requests: a clear error, nothing lost, and the next run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import hvac
+import pytest
+import requests
+from sqlalchemy import Engine
+
+from tests.rotation.conftest import Trial
+from tests.rotation.proxy import Point, Proxy, proxied
+from voiceassist_db.embedded import EmbeddedOpenBao
+from voiceassist_db.errors import (
+    KeyStoreError,
+    KeyStoreForbiddenError,
+    KeyStoreSealedError,
+    KeyStoreUnavailableError,
+)
+from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
+from voiceassist_db.rotation import rotate
+
+READ, WRITE = b"GET /v1/secret/data/", b"POST /v1/secret/data/"
+REQUESTS = {
+    "the first look": (READ, 0),
+    "the look under the lease": (READ, 1),
+    "the look before the write": (READ, 2),
+    "the write": (WRITE, 0),
+    "the look after the write": (READ, 3),
+}
+"""What a rotation asks of the key store, in this order: kind of request, and how many of the kind there are before."""
+
+SOME_REQUESTS = [
+    pytest.param(
+        each, marks=[pytest.mark.long] if each in {"the look under the lease", "the look before the write"} else []
+    )
+    for each in REQUESTS
+]
+ROWS = 200
+POLICY = "rotation"
+
+
+@pytest.fixture(scope="module")
+def bao() -> Iterator[EmbeddedOpenBao]:
+    """A server of this module's own, which may be sealed."""
+    with EmbeddedOpenBao() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def operator(bao: EmbeddedOpenBao) -> Iterator[hvac.Client]:
+    """Its operator."""
+    with requests.Session() as session:
+        session.trust_env = False
+        yield hvac.Client(url=bao.address, token=bao.root_token, session=session)
+
+
+@pytest.fixture
+def proxy(bao: EmbeddedOpenBao) -> Iterator[Proxy]:
+    """A proxy to the server."""
+    parts = urlsplit(bao.address)
+    assert parts.hostname
+    assert parts.port
+    with proxied(parts.hostname, parts.port) as made:
+        yield made
+
+
+def permit(operator: hvac.Client, path: str, *capabilities: str) -> None:
+    """Let the rotation's token do this with the secret, and nothing else."""
+    listed = ", ".join(f'"{each}"' for each in capabilities)
+    operator.sys.create_or_update_policy(POLICY, f'path "secret/data/{path}" {{ capabilities = [{listed}] }}')
+
+
+@pytest.fixture
+def path(vault_path: str) -> str:
+    """The secret's path below its mount."""
+    return vault_path.partition("/")[2]
+
+
+@pytest.fixture
+def trial(engine: Engine, bao: EmbeddedOpenBao, operator: hvac.Client, proxy: Proxy, path: str) -> Trial:
+    """A trial whose keys are in the module's own server, behind the proxy, with a token that may do no more than it must."""
+    permit(operator, path, "create", "read", "update")
+    token = operator.auth.token.create(policies=[POLICY])["auth"]["client_token"]
+    provider = VaultKeyProvider(f"http://127.0.0.1:{proxy.port}", TokenLogin(token), path=path)
+    with engine.begin() as connection:
+        initialise_keys(provider, connection)
+    return Trial(engine, provider, ROWS)
+
+
+def fails(trial: Trial, proxy: Proxy, point: Point) -> KeyStoreError:
+    """Rotate up to a point, and return the error."""
+    proxy.point = point
+    with pytest.raises(KeyStoreError) as caught:
+        rotate(trial.engine, KeyringSource(trial.provider))
+    assert point.is_past
+    proxy.point = None
+    return caught.value
+
+
+def goes_on(trial: Trial, *, is_written: bool) -> None:
+    """Assert that nothing is lost, that no row is under a new key, and that the next run finishes with the same key or a first one."""
+    trial.check()
+    stored = trial.provider.fetch()
+    assert (2 if is_written else 1) == stored.version
+    assert {1: ROWS} == trial.versions()
+    assert trial.ask("SELECT version FROM encryption_keys") == [(1,)]
+    trial.finish()
+    assert 2 == trial.provider.fetch().version
+    assert not is_written or stored.key == trial.provider.fetch().key
+
+
+@pytest.mark.parametrize("at", REQUESTS)
+def test_a_store_that_is_out_of_reach(trial: Trial, proxy: Proxy, at: str) -> None:
+    """The request never gets there: nothing is written by it."""
+    words, skipped = REQUESTS[at]
+    error = fails(trial, proxy, Point(words, skipped=skipped))
+    assert KeyStoreUnavailableError is type(error)
+    assert "cannot be reached" in str(error)
+    goes_on(trial, is_written=at == "the look after the write")
+
+
+def test_a_write_without_an_answer(trial: Trial, proxy: Proxy) -> None:
+    """Nobody knows whether the new key was stored, and the error says so; it was, and the next run takes it and makes no other."""
+    error = fails(trial, proxy, Point(WRITE, is_forwarded=True))
+    assert KeyStoreUnavailableError is type(error)
+    assert "Whether the secret was written is not known" in str(error)
+    goes_on(trial, is_written=True)
+
+
+@pytest.mark.parametrize("at", SOME_REQUESTS)
+def test_a_store_that_is_sealed(
+    trial: Trial, proxy: Proxy, bao: EmbeddedOpenBao, operator: hvac.Client, at: str
+) -> None:
+    """The server restarted, and waits for its operators."""
+    words, skipped = REQUESTS[at]
+    try:
+        error = fails(trial, proxy, Point(words, skipped=skipped, happens=operator.sys.seal))
+    finally:
+        unseal(operator, bao.unseal_key, trial.provider)
+    assert KeyStoreSealedError is type(error)
+    assert "vault operator unseal" in str(error)
+    goes_on(trial, is_written=at == "the look after the write")
+
+
+def unseal(operator: hvac.Client, key: str, provider: VaultKeyProvider) -> None:
+    """Unseal the server, and wait until it reads secrets again."""
+    operator.sys.submit_unseal_key(key)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            provider.fetch()
+        except (KeyStoreSealedError, KeyStoreUnavailableError):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        else:
+            return
+
+
+@pytest.mark.parametrize("at", SOME_REQUESTS)
+def test_a_store_that_forbids(trial: Trial, proxy: Proxy, operator: hvac.Client, path: str, at: str) -> None:
+    """Somebody changes the policy meanwhile: the error holds the stanza that is missing."""
+    words, skipped = REQUESTS[at]
+    left = ["read"] if words is WRITE else ["update"]
+    error = fails(trial, proxy, Point(words, skipped=skipped, happens=lambda: permit(operator, path, *left)))
+    assert KeyStoreForbiddenError is type(error)
+    assert f'path "secret/data/{path}" {{ capabilities = ' in str(error)
+    permit(operator, path, "create", "read", "update")
+    goes_on(trial, is_written=at == "the look after the write")
