@@ -68,4 +68,5 @@ def test_a_batch_takes_as_long_as_was_asked_for(database: Database, monkeypatch:
     groups = [statistics.median(seconds[at : at + of_group]) for at in range(0, len(seconds), of_group)]
     # No more than that it comes near: before it has learned much, a table of this size is at its end.
     assert 1.5 * groups[0] < max(groups)
+    assert len(seconds) < 400, "of one page each, there would be 4000"
     assert TARGET_S / 4 < max(groups) < TARGET_S * 2
