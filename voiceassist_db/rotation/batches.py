@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
@@ -28,6 +28,7 @@ from voiceassist_db.models import KeyRotationFailureRow, table_of
 from voiceassist_db.pgcrypto.codec import row_id
 from voiceassist_db.rotation.lease import Lease, commit_durably
 from voiceassist_db.rotation.relations import Relation
+from voiceassist_db.rotation.schedule import SAMPLE_PAGES, spread
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.transactions import AWAY, AWAY_OR_BUSY, persistently
 
@@ -123,6 +124,16 @@ class Batches:
         self._tally = tally
         self._is_stopping = is_stopping
         self._is_slow = False
+
+    def spread(self, group: Sequence[Part]) -> list[Part]:
+        """Return the parts of a group with the rows of each window's pages spread evenly over the passes."""
+        numbers: dict[int, bytes] = {}
+        for part in group:
+            if part.first not in numbers:
+                sample = Part(part.first, min(part.end, part.first + SAMPLE_PAGES))
+                counts = self._read(partial(self._statements.numbers, part=sample))
+                numbers[part.first] = spread(counts, part.passes)
+        return [replace(part, numbers=numbers[part.first]) for part in group]
 
     def rotate(self, part: Part) -> tuple[int, int | None, bool]:
         """Re-encrypt a part.

@@ -7,7 +7,7 @@ room for. Knows no database; safe for threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from voiceassist_db.rotation.statements import Part
@@ -15,6 +15,9 @@ from voiceassist_db.rotation.statements import Part
 GROUP_WINDOWS: Final = 4
 """Windows whose passes are interleaved. Between two passes over a page others must have let go of what the first left dead:
 with two workers and passes back to back, a third of the rows left their page (HOT 0.66); with four windows none did."""
+
+SAMPLE_PAGES: Final = 32
+"""Pages at the beginning of a window that are looked at, for how the rows of all of them are numbered."""
 
 FIRST_WINDOW_PAGES: Final = 64
 LAST_WINDOW_PAGES: Final = 32
@@ -108,6 +111,28 @@ class Schedule:
         with self._lock:
             self.window_pages = max(1, self.window_pages // 2)
             self._growth = CAREFUL
+
+
+def spread(counts: Mapping[int, int], passes: int) -> bytes:
+    """Assign the rows of pages to passes by their numbers, so that each pass has as many.
+
+    The remainder alone does it on a fresh table only: a pass's new versions take the numbers that the pass before left free, so
+    that from the third rotation on one remainder has 5/16 of the rows instead of 4/16, which no page has room for.
+
+    Args:
+        counts: Rows by the low byte of their number, of pages like those that are rotated.
+        passes: How many passes there are, at most 256.
+
+    Returns:
+        The pass of each number, 256 bytes.
+    """
+    load = [0] * passes
+    assigned = bytearray(number % passes for number in range(256))
+    for number in sorted(counts):
+        lightest = min(range(passes), key=load.__getitem__)
+        assigned[number] = lightest
+        load[lightest] += counts[number]
+    return bytes(assigned)
 
 
 def first_passes(fillfactor: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
+    LargeBinary,
     and_,
     bindparam,
     cast,
@@ -49,7 +50,7 @@ class _TID(UserDefinedType[str]):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A share of the rows on a window of pages: every ``passes``-th row of each page, beginning with number ``pass_``.
+    """A share of the rows on a window of pages: of each page, the rows whose numbers belong to a pass.
 
     Each new version of a row needs room on the row's own page, to be a heap-only tuple that no index must learn of. So a
     window is rotated in several passes, each committed, and each cleans up what the one before left dead.
@@ -59,12 +60,14 @@ class Part:
         end: Page after the last one.
         passes: How many passes there are.
         pass_: Which one this is, from 0; None for all rows at once.
+        numbers: To which pass a row belongs, by the low byte of its number on its page: 256 bytes; None: by the remainder.
     """
 
     first: int
     end: int
     passes: int = 1
     pass_: int | None = None
+    numbers: bytes | None = None
 
     @property
     def pages(self) -> int:
@@ -74,15 +77,14 @@ class Part:
     def halves(self) -> tuple[Part, Part]:
         """Return the same pass over each half of the pages."""
         middle = (self.first + self.end) // 2
-        return (
-            Part(self.first, middle, self.passes, self.pass_),
-            Part(middle, self.end, self.passes, self.pass_),
-        )
+        return replace(self, end=middle), replace(self, first=middle)
 
     def parameters(self) -> dict[str, Any]:
         """Return it as the statements' parameters."""
         window = {"first": f"({self.first},0)", "end": f"({self.end},0)"}
-        return window if self.pass_ is None else window | {"passes": self.passes, "pass_": self.pass_}
+        if self.pass_ is None:
+            return window
+        return window | {"numbers": self.numbers or bytes(n % self.passes for n in range(256)), "pass_": self.pass_}
 
 
 _CTID: Final = literal_column("ctid", _TID())
@@ -92,10 +94,13 @@ def _in_window() -> ColumnElement[bool]:
     return and_(_CTID >= bindparam("first", type_=_TID()), _CTID < bindparam("end", type_=_TID()))
 
 
+# Byte 5 of a tid is the low byte of the row's number on its page.
+_NUMBER: Final[ColumnElement[int]] = func.get_byte(func.tidsend(_CTID), literal_column("5"), type_=Integer)
+
+
 def _in_pass() -> ColumnElement[bool]:
-    # Byte 5 of a tid is the low byte of the row's number on its page, which spreads evenly whatever the primary key is.
-    number: ColumnElement[int] = func.get_byte(func.tidsend(_CTID), literal_column("5"), type_=Integer)
-    return number % bindparam("passes", type_=Integer) == bindparam("pass_", type_=Integer)
+    numbers = cast(bindparam("numbers", type_=LargeBinary), LargeBinary)
+    return func.get_byte(numbers, _NUMBER, type_=Integer) == bindparam("pass_", type_=Integer)
 
 
 class Statements:
@@ -182,6 +187,11 @@ class Statements:
         return self._prepare(select(*self._table.key).where(_in_window(), self._is_old, _in_pass()))
 
     @functools.cached_property
+    def _numbers(self) -> Prepared:
+        counted = select(_NUMBER, func.count()).select_from(self._table.table).where(_in_window(), self._is_old)
+        return self._prepare(counted.group_by(_NUMBER))
+
+    @functools.cached_property
     def _all_old(self) -> Prepared:
         return self._prepare(select(*self._table.key).where(self._is_old).limit(bindparam("limit")))
 
@@ -192,6 +202,11 @@ class Statements:
     def old_of(self, connection: Connection, part: Part) -> list[Key]:
         """Return the primary keys of the rows of a part that are under the older version."""
         return self._old_of_pass.rows(connection, self._older | part.parameters())
+
+    def numbers(self, connection: Connection, part: Part) -> dict[int, int]:
+        """Return how many rows of a window are under the older version, by the low byte of their number on their page."""
+        window = Part(part.first, part.end).parameters()
+        return dict(self._numbers.rows(connection, self._older | window))
 
     def old(self, connection: Connection, limit: int) -> list[Key]:
         """Return the primary keys of rows under the older version, at most ``limit`` of them, wherever they are."""

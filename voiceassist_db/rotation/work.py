@@ -132,7 +132,7 @@ class Work:
         is_held = False
         for group in schedule.groups():
             left_page = False
-            for part in group:
+            for part in batches.spread(group):
                 started = time.perf_counter()
                 rows, hot_rows, whole = batches.rotate(part)
                 seconds = time.perf_counter() - started
