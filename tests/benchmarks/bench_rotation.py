@@ -31,6 +31,9 @@ ROUNDS = 5
 BATCH_ROWS = 5000
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "min_wal_size": "2GB"}
 
+ORDERED_ID = "('0190' || lpad(to_hex(n), 8, '0') || '7000' || '8' || substr(md5(n::text), 1, 15))::uuid"
+"""As UUIDv7s are: in the order of insertion."""
+
 OTHER_TABLE = """
     CREATE TABLE two (
         id uuid PRIMARY KEY, plain text UNIQUE, a_encrypted bytea, b_encrypted bytea, key_version integer NOT NULL,
@@ -93,7 +96,7 @@ class Bench:
         self.raw.execute(
             f"INSERT INTO {shape.table} (id, {columns}, key_version) SELECT id, {', '.join(shape.plain.values())}, "
             f"{', '.join(values)}, {self.provider.fetch().version} "
-            f"FROM (SELECT gen_random_uuid() AS id, n FROM generate_series(1, {rows}) n) g",
+            f"FROM (SELECT {ORDERED_ID} AS id, n FROM generate_series(1, {rows}) n) g",
             keys,
         )
 

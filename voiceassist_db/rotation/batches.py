@@ -126,14 +126,10 @@ class Batches:
         self._is_slow = False
 
     def spread(self, group: Sequence[Part]) -> list[Part]:
-        """Return the parts of a group with the rows of each window's pages spread evenly over the passes."""
-        numbers: dict[int, bytes] = {}
-        for part in group:
-            if part.first not in numbers:
-                sample = Part(part.first, min(part.end, part.first + SAMPLE_PAGES))
-                counts = self._read(partial(self._statements.numbers, part=sample))
-                numbers[part.first] = spread(counts, part.passes)
-        return [replace(part, numbers=numbers[part.first]) for part in group]
+        """Return the parts of a group with the rows of each page spread evenly over the passes."""
+        sample = Part(group[0].first, min(group[0].end, group[0].first + SAMPLE_PAGES))
+        numbers = spread(self._read(partial(self._statements.numbers, part=sample)), group[0].passes)
+        return [replace(part, numbers=numbers) for part in group]
 
     def rotate(self, part: Part) -> tuple[int, int | None, bool]:
         """Re-encrypt a part.

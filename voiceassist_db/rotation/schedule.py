@@ -17,7 +17,7 @@ GROUP_WINDOWS: Final = 4
 with two workers and passes back to back, a third of the rows left their page (HOT 0.66); with four windows none did."""
 
 SAMPLE_PAGES: Final = 32
-"""Pages at the beginning of a window that are looked at, for how the rows of all of them are numbered."""
+"""Pages at the beginning of a group that are looked at, for how the rows of all of them are numbered."""
 
 FIRST_WINDOW_PAGES: Final = 64
 LAST_WINDOW_PAGES: Final = 32
