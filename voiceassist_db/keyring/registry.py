@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute
@@ -71,6 +71,8 @@ def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND
     # Processes that start together may all initialise: the second waits here, and then finds the first one's rows.
     lock = select(func.pg_advisory_xact_lock(_REGISTRATION_LOCK))
     execute(connection, lock, table=_KEYS.name)
+    # Whoever registers goes on to write under the key: a crash of the server must not undo the one and keep the other.
+    execute(connection, text("SET LOCAL synchronous_commit = on"), table=_KEYS.name)
     known = registered_keys(connection)
     prove(connection, keys)
     added = []

@@ -208,6 +208,7 @@ class _Work:
 
     def through(self, tables: Sequence[EncryptedTable]) -> IndexRotationReport:
         """Renew tokens until a whole pass finds none to renew, and nobody is left who may have written an older one."""
+        self._throttle.begin()
         started = time.perf_counter()
         give_up = started + self._pace.patience_s
         left = 0

@@ -90,6 +90,12 @@ class Throttle:
         self._seen: set[str] = set()
         self._awaited: set[tuple[int, object]] = set()
 
+    def begin(self) -> None:
+        """Look which replicas there are before the first row is touched: one that is lost from now on is missed."""
+        with self._lock:
+            self._reason = self._probe()
+            self._probed_at = time.monotonic()
+
     def after(self, rows: int, *, seconds: float) -> None:
         """Wait until the next batch may begin.
 
@@ -135,12 +141,18 @@ class Throttle:
                     return ""
                 replicas = execute(connection, _REPLICAS, table="pg_stat_replication").all()
         except DatabaseError as error:
+            if self._pace.max_replica_lag_s is None:
+                return ""  # some servers have no such view; nobody asked for a lag that it would have told
             return f"paused: replication cannot be watched ({error.sqlstate or type(error).__name__})"
         return self._lagging(replicas, limit_s)
 
     def _lagging(self, replicas: Sequence[Row[Any]], limit_s: float) -> str:
         if not replicas:
             return "paused: no replica is connected, so that its lag is unknown"
+        names = {replica.name for replica in replicas}
+        self._seen |= names
+        if lost := self._seen - names:
+            return f"paused: replica {', '.join(sorted(lost))} is no longer connected"
         now = time.monotonic()
         # What all have replayed tells nothing more.
         self._written = [(at, lsn) for at, lsn in self._written if any(lsn > (each.replayed or 0) for each in replicas)]
@@ -156,10 +168,6 @@ class Throttle:
             lag_s = max(replica.lag_s, unreplayed_s)
             if lag_s > limit_s:
                 return f"paused: replica {replica.name} is {lag_s:.1f} s behind"
-        names = {replica.name for replica in replicas}
-        if lost := self._seen - names:
-            return f"paused: replica {', '.join(sorted(lost))} is no longer connected"
-        self._seen |= names
         return ""
 
     def wait_for_old_snapshots(self) -> bool:

@@ -110,6 +110,7 @@ class Work:
 
     def rotate(self) -> None:
         """Re-encrypt every relation, window by window, with all workers."""
+        self.throttle.begin()
         left = {each: self._ask(self._statements[each].count_old) for each in self._relations}
         self._tally.total = sum(left.values())
         for relation, rows in left.items():
