@@ -13,8 +13,10 @@ from sqlalchemy import Engine
 
 from tests.rotation.conftest import Trial
 from tests.rotation.proxy import Point, Proxy, proxied
+from voiceassist_db import Database, Patient
 from voiceassist_db.embedded import EmbeddedOpenBao
 from voiceassist_db.errors import (
+    KeyNotRegisteredError,
     KeyStoreError,
     KeyStoreForbiddenError,
     KeyStoreSealedError,
@@ -22,7 +24,8 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.keyring import KeyringSource, initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
-from voiceassist_db.rotation import rotate
+from voiceassist_db.rotation import retire, rotate
+from voiceassist_db.status import read_status
 
 READ, WRITE = b"GET /v1/secret/data/", b"POST /v1/secret/data/"
 REQUESTS = {
@@ -145,6 +148,37 @@ def test_a_store_that_is_sealed(
     assert KeyStoreSealedError is type(error)
     assert "vault operator unseal" in str(error)
     goes_on(trial, is_written=at == "the look after the write")
+
+
+def test_a_writer_goes_on_with_a_live_key_while_the_store_is_sealed(
+    trial: Trial, bao: EmbeddedOpenBao, operator: hvac.Client
+) -> None:
+    """It cannot learn the new key: a row under the previous one, while that is live, is better than none; retired, it is not."""
+    process = Database(trial.engine, trial.provider, ttl_s=3600)
+    keys = KeyringSource(trial.provider)
+    with process.transaction() as tx:
+        before = len(tx.patients.page(limit=10_000, fields=[]))
+    assert rotate(trial.engine, keys).done
+    operator.sys.seal()
+    try:
+        with process.transaction() as tx:
+            tx.patients.add(Patient(patient_id="PT-one", ssn="900-00-0001"))
+            assert tx.patients.add_many([Patient(patient_id=f"PT-many-{n}", name=f"Zoë {n}") for n in range(3)]) == 3
+        with trial.engine.connect() as connection:
+            assert read_status(connection).tables["patient_data"] == {1: 4, 2: before}
+    finally:
+        unseal(operator, bao.unseal_key, trial.provider)
+    report = rotate(trial.engine, keys)
+    assert (report.rows, report.done) == (4, True)
+    retire(trial.engine, keys, grace_days=0)
+    operator.sys.seal()
+    try:
+        with pytest.raises(KeyNotRegisteredError), process.transaction() as tx:
+            tx.patients.add(Patient(patient_id="PT-late"))
+    finally:
+        unseal(operator, bao.unseal_key, trial.provider)
+    with trial.engine.connect() as connection:
+        assert read_status(connection).tables["patient_data"] == {2: before + 4}
 
 
 def unseal(operator: hvac.Client, key: str, provider: VaultKeyProvider) -> None:

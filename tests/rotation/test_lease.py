@@ -191,8 +191,13 @@ def test_a_heartbeat_that_does_not_end_keeps_nobody_out(trial: Trial, monkeypatc
     trial.expire_lease()
     with trial.engine.connect() as connection:
         first._write(connection, {"rows": 1})
-        Lease.take(trial.engine, WANTED)
+        second = Lease.take(trial.engine, WANTED)
         connection.invalidate()
+    assert first.run == second.run
+    with trial.engine.begin() as connection:
+        second.fence(connection)
+    with pytest.raises(LeaseLostError), trial.engine.begin() as connection:
+        first.fence(connection)
 
 
 def test_a_lease_that_ended_does_not_pass_the_fence(trial: Trial) -> None:

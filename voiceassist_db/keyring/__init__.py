@@ -11,10 +11,11 @@ from voiceassist_db.keyring.registry import (
     retire_index_keys,
     retire_version,
 )
-from voiceassist_db.keyring.source import DEFAULT_TTL_S, KeyringSource
+from voiceassist_db.keyring.source import DEFAULT_TTL_S, REFUSALS, KeyringSource
 
 __all__ = [
     "DEFAULT_TTL_S",
+    "REFUSALS",
     "Initialised",
     "KeyVersion",
     "Keyring",

@@ -29,7 +29,7 @@ DEFAULT_TTL_S: Final = 300.0
 RETRY_AFTER_S: Final = 10.0
 """How long a key store that failed, or that lacks a version, is left alone before it is asked for the same again."""
 
-_REFUSALS: Final = (
+REFUSALS: Final = (
     KeysDeletedError,
     KeysNotFoundError,
     KeyStoreAuthenticationError,
@@ -79,7 +79,7 @@ class KeyringSource:
             return known
         try:
             return self._load(connection)
-        except _REFUSALS:
+        except REFUSALS:
             self._keyring = None
             raise
         except KeyStoreError as error:

@@ -17,39 +17,17 @@ from sqlalchemy import Column, Connection
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import (
-    DuplicateError,
-    KeyNotRegisteredError,
-    KeyStoreUnavailableError,
-    NotFoundError,
-    UnknownKeyVersionError,
-)
+from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
 from voiceassist_db.execution import Prepared, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
+from voiceassist_db.repositories.freshness import CURRENT, left_behind, renewed, require_untaken, written_with
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
-from voiceassist_db.repositories.statements import INDEX_CHECK, TOLERATED, WHERE, Statements
+from voiceassist_db.repositories.statements import WHERE, Statements
 
 R = TypeVar("R", bound=Record)
-
-
-_CURRENT: Final = "current"
-_PREVIOUS: Final = "previous"
-
-
-def _written_with(keyring: Keyring, tolerated: str) -> dict[str, Any]:
-    """Return the parameters by which a write asks the registry whether its keys are the current ones."""
-    return {TOLERATED: tolerated, INDEX_CHECK: keyring.index_checks[0] if keyring.index_checks else None}
-
-
-def _encoded(
-    encode: Callable[[Keyring], dict[str, Any]], before: Keyring, encoding: Future[dict[str, Any]], keyring: Keyring
-) -> dict[str, Any]:
-    """Return the rows that were encoded under a keyring before; or, where it is another one by now, encoded again."""
-    return encoding.result() if keyring is before else encode(keyring)
-
 
 PAGE_ROWS: Final = 1000
 
@@ -167,49 +145,15 @@ class Repository(Generic[R]):
         records: Sequence[R],
     ) -> int:
         """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
-        keyring, tolerated = self._keys.keyring(connection), _CURRENT
+        keyring, tolerated = self._keys.keyring(connection), CURRENT
         for attempt in (1, 2):
-            row = values(keyring) | _written_with(keyring, tolerated)
-            self._require_untaken(connection, keyring, records)
+            row = values(keyring) | written_with(keyring, tolerated)
+            require_untaken(connection, self._statements, keyring, records)
             if count := statement.count(connection, row):
                 return count
             if attempt == 1:
-                keyring, tolerated = self._renewed(connection, keyring)
-        raise self._left_behind(keyring)
-
-    def _renewed(self, connection: Connection, keyring: Keyring) -> tuple[Keyring, str]:
-        """Return a keyring after one that the registry has left behind, and which state of its keys is good enough."""
-        try:
-            return self._keys.renew(connection, keyring), _CURRENT
-        except KeyStoreUnavailableError:
-            # The keys that this process has are still live, and better than no write at all.
-            return keyring, _PREVIOUS
-
-    def _require_untaken(
-        self, connection: Connection, keyring: Keyring, given: Sequence[Any], *, but: tuple[Any, ...] | None = None
-    ) -> None:
-        """Keep unique what must be, while a rotation of the index key has tokens of two keys side by side.
-
-        The constraint sees a token of the same key; one of the older key is looked for here.
-
-        Raises:
-            DuplicateError: Another row has the value.
-        """
-        if len(keyring.index_keys) < 2:
-            return
-        for field in self._fields:
-            if field.index_column is None or not self._table.table.c[field.index_column].unique:
-                continue
-            values = [value for each in given if (value := getattr(each, field.name, None)) is not None]
-            older = keyring.index_column_keys(field.context)[1:]
-            tokens = [token(key, normalised(field, value)) for value in values for key in older]
-            taken = self._statements.taken(field.index_column).rows(connection, {"tokens": tokens}) if tokens else []
-            if any(tuple(row) != but for row in taken):
-                raise DuplicateError(
-                    f"another row of {self._table.name} already has this {field.name}: nothing was written",
-                    table=self._table.name,
-                    field=field.name,
-                )
+                keyring, tolerated = renewed(self._keys, connection, keyring)
+        raise left_behind(self._table.name, keyring)
 
     def update(self, *key: Any, **changes: Any) -> None:
         """Change some fields of a row, under the key version that the row has at that moment.
@@ -229,13 +173,13 @@ class Repository(Generic[R]):
         changed = self._chosen(name for name in changes if name in self._table.fields)
         connection = self._connection()
         keyring = self._keys.keyring(connection)
-        tolerated, version = _CURRENT, 0
+        tolerated, version = CURRENT, 0
         for _ in range(3):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
             statement = self._statements.update(frozenset(changes), schemes)
             values = {**where, **self._rows.changed(changes, keyring), **parameters(keyring, self._table, changed)}
-            self._require_untaken(connection, keyring, [SimpleNamespace(**changes)], but=key)
-            if statement.count(connection, values | _written_with(keyring, tolerated)):
+            require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
+            if statement.count(connection, values | written_with(keyring, tolerated)):
                 return
             versions = self._statements.version().rows(connection, dict(where))
             if not versions:
@@ -244,10 +188,10 @@ class Repository(Generic[R]):
             if keyring.scheme(version) is None:
                 keyring = self._keys.refresh(connection, version)
             else:  # the index key is no longer the current one, or a rotation committed between the two statements
-                keyring, tolerated = self._renewed(connection, keyring)
+                keyring, tolerated = renewed(self._keys, connection, keyring)
         if keyring.scheme(version) is None:
             raise self._unknown(version, "/".join(map(str, key)))
-        raise self._left_behind(keyring)
+        raise left_behind(self._table.name, keyring)
 
     def delete(self, *key: Any) -> None:
         """Delete a row.
@@ -368,7 +312,7 @@ class Repository(Generic[R]):
             if unknown is None:
                 return found
             keyring = self._keys.refresh(connection, unknown[0])
-        raise self._unknown(*unknown) if unknown else self._left_behind(keyring)
+        raise self._unknown(*unknown) if unknown else left_behind(self._table.name, keyring)
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
@@ -379,14 +323,6 @@ class Repository(Generic[R]):
             version=version,
             table=self._table.name,
             row_id=row_id,
-        )
-
-    def _left_behind(self, keyring: Keyring) -> KeyNotRegisteredError:
-        return KeyNotRegisteredError(
-            f"the database has newer keys registered for {self._table.name} than version {keyring.current.version} and its index "
-            "key, and the key store does not hold them: nothing was read or written. Check VAULT_ADDR and "
-            "VOICEASSIST_DB_VAULT_PATH, or restore the secret's later version (`vault kv rollback`).",
-            version=keyring.current.version,
         )
 
     def _connection(self) -> Connection:
@@ -437,3 +373,10 @@ class Repository(Generic[R]):
     def _not_found(self, where: dict[str, Any]) -> NotFoundError:
         row = "/".join(str(value) for value in where.values())
         return NotFoundError(f"{self._table.name} has no row {row}", table=self._table.name, row_id=row)
+
+
+def _encoded(
+    encode: Callable[[Keyring], dict[str, Any]], before: Keyring, encoding: Future[dict[str, Any]], keyring: Keyring
+) -> dict[str, Any]:
+    """Return the rows that were encoded under a keyring before; or, where it is another one by now, encoded again."""
+    return encoding.result() if keyring is before else encode(keyring)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, Final
 
@@ -240,9 +240,6 @@ class Work:
                     stepped.set()
                     if self.is_stopping():
                         return
-            except BaseException:
-                self._failed.set()
-                raise
             finally:
                 stepped.set()
 
@@ -253,12 +250,14 @@ class Work:
                 while running:
                     stepped.wait(POLL_S)
                     stepped.clear()
-                    done, running = wait(running, timeout=0, return_when=FIRST_COMPLETED)
+                    done, running = wait(running, timeout=0)
                     finished |= done
+                    if any(future.exception() for future in done):
+                        self._failed.set()
                     self._show(phase, rows)
-            except BaseException:
-                self._failed.set()
-                raise
+            finally:
+                if running:  # on_progress failed, or the process is interrupted
+                    self._failed.set()
         for future in finished:
             future.result()
 
