@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.cli.conftest import COMMAND, ROOT, Run
+from tests.conftest import in_memory
 
 SHOW = """
 import json, os, psycopg
@@ -32,7 +33,8 @@ print(json.dumps(dict(os.environ) | {"ROLE": role}))
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory that PostgreSQL's own user may enter, where root's `tmp_path` is closed to it."""
-    parent = Path(tempfile.mkdtemp(prefix="dev-test-"))
+    with in_memory():
+        parent = Path(tempfile.mkdtemp(prefix="dev-test-"))
     parent.chmod(0o711)
     yield parent / "kept"
     shutil.rmtree(parent)

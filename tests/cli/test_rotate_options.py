@@ -6,11 +6,14 @@ import subprocess
 import time
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
 from tests.cli.conftest import ROTATE, Run
 from voiceassist_db import Database, Patient
+from voiceassist_db.cli.rotate_command import command
 from voiceassist_db.providers.vault import VaultKeyProvider
+from voiceassist_db.status import read_status
 
 PATIENTS = [
     Patient(patient_id=f"PT-{n:04d}", ssn=f"9{n:08d}", mrn=f"MRN-{n}", name=f"Zoë Hidden {n}") for n in range(600)
@@ -97,11 +100,13 @@ def test_some_tables_first(run: Run, filled: dict[str, str], engine: Engine) -> 
         ["--grace-days", "-1"],
     ],
 )
-def test_options_that_do_not_fit_are_wrong_usage(run: Run, filled: dict[str, str], arguments: list[str]) -> None:
+def test_options_that_do_not_fit_are_wrong_usage(filled: dict[str, str], engine: Engine, arguments: list[str]) -> None:
     """None is passed over in silence, and nothing is begun."""
-    done = run(*arguments, env=filled, command=ROTATE)
-    assert (done.code, done.stdout) == (2, "")
-    assert run("status", "--json", env=filled).json["rotations"] == []
+    done = CliRunner().invoke(command, arguments, env=filled)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Usage:" in done.stderr
+    with engine.connect() as connection:
+        assert read_status(connection).rotations == ()
 
 
 def test_status_tells_of_a_run_in_progress(run: Run, filled: dict[str, str], engine: Engine) -> None:
