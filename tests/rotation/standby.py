@@ -81,6 +81,7 @@ class Standby:
         self._guard = GuardedProcess()
         settings = {**FAST, "listen_addresses": HOST, "port": str(self._port), "unix_socket_directories": ""}
         settings |= {"timezone": "GMT", "log_timezone": "GMT", "wal_retrieve_retry_interval": "100ms"}
+        settings |= {"wal_receiver_status_interval": "1s"}
         command = [str(self._bin / "postgres"), "-D", str(self._directory / "data")]
         command += [f"--{name}={value}" for name, value in settings.items()]
         self._guard.run(command, env={"LC_ALL": "C"}, stdout=self.log, stderr=self.log, account=self._account)

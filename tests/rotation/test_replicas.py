@@ -16,6 +16,7 @@ from tests.conftest import FAST, plain
 from tests.rotation.standby import NAME, Standby
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
+from voiceassist_db.embedded.process import poll
 from voiceassist_db.errors import RotationError
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
@@ -64,10 +65,11 @@ def followed(
     engine.dispose()
 
 
-def admin(server: EmbeddedPostgres, statement: str, database: str = "postgres") -> None:
-    """Execute a statement as the superuser."""
+def admin(server: EmbeddedPostgres, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+    """Execute a statement as the superuser; return its rows."""
     with psycopg.connect(plain(server.url(database)), autocommit=True) as connection:
-        connection.execute(statement.encode())
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
 
 
 class Interrupted:
@@ -121,17 +123,29 @@ def test_it_waits_while_a_replica_lags(followed: Database, standby: Standby) -> 
     ).rotate(followed)
 
 
-def test_it_waits_for_a_replica_that_has_fallen_silent(followed: Database, standby: Standby) -> None:
-    """A connection that is open but answers no more tells its last lag for ever: that is not taken for none."""
+@pytest.mark.parametrize("lag", ["told", "untold"])
+def test_it_waits_for_a_replica_that_has_fallen_silent(
+    followed: Database, primary: EmbeddedPostgres, standby: Standby, lag: str
+) -> None:
+    """A connection that is open but answers no more tells its last lag for ever, or none: that is not taken for none."""
     with psycopg.connect(plain(standby.url)) as connection:
         receiver = connection.execute("SELECT pid FROM pg_stat_wal_receiver").fetchone()
     assert receiver is not None
+
+    def silence() -> None:
+        os.kill(receiver[0], signal.SIGSTOP)
+
+    if lag == "untold":
+        # The server tells none of a replica that has had nothing to replay for a while.
+        for _ in poll(PATIENCE_S):
+            if admin(primary, "SELECT replay_lag FROM pg_stat_replication") == [(None,)]:
+                break
+            time.sleep(0.1)
+        silence()
     try:
-        Interrupted(
-            lambda: os.kill(receiver[0], signal.SIGSTOP),
-            lambda: os.kill(receiver[0], signal.SIGCONT),
-            f"paused: replica {NAME} is ",
-        ).rotate(followed)
+        Interrupted(silence, lambda: os.kill(receiver[0], signal.SIGCONT), f"paused: replica {NAME} is ").rotate(
+            followed
+        )
     finally:
         os.kill(receiver[0], signal.SIGCONT)
 

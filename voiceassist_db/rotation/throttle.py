@@ -160,12 +160,12 @@ class Throttle:
         for replica in replicas:
             if replica.state != "streaming":
                 return f"paused: replica {replica.name} is not streaming ({replica.state or 'unknown'})"
-            if replica.lag_s is None:
+            # The server measures a lag by the replica's replies: of one that has fallen silent, it goes on telling the last, or
+            # none. So, too: for how long it has had WAL that the replica has not replayed, as far as it was looked at.
+            unreplayed_s = next((now - at for at, lsn in self._written if lsn > (replica.replayed or 0)), 0.0)
+            lag_s = max(replica.lag_s or 0.0, unreplayed_s)
+            if replica.lag_s is None and lag_s <= limit_s:
                 return f"paused: the lag of replica {replica.name} is unknown"
-            # The server measures a lag by the replica's replies: of one that has fallen silent, it goes on telling the last.
-            # So, too: for how long it has had WAL that the replica has not replayed, as far as it was looked at.
-            unreplayed_s = next((now - at for at, lsn in self._written if lsn > replica.replayed), 0.0)
-            lag_s = max(replica.lag_s, unreplayed_s)
             if lag_s > limit_s:
                 return f"paused: replica {replica.name} is {lag_s:.1f} s behind"
         return ""
