@@ -27,9 +27,12 @@ from voiceassist_db.rotation.statements import Part
 TARGET_S = 0.5
 
 
-def schedule(pages: int = 1 << 20, *, passes: int = 4, workers: int = 1, max_rows: float | None = None) -> Schedule:
+def schedule(
+    pages: int = 1 << 20, *, passes: int = 4, workers: int = 1, max_rows: float | None = None, rows_per_page: int = 1
+) -> Schedule:
     """Return a schedule, of a relation that is too large to come to its end in a test."""
-    return Schedule(pages, passes=passes, target_batch_s=TARGET_S, max_batch_rows=max_rows, workers=workers)
+    rows = pages * rows_per_page
+    return Schedule(pages, rows=rows, passes=passes, target_batch_s=TARGET_S, max_batch_rows=max_rows, workers=workers)
 
 
 def part(pages: int = FIRST_WINDOW_PAGES, *, passes: int = 4) -> Part:
@@ -179,6 +182,15 @@ def test_a_single_page_that_takes_too_long_is_taken_in_more_passes() -> None:
         assert expected == known.passes
     learn(known, part(1, passes=known.passes), rows=1, seconds=60.0)
     assert known.passes == 32
+
+
+def test_pages_that_were_done_before_do_not_make_batches_large() -> None:
+    """Under a limit, a window that grew where no row was left still has no more rows than the limit allows where all are."""
+    known = schedule(max_rows=50, rows_per_page=13)
+    for group in itertools.islice(known.groups(), 6):
+        for each in group:
+            assert each.pages * 13 / each.passes <= 50
+            learn(known, each, rows=0, seconds=0.001)
 
 
 def test_an_unreadable_row_makes_windows_small() -> None:

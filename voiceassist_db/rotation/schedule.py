@@ -41,6 +41,7 @@ class Schedule:
 
     Args:
         pages: How many pages it has.
+        rows: How many rows are on them, under whichever key.
         passes: How many passes to begin with.
         target_batch_s: Seconds that one part should take.
         max_batch_rows: Rows that one part should have at most; None for any number.
@@ -48,9 +49,17 @@ class Schedule:
     """
 
     def __init__(
-        self, pages: int, *, passes: int, target_batch_s: float, max_batch_rows: float | None = None, workers: int = 1
+        self,
+        pages: int,
+        *,
+        rows: int,
+        passes: int,
+        target_batch_s: float,
+        max_batch_rows: float | None = None,
+        workers: int = 1,
     ) -> None:
         self._pages = pages
+        self._rows_per_page = rows / max(pages, 1)
         self._target_s = target_batch_s
         self._max_rows = max_batch_rows
         self._lock = threading.Lock()
@@ -66,11 +75,19 @@ class Schedule:
             with self._lock:
                 if self._next >= self._pages:
                     return
-                first, pages, passes = self._next, min(self.window_pages, self._share()), self.passes
+                first, pages, passes = self._next, self._next_window(), self.passes
                 end = min(first + pages * GROUP_WINDOWS, self._pages)
                 self._next = end
             starts = range(first, end, pages)
             yield [Part(start, min(start + pages, end), passes, each) for each in range(passes) for start in starts]
+
+    def _next_window(self) -> int:
+        pages = min(self.window_pages, self._share())
+        if self._max_rows is None:
+            return pages
+        # Windows grow over pages that were done before, where no row is left to tell how many there are on the next ones.
+        fitting = self._max_rows * self.passes / max(self._rows_per_page, 1)
+        return max(1, min(pages, int(fitting)))
 
     def _share(self) -> int:
         """Return how large a window may be for all workers to come to their end at about the same time."""

@@ -196,8 +196,8 @@ class Statements:
         return self._prepare(select(*self._table.key).where(self._is_old).limit(bindparam("limit")))
 
     @functools.cached_property
-    def _count_old(self) -> Prepared:
-        return self._prepare(select(func.count()).select_from(self._table.table).where(self._is_old))
+    def _count(self) -> Prepared:
+        return self._prepare(select(func.count(), func.count().filter(self._is_old)).select_from(self._table.table))
 
     def old_of(self, connection: Connection, part: Part) -> list[Key]:
         """Return the primary keys of the rows of a part that are under the older version."""
@@ -212,9 +212,10 @@ class Statements:
         """Return the primary keys of rows under the older version, at most ``limit`` of them, wherever they are."""
         return self._all_old.rows(connection, self._older | {"limit": limit})
 
-    def count_old(self, connection: Connection) -> int:
-        """Return how many rows are under the older version."""
-        return int(self._count_old.rows(connection, dict(self._older))[0][0])
+    def count(self, connection: Connection) -> tuple[int, int]:
+        """Return how many rows there are, and how many of them are under the older version."""
+        rows, old = self._count.rows(connection, dict(self._older))[0]
+        return rows, old
 
     # --- proving -------------------------------------------------------------------------------------------------------
 

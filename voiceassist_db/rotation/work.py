@@ -111,15 +111,16 @@ class Work:
     def rotate(self) -> None:
         """Re-encrypt every relation, window by window, with all workers."""
         self.throttle.begin()
-        left = {each: self._ask(self._statements[each].count_old) for each in self._relations}
-        self._tally.total = sum(left.values())
-        for relation, rows in left.items():
-            if rows == 0 or (self._is_resumed and rows <= SWEEP_ROWS):
+        counts = {each: self._ask(self._statements[each].count) for each in self._relations}
+        self._tally.total = sum(old for _, old in counts.values())
+        for relation, (rows, old) in counts.items():
+            if old == 0 or (self._is_resumed and old <= SWEEP_ROWS):
                 continue
             pages = self._ask(relation.pages)
             limit = self._pace.max_rows_per_second
             schedule = Schedule(
                 pages,
+                rows=rows,
                 passes=first_passes(relation.fillfactor),
                 target_batch_s=self._pace.target_batch_s,
                 max_batch_rows=limit and limit / BATCHES_PER_SECOND / self._pace.workers,
