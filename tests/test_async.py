@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.test_running_process import change_key
 from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine
+from voiceassist_db.errors import DuplicateError
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 
@@ -79,6 +80,19 @@ async def test_a_slow_key_store_does_not_stop_the_loop(
         await tx.run(lambda tx: tx.patients.add_many(Patient(patient_id=f"PT-{n}") for n in range(10)))
     ticking.cancel()
     assert ticks > 10
+
+
+async def test_a_bulk_add_of_many_batches(async_database: AsyncDatabase) -> None:
+    """It writes them all; one duplicate undoes them all, and the connection serves the next transaction."""
+    patients = [Patient(patient_id=f"PT-{n:04d}", mrn=f"M{n}", name="Zoë") for n in range(1000)]
+    with pytest.raises(DuplicateError, match="mrn"):
+        async with async_database.transaction() as tx:
+            more = [*patients, Patient(patient_id="PT-9999", mrn="m0")]
+            await tx.run(lambda each: each.patients.add_many(more))
+    async with async_database.transaction() as tx:
+        assert await tx.run(lambda tx: tx.patients.page()) == []
+        assert await tx.run(lambda tx: tx.patients.add_many(patients)) == len(patients)
+        assert await tx.run(lambda tx: tx.patients.page()) == sorted(patients, key=lambda each: each.id)
 
 
 async def test_a_session_of_the_callers_own(async_database: AsyncDatabase, database_url: URL) -> None:

@@ -39,7 +39,7 @@ def name(value: str) -> str:
 
 def _plain(text: str) -> str:
     """Return text as it looks: compatibility forms composed (NFKC), dashes as hyphens, what cannot be seen left out."""
-    if text.isascii():
+    if text.isascii() or (unicodedata.is_normalized("NFKC", text) and _AS_SEEN.keys().isdisjoint(map(ord, text))):
         return text
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_AS_SEEN))
 

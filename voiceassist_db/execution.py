@@ -6,6 +6,7 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -15,6 +16,7 @@ from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, Tabl
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.util import await_only
 
 from voiceassist_db.errors import (
     ConstraintError,
@@ -124,12 +126,26 @@ class Prepared:
             for row in rows
         ]
 
-    def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
-        """Execute it and return how many rows it wrote."""
-        count: int = self._run(connection, parameters, _row_count)
+    def count(
+        self, connection: Connection, parameters: dict[str, Any], *, meanwhile: Callable[[], None] | None = None
+    ) -> int:
+        """Execute it and return how many rows it wrote.
+
+        Args:
+            connection: A connection that may receive keys.
+            parameters: Its parameters, which may be secret.
+            meanwhile: Called while the server works. It may neither raise nor use the connection.
+        """
+        count: int = self._run(connection, parameters, _row_count, meanwhile)
         return count
 
-    def _run(self, connection: Connection, parameters: dict[str, Any], result: Callable[[Any], Any]) -> Any:
+    def _run(
+        self,
+        connection: Connection,
+        parameters: dict[str, Any],
+        result: Callable[[Any], Any],
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:
         for name, process in self._bind.items():
             parameters[name] = process(parameters[name])
         try:
@@ -137,7 +153,12 @@ class Prepared:
                 connection.begin()
             cursor = connection.connection.cursor()
             try:
-                cursor.execute(self.sql, parameters)
+                if meanwhile is None:
+                    cursor.execute(self.sql, parameters)
+                else:
+                    with _pipeline(connection.connection.driver_connection):
+                        cursor.execute(self.sql, parameters)
+                        meanwhile()
                 return result(cursor)
             finally:
                 cursor.close()
@@ -147,6 +168,26 @@ class Prepared:
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
         raise failure
+
+
+@contextmanager
+def _pipeline(driver: Any) -> Iterator[None]:
+    """Let statements of this block be sent without waiting for them; at its end they are done, or the first error is raised.
+
+    Where psycopg runs on a libpq that is older than 14, each is waited for at once.
+    """
+    if not psycopg.Pipeline.is_supported():
+        yield
+    elif isinstance(driver, psycopg.Connection):
+        with driver.pipeline():
+            yield
+    else:
+        pipeline = driver.pipeline()
+        await_only(pipeline.__aenter__())
+        try:
+            yield
+        finally:
+            await_only(pipeline.__aexit__(*sys.exc_info()))
 
 
 def _all_rows(cursor: Any) -> Any:

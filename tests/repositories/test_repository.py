@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
+from uuid_utils.compat import uuid7
 
 from voiceassist_db import ClinicalNote, Database, Patient, Repositories, blind_index
 from voiceassist_db.errors import (
@@ -306,6 +308,36 @@ def test_a_failed_bulk_add_leaves_nothing(database: Database) -> None:
         tx.patients.add_many(patients)
     with database.transaction() as tx:
         assert tx.patients.page() == []
+
+
+@pytest.mark.parametrize("position", [1, 4, 9])
+def test_a_value_that_cannot_be_stored_ends_a_bulk_add(
+    tx: Repositories, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    """In whichever batch it stands: the error does not hold it, the batches before are written, the transaction goes on."""
+    monkeypatch.setattr(repository, "FIRST_BATCH_ROWS", 3)
+    monkeypatch.setattr(repository, "BATCH_ROWS", 3)
+    patients = [Patient(patient_id=f"P{n}", ssn=f"9{n:08d}") for n in range(10)]
+    patients[position] = replace(patients[position], ssn="SECRET")
+    with pytest.raises(ValueError, match="ssn must have 9 digits") as caught:
+        tx.patients.add_many(patients)
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+    written = [each.patient_id for each in tx.patients.page()]
+    assert written == [each.patient_id for each in patients[: position // 3 * 3]]
+
+
+def test_records_may_be_read_from_the_same_session(tx: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that reads what it adds to may do so between any two records."""
+    monkeypatch.setattr(repository, "BATCH_ROWS", 3)
+    monkeypatch.setattr(repository, "FIRST_BATCH_ROWS", 3)
+    tx.patients.add(replace(ALICE, mrn=None))
+
+    def copies() -> Iterator[Patient]:
+        for n in range(10):
+            yield replace(tx.patients.get(ALICE.patient_id), id=uuid7(), patient_id=f"P{n}")
+
+    assert tx.patients.add_many(copies()) == 10
+    assert {each.name for each in tx.patients.page()} == {ALICE.name}
 
 
 def test_a_page_needs_a_limit_of_one_or_more(tx: Repositories) -> None:

@@ -1,7 +1,7 @@
-"""How a key reaches a statement: as a bind parameter that only psycopg unwraps.
+"""How a key, and many values at once, reach a statement: as bind parameters that only psycopg unwraps.
 
-Owns the SQL type of a key and the dumper. A connection without the dumper cannot send a key at all, so whoever registers it
-decides which connections are fit to receive one.
+Owns the SQL types of keys and the dumpers. A connection without the dumpers cannot send a key at all, so whoever registers
+them decides which connections are fit to receive one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import psycopg
 from psycopg.adapt import Dumper
+from psycopg.pq import Format
 from sqlalchemy import BindParameter, bindparam
 from sqlalchemy.types import UserDefinedType
 
@@ -41,6 +42,22 @@ class Keys:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("Keys cannot be pickled or copied")
+
+
+class Array:
+    """Many values, which may be patients', as PostgreSQL's binary form of an array; the statement must cast it to its type.
+
+    Args:
+        data: What ``array_recv`` reads: psycopg's own dumper makes it, ahead of the statement and in another thread.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __repr__(self) -> str:
+        return "Array(•••)"
 
 
 class KeysType(UserDefinedType[Keys]):
@@ -78,10 +95,18 @@ class _KeysDumper(Dumper):
         return obj.expose()
 
 
+class _ArrayDumper(Dumper):
+    format = Format.BINARY  # and no type: the server takes that of the cast
+
+    def dump(self, obj: Array) -> bytes:
+        return obj.data
+
+
 def allow_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Let this connection, and no other, send keys."""
+    """Let this connection, and no other, send keys and arrays of values."""
     connection.adapters.register_dumper(Key, _KeyDumper)
     connection.adapters.register_dumper(Keys, _KeysDumper)
+    connection.adapters.register_dumper(Array, _ArrayDumper)
 
 
 def keys_parameter() -> BindParameter[Keys]:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     literal_column,
 )
 from sqlalchemy.sql.elements import Grouping
+from sqlalchemy.types import TypeEngine
 
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Key, Scheme
@@ -38,6 +39,11 @@ OPTIONS: Final = "cipher-algo=aes256, s2k-mode=1, s2k-digest-algo=sha256, compre
 """AES-256 with salted S2K: stretching a uniformly random 256-bit key adds cost, not strength (RFC 9580, section 3.7.1.2)."""
 
 SLOTS: Final = ("current", "previous")
+
+
+def plaintext_type(field: EncryptedField) -> TypeEngine[Any]:
+    """Return the SQL type of a field's plaintext."""
+    return LargeBinary() if field.kind is Kind.BYTES else Text()
 
 
 def _present(key: ColumnElement[Any]) -> ColumnElement[Any]:

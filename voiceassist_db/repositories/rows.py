@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
-from uuid import UUID
 
-from psycopg.adapt import PyFormat, Transformer
-from sqlalchemy import Column
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import Column, LargeBinary
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
-from voiceassist_db.pgcrypto.expressions import parameters
+from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
+from voiceassist_db.repositories.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.repositories.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -53,10 +51,19 @@ class Rows(Generic[R]):
         self._plain = tuple(each.name for each in plain)
         self._naming = frozenset({*self._key, *lookup})
         self._written = tuple(each for each in (*table.key, *plain) if each.name not in BOOKKEEPING)
-        self._processors = {each.name: element_processor(each) for each in self._written}
+        self._dumpers = self._array_dumpers(plain)
         self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
         self._layouts: dict[tuple[EncryptedField, ...], Layout] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
+
+    def _array_dumpers(self, plain: Sequence[Column[Any]]) -> dict[str, Dump]:
+        dumpers = {each.name: dumper_of_any(each.type) for each in plain}
+        dumpers |= {each.name: dumper(each.type) for each in self._table.key}
+        for name, field in self._table.fields.items():
+            dumpers[name] = dumper(plaintext_type(field))
+            if field.index_column:
+                dumpers[field.index_column] = dumper(LargeBinary())
+        return dumpers
 
     def new(self, record: R, keyring: Keyring) -> dict[str, Any]:
         """Return the parameters of a new row under the current key, but for keys and version.
@@ -85,8 +92,7 @@ class Rows(Generic[R]):
         rows = [self.new(record, keyring) for record in records]
         arrays: dict[str, Any] = {}
         for name in rows[0]:
-            process = self._processors.get(name)
-            arrays[name] = array_literal([row[name] if process is None else process(row[name]) for row in rows])
+            arrays[name] = self._dumpers[name]([row[name] for row in rows])
         return arrays | parameters(keyring, self._table, tuple(self._table.fields.values()))
 
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
@@ -195,40 +201,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def element_processor(column: Column[Any]) -> Callable[[Any], Any] | None:
-    """Return what makes a plain column's value fit for psycopg, such as JSON of a dict; None where nothing need be done."""
-    dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-    return column.type.dialect_impl(dialect).bind_processor(dialect)
-
-
-def array_literal(values: Sequence[Any]) -> str:
-    """Return values as the text of a PostgreSQL ``text[]`` (manual, section 8.15.2); the statement casts its elements.
-
-    psycopg's own dumper takes as long for ten arrays as the server for encrypting half of them.
-    """
-    return "{" + ",".join(map(_element, values)) + "}"
-
-
-def _element(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    kind = type(value)
-    if kind is bytes:
-        return f'"\\\\x{value.hex()}"'
-    text = value if kind is str else str(value) if kind in _PRINTED_AS_SQL else _by_psycopg(value)
-    if "\\" in text or '"' in text:
-        text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
-
-
-_PRINTED_AS_SQL: Final = frozenset({UUID, int, date})
-
-
-def _by_psycopg(value: Any) -> str:
-    dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
-    return "" if dumped is None else bytes(dumped).decode()
 
 
 def normalised(field: EncryptedField, value: Any) -> str:

@@ -37,8 +37,16 @@ from sqlalchemy.types import TypeEngine
 
 from voiceassist_db.execution import Prepared
 from voiceassist_db.keys import Scheme
-from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, IndexKeyRow, Kind, table_of
-from voiceassist_db.pgcrypto.expressions import decrypt_stored, encrypt_new, encrypt_stored, is_live, version_parameter
+from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, IndexKeyRow, table_of
+from voiceassist_db.pgcrypto.expressions import (
+    decrypt_stored,
+    encrypt_new,
+    encrypt_stored,
+    is_live,
+    plaintext_type,
+    version_parameter,
+)
+from voiceassist_db.repositories.arrays import element_type
 from voiceassist_db.repositories.rows import BOOKKEEPING
 
 _KEYS: Final = table_of(EncryptionKeyRow)
@@ -52,11 +60,6 @@ INDEX_CHECK: Final = "index_check"
 
 WHERE: Final = "where_"
 """Prefix of the parameters that say which row is meant, to keep them apart from the values of the same columns."""
-
-
-def plaintext_type(field: EncryptedField) -> TypeEngine[Any]:
-    """Return the SQL type of a field's plaintext."""
-    return LargeBinary() if field.kind is Kind.BYTES else Text()
 
 
 class Statements:
@@ -168,15 +171,16 @@ class Statements:
         )
 
     def _insert_many(self) -> Executable:
-        names: list[str] = []
+        plain = {each.name for each in self.plain}
+        elements: dict[str, TypeEngine[Any]] = {}
 
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            names.append(name)
-            return cast(column(name, Text), _unlimited(type_))
+            given = elements[name] = Text() if name in plain else element_type(type_)
+            return cast(column(name, given), _unlimited(type_))
 
         row = self._new_row(element)
-        source = func.unnest(*(cast(bindparam(name), ARRAY(Text)) for name in names)).table_valued(
-            *(column(name, Text) for name in names), name="given"
+        source = func.unnest(*(cast(bindparam(name), ARRAY(type_)) for name, type_ in elements.items())).table_valued(
+            *(column(name, type_) for name, type_ in elements.items()), name="given"
         )
         return insert(self.table.table).from_select(
             list(row),
