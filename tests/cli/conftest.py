@@ -1,19 +1,25 @@
-"""Commands as processes: what an operator's shell sees of them."""
+"""Commands: what an operator's shell sees of them."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
+import click
 import pytest
 from sqlalchemy import URL
 
 from tests.conftest import VaultServer
+from voiceassist_db.cli import cli
+from voiceassist_db.cli import run as run_command
 
 ROOT: Final = Path(__file__).parents[2]
 COMMAND: Final = [sys.executable, "-c", "from voiceassist_db.cli import main; main()"]
@@ -46,11 +52,49 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+Check = Callable[[Outcome, dict[str, str]], Outcome]
 
 
 @pytest.fixture
-def run(request: pytest.FixtureRequest) -> Run:
-    """A function that runs a command to its end, in a given environment, and proves that no secret comes out of it."""
+def check(request: pytest.FixtureRequest) -> Check:
+    """A function that proves that no secret, no traceback and no warning came out of a command."""
+
+    def proved(done: Outcome, env: dict[str, str]) -> Outcome:
+        output = done.stdout + done.stderr
+        assert "Traceback" not in output, output
+        assert "Warning" not in output, output
+        secrets = [env.get("VAULT_TOKEN"), env.get("ENCRYPTION_KEY"), env.get("VAULT_SECRET_ID")]
+        if "database_url" in request.fixturenames:
+            url: URL = request.getfixturevalue("database_url")
+            secrets.append(url.password)
+        assert not [secret for secret in secrets if secret and secret in output], "a secret was printed"
+        return done
+
+    return proved
+
+
+@pytest.fixture
+def run(check: Check, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs a command to its end, in a given environment, by its entry point but in this process.
+
+    What a process of its own would add is the import of everything, most of a second; see ``run_process``.
+    """
+
+    def call(*arguments: str, env: dict[str, str], command: click.Command = cli) -> Outcome:
+        capfd.readouterr()
+        # As in a process that has just begun: pytest has put its own handlers there.
+        log = patch.object(logging.root, "handlers", list[logging.Handler]())
+        argv = patch.object(sys, "argv", ["voiceassist-db", *arguments])
+        with patch.dict(os.environ, env, clear=True), argv, log, pytest.raises(SystemExit) as ended:
+            run_command(command)
+        return check(Outcome(int(ended.value.code or 0), *capfd.readouterr()), env)
+
+    return call
+
+
+@pytest.fixture
+def run_process(check: Check) -> Run:
+    """A function that runs a command as a process, as an operator's shell does."""
 
     def call(
         *arguments: str, env: dict[str, str], command: list[str] = COMMAND, given: str | None = None, cwd: Path = ROOT
@@ -65,15 +109,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             check=False,
             timeout=TIMEOUT_S,
         )
-        output = done.stdout + done.stderr
-        assert "Traceback" not in output, output
-        assert "Warning" not in output, output
-        secrets = [env.get("VAULT_TOKEN"), env.get("ENCRYPTION_KEY"), env.get("VAULT_SECRET_ID")]
-        if "database_url" in request.fixturenames:
-            url: URL = request.getfixturevalue("database_url")
-            secrets.append(url.password)
-        assert not [secret for secret in secrets if secret and secret in output], "a secret was printed"
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return check(Outcome(done.returncode, done.stdout, done.stderr), env)
 
     return call
 

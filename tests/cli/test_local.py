@@ -90,7 +90,7 @@ def dev(*arguments: str) -> list[str]:
     return ["dev", "--", *arguments]
 
 
-def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run: Run, outer: dict[str, str]) -> None:
+def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run_process: Run, outer: dict[str, str]) -> None:
     """What leads to other keys is taken out, what leads to these is set, the rest is passed on, and nothing remains."""
     stray = {
         "ENCRYPTION_KEY": "stray",
@@ -103,7 +103,7 @@ def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run: Run,
     }
     voiceassist = " ".join(f"'{word}'" for word in COMMAND)
     script = f"{voiceassist} status --json && {voiceassist} verify --json && python3 -c '{SHOW}' && exit 7"
-    done = run(*dev("/bin/sh", "-c", script), env=outer | stray)
+    done = run_process(*dev("/bin/sh", "-c", script), env=outer | stray)
     assert (done.code, done.stderr) == (7, "")
     status, verified, inner = map(json.loads, done.stdout.splitlines())
     assert [key["version"] for key in status["keys"]] == [1]
@@ -115,16 +115,16 @@ def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run: Run,
     assert_all_gone(outer, inner)
 
 
-def test_a_directory_keeps_rows_and_keys(run: Run, outer: dict[str, str], directory: Path) -> None:
+def test_a_directory_keeps_rows_and_keys(run_process: Run, outer: dict[str, str], directory: Path) -> None:
     """What is imported is there the next time, and opens, for the key was kept as well; two at once are refused."""
     csv = directory.parent / "patients.csv"
     csv.write_text("patient_id,ssn,name\nPT-001,900-00-0001,Zoë Kept\n")
-    first = run("dev", "--dir", str(directory), "--", *COMMAND, "import", str(csv), "--json", env=outer)
+    first = run_process("dev", "--dir", str(directory), "--", *COMMAND, "import", str(csv), "--json", env=outer)
     assert (first.code, first.json["imported"]) == (0, 1)
     voiceassist = " ".join(f"'{word}'" for word in COMMAND)
     second = f"{voiceassist} dev --dir {directory} -- true; echo $?"
     script = f"{voiceassist} status --json && {voiceassist} verify --json && {second}"
-    again = run("dev", "--dir", str(directory), "--", "/bin/sh", "-c", script, env=outer)
+    again = run_process("dev", "--dir", str(directory), "--", "/bin/sh", "-c", script, env=outer)
     assert again.code == 0
     status, verified, code = map(json.loads, again.stdout.splitlines())
     assert code == 1
@@ -177,18 +177,18 @@ def test_sigterm_stops_all(outer: dict[str, str], child: str) -> None:
     assert_all_gone(outer, inner)
 
 
-def test_a_command_that_is_not_there_is_wrong_usage(run: Run, outer: dict[str, str]) -> None:
+def test_a_command_that_is_not_there_is_wrong_usage(run_process: Run, outer: dict[str, str]) -> None:
     """The servers are stopped again, and the message names the command."""
-    done = run(*dev("no-such-command"), env=outer)
+    done = run_process(*dev("no-such-command"), env=outer)
     assert done.code == 2
     assert "no-such-command" in done.stderr
     assert list(Path(outer["TMPDIR"]).iterdir()) == []
 
 
-def test_the_demo_shows_all_that_it_promises(run: Run, outer: dict[str, str]) -> None:
+def test_the_demo_shows_all_that_it_promises(run_process: Run, outer: dict[str, str]) -> None:
     """It ends well within a minute, having read rows of both versions in the midst of a rotation, and leaves nothing."""
     started = time.monotonic()
-    done = run("demo", env=outer)
+    done = run_process("demo", env=outer)
     assert (done.code, done.stderr) == (0, "")
     assert time.monotonic() - started < 60
     assert re.search(r"under key version 2: ssn '9\d\d-\d\d-\d{4}'", done.stdout)

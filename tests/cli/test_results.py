@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from tests.cli.conftest import COMMAND, ROTATE, Run
 from voiceassist_db import Database, Patient
 from voiceassist_db.cli import cli
+from voiceassist_db.cli.rotate_command import command as rotate_command
 
 PATIENTS = [
     Patient(patient_id=f"PT-{number:03d}", ssn=f"900-00-{number:04d}", mrn=f"M{number}", name=f"Zoë Hidden {number}")
@@ -41,7 +42,7 @@ def test_status_has_the_fields_of_its_contract(run: Run, filled: dict[str, str],
     assert before.json["rotations"] == []
     assert before.json["overdue"] is False
     assert 0 <= before.json["key_age_days"] < 1
-    assert run("--json", env=filled, command=ROTATE).code == 0
+    assert run("--json", env=filled, command=rotate_command).code == 0
     after = run("status", "--json", env=filled).json
     assert [(each["version"], each["state"]) for each in after["keys"]] == [(1, "previous"), (2, "current")]
     assert after["tables"] == {"clinical_notes": {}, "patient_data": {"2": len(PATIENTS)}}
@@ -138,13 +139,13 @@ def test_more_failures_than_shown_are_counted(filled: dict[str, str], engine: En
     assert "  … and 7 more\n" in done.output
 
 
-def test_a_pipe_that_is_closed_early_is_no_traceback(run: Run, filled: dict[str, str], engine: Engine) -> None:
+def test_a_pipe_that_is_closed_early_is_no_traceback(run_process: Run, filled: dict[str, str], engine: Engine) -> None:
     """Whoever reads only the first line does not make the command complain."""
     with engine.begin() as connection:
         connection.execute(text("UPDATE patient_data SET key_version = 9"))
     shell = ["/bin/sh", "-c", '"$@" | head -n 1', "sh", *COMMAND]
     for arguments in (["verify"], ["status"]):
-        done = run(*arguments, env=filled, command=shell)
+        done = run_process(*arguments, env=filled, command=shell)
         assert (done.code, done.stderr, done.stdout.count("\n")) == (0, "", 1), arguments
 
 
@@ -155,7 +156,7 @@ def test_commands_close_what_they_open(fresh_environment: dict[str, str]) -> Non
     gc.collect()
 
 
-def test_a_command_runs_from_anywhere(run: Run, filled: dict[str, str], tmp_path: Path) -> None:
+def test_a_command_runs_from_anywhere(run_process: Run, filled: dict[str, str], tmp_path: Path) -> None:
     """No command needs the checkout as its directory."""
-    assert run("status", "--json", env=filled, cwd=tmp_path).code == 0
-    assert run("--json", env=filled, cwd=tmp_path, command=ROTATE).code == 0
+    assert run_process("status", "--json", env=filled, cwd=tmp_path).code == 0
+    assert run_process("--json", env=filled, cwd=tmp_path, command=ROTATE).code == 0

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from tests.cli.conftest import ROTATE, Run
 from voiceassist_db import Database, Patient
+from voiceassist_db.cli.rotate_command import command as rotate_command
 from voiceassist_db.providers.vault import VaultKeyProvider
 
 ROWS = 4000
@@ -50,9 +51,9 @@ def names(engine: Engine, provider: VaultKeyProvider) -> dict[str, str | None]:
         return {each.patient_id: each.name for each in tx.patients.page(limit=ROWS + 1, fields=["name"])}
 
 
-def test_a_rotation_from_the_shell(run: Run, filled: dict[str, str], engine: Engine) -> None:
+def test_a_rotation_from_the_shell(run: Run, run_process: Run, filled: dict[str, str], engine: Engine) -> None:
     """Every row under the new version, told in JSON; status and verify agree; another one must wait for a retirement."""
-    done = run("--json", env=filled, command=ROTATE)
+    done = run_process("--json", env=filled, command=ROTATE)
     assert (done.code, done.stderr) == (0, "")
     result = done.json
     known = {"from_version": 1, "to_version": 2, "rows": ROWS, "remaining": 0, "verified": True}
@@ -65,7 +66,7 @@ def test_a_rotation_from_the_shell(run: Run, filled: dict[str, str], engine: Eng
     verified = run("verify", "--json", env=filled)
     assert (verified.code, verified.json["ok"]) == (0, True)
     assert verified.json["tables"]["patient_data"]["values"] == ROWS
-    assert "retire it first" in run(env=filled, command=ROTATE).error
+    assert "retire it first" in run(env=filled, command=rotate_command).error
     assert versions(engine) == {2: ROWS}
 
 
@@ -73,7 +74,7 @@ def test_a_rotation_in_words(run: Run, filled: dict[str, str], engine: Engine) -
     """A person reads a line; an empty table rotates too."""
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM patient_data"))
-    done = run(env=filled, command=ROTATE)
+    done = run(env=filled, command=rotate_command)
     assert (done.code, done.stderr) == (0, "")
     assert re.fullmatch(
         r"key version 1 → 2: 0 rows in [0-9.]+ s \([0-9,]+/s\), 0 remaining, verified; tables x1.00, indexes x1.00\n",
@@ -101,7 +102,7 @@ def test_a_killed_rotation_is_continued_and_no_row_is_lost(
     assert status["tables"]["patient_data"] == {str(version): rows for version, rows in halfway.items()}
     assert [each["state"] for each in status["rotations"]] == ["running"]
     assert run("verify", "--json", env=filled).json["ok"] is True
-    again = run("--json", env=filled, command=ROTATE)
+    again = run("--json", env=filled, command=rotate_command)
     assert (again.code, again.json["from_version"], again.json["to_version"]) == (0, 1, 2)
     assert (again.json["remaining"], again.json["verified"]) == (0, True)
     assert versions(engine) == {2: ROWS}
@@ -117,7 +118,7 @@ def test_rows_that_cannot_be_verified_are_code_3(run: Run, filled: dict[str, str
     """
     with engine.begin() as connection:
         connection.execute(text(swap))
-    done = run("--json", env=filled, command=ROTATE)
+    done = run("--json", env=filled, command=rotate_command)
     assert done.code == 3
     assert (done.json["remaining"], done.json["verified"]) == (0, False)
     assert "Hidden" not in done.stdout + done.stderr

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from tests.cli.conftest import ROTATE, Run
 from voiceassist_db import Database, Patient
-from voiceassist_db.cli.rotate_command import command
+from voiceassist_db.cli.rotate_command import command as rotate_command
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.status import read_status
 
@@ -30,21 +30,21 @@ def filled(environment: dict[str, str], database: Database) -> dict[str, str]:
 
 def test_a_month_goes_by(run: Run, filled: dict[str, str], provider: VaultKeyProvider) -> None:
     """A rotation; its retirement, refused within the grace period and done after it; and the next rotation."""
-    assert run(env=filled, command=ROTATE).code == 0
-    assert "30 days after it was replaced" in run("--retire", env=filled, command=ROTATE).error
-    retired = run("--retire", "--grace-days", "0", "--json", env=filled, command=ROTATE)
+    assert run(env=filled, command=rotate_command).code == 0
+    assert "30 days after it was replaced" in run("--retire", env=filled, command=rotate_command).error
+    retired = run("--retire", "--grace-days", "0", "--json", env=filled, command=rotate_command)
     assert (retired.code, retired.json) == (
         0,
         {"version": 1, "floor": 2, "tables": ["clinical_notes", "patient_data"]},
     )
-    nothing = run("--retire", env=filled, command=ROTATE)
+    nothing = run("--retire", env=filled, command=rotate_command)
     assert nothing.code == 0
     assert "nothing to retire" in nothing.stdout
-    assert run("--json", env=filled, command=ROTATE).json["to_version"] == 3
+    assert run("--json", env=filled, command=rotate_command).json["to_version"] == 3
     told = run("status", env=filled).stdout
     assert "retirement of key version 1: finished" in told
     assert "key version 1: retired" in told
-    in_words = run("--retire", "--grace-days", "0", env=filled, command=ROTATE).stdout
+    in_words = run("--retire", "--grace-days", "0", env=filled, command=rotate_command).stdout
     assert "key version 2 is retired: clinical_notes, patient_data accept key version 3 and later only" in in_words
     assert list(provider.fetch().versions()) == [3]
 
@@ -52,7 +52,7 @@ def test_a_month_goes_by(run: Run, filled: dict[str, str], provider: VaultKeyPro
 def test_the_plan_is_shown_and_nothing_done(run: Run, filled: dict[str, str], provider: VaultKeyProvider) -> None:
     """A dry run says what would be rotated, in words and in JSON, and leaves key store and rows as they were."""
     before = provider.fetch()
-    planned = run("--dry-run", "--json", env=filled, command=ROTATE)
+    planned = run("--dry-run", "--json", env=filled, command=rotate_command)
     assert planned.code == 0
     known = {
         "from_version": 1,
@@ -61,17 +61,17 @@ def test_the_plan_is_shown_and_nothing_done(run: Run, filled: dict[str, str], pr
         "rows": {"clinical_notes": 0, "patient_data": 600},
     }
     assert planned.json == planned.json | known
-    assert "patient_data: 600 rows to re-encrypt" in run("--dry-run", env=filled, command=ROTATE).stdout
+    assert "patient_data: 600 rows to re-encrypt" in run("--dry-run", env=filled, command=rotate_command).stdout
     assert before == provider.fetch()
     assert run("status", "--json", env=filled).json["rotations"] == []
 
 
 def test_the_index_key_from_the_shell(run: Run, filled: dict[str, str], database: Database) -> None:
     """Rotated and told in JSON; every patient is found."""
-    done = run("--index-key", "--json", env=filled, command=ROTATE)
+    done = run("--index-key", "--json", env=filled, command=rotate_command)
     assert (done.code, done.stderr) == (0, "")
     assert done.json == done.json | {"rows": 600, "remaining": 0, "quarantined": 0, "interrupted": False}
-    assert run("--index-key", env=filled, command=ROTATE).stdout.startswith("blind-index key: 600 rows in ")
+    assert run("--index-key", env=filled, command=rotate_command).stdout.startswith("blind-index key: 600 rows in ")
     with database.transaction() as tx:
         assert tx.patients.find_by_mrn("MRN-77") is not None
     assert "rotation of the blind-index key 1 → 2: finished" in run("status", env=filled).stdout
@@ -79,10 +79,10 @@ def test_the_index_key_from_the_shell(run: Run, filled: dict[str, str], database
 
 def test_some_tables_first(run: Run, filled: dict[str, str], engine: Engine) -> None:
     """With one table named the rest is left, and said to be (code 3); the next run finishes. An unknown table is refused."""
-    some = run("--tables", "clinical_notes", "--json", env=filled, command=ROTATE)
+    some = run("--tables", "clinical_notes", "--json", env=filled, command=rotate_command)
     assert (some.code, some.json["rows"], some.json["remaining"]) == (3, 0, 600)
-    assert "no encrypted table nobody" in run("--tables", "nobody", env=filled, command=ROTATE).error
-    rest = run("--resume", "--json", env=filled, command=ROTATE)
+    assert "no encrypted table nobody" in run("--tables", "nobody", env=filled, command=rotate_command).error
+    rest = run("--resume", "--json", env=filled, command=rotate_command)
     assert (rest.code, rest.json["rows"], rest.json["remaining"]) == (0, 600, 0)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT DISTINCT key_version FROM patient_data")).scalars().all() == [2]
@@ -102,7 +102,7 @@ def test_some_tables_first(run: Run, filled: dict[str, str], engine: Engine) -> 
 )
 def test_options_that_do_not_fit_are_wrong_usage(filled: dict[str, str], engine: Engine, arguments: list[str]) -> None:
     """None is passed over in silence, and nothing is begun."""
-    done = CliRunner().invoke(command, arguments, env=filled)
+    done = CliRunner().invoke(rotate_command, arguments, env=filled)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "Usage:" in done.stderr
     with engine.connect() as connection:

@@ -61,7 +61,7 @@ def reach_a_point(trial: Trial, process: subprocess.Popen[str], dice: random.Ran
     return kind
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.long)])
 def test_kill_9_loses_nothing_and_the_next_run_does_the_rest(
     trial: Trial, environment: dict[str, str], start: Start, kills: int
 ) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from tests.cli.conftest import Outcome, Run
 from voiceassist_db import Database
 from voiceassist_db.cli.import_command import command
 
@@ -23,26 +20,15 @@ BROKEN = (
 )
 SECRETS = ("987", "65-0", "QUUX", "Quux", "197", "Bob", "Eve", "Max", "Zoë", "77 ")
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
-def run(environment: dict[str, str]) -> Run:
-    """A function that runs ``voiceassist-db import`` as a process of its own."""
+def load(run: Run, environment: dict[str, str]) -> Run:
+    """A function that runs ``voiceassist-db import``."""
 
-    def run(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        program = "from voiceassist_db.cli import main; main()"
-        return subprocess.run(  # our own program
-            [sys.executable, "-c", program, "import", *map(str, arguments)],
-            env=environment | {"PYTHONUTF8": "1"},
-            input=stdin,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-            timeout=60,
-        )
+    def call(*arguments: str | Path) -> Outcome:
+        return run("import", *map(str, arguments), env=environment)
 
-    return run
+    return call
 
 
 @pytest.fixture
@@ -59,10 +45,10 @@ def count(database: Database) -> int:
         return len(tx.patients.page())
 
 
-def test_broken_lines_exit_3_and_nothing_is_imported(run: Run, path: Path, database: Database) -> None:
+def test_broken_lines_exit_3_and_nothing_is_imported(load: Run, path: Path, database: Database) -> None:
     """Every broken line is on standard error, the summary on standard output, and no value on either."""
-    done = run(path)
-    assert done.returncode == 3
+    done = load(path)
+    assert done.code == 3
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["line 3", "line 4", "line 5"]
     assert "0 imported, 0 already there and unchanged, 3 broken" in done.stdout
     assert "columns that are not imported: shoe_size" in done.stdout
@@ -71,21 +57,21 @@ def test_broken_lines_exit_3_and_nothing_is_imported(run: Run, path: Path, datab
     assert count(database) == 0
 
 
-def test_skipped_lines_exit_4_and_the_rest_is_imported(run: Run, path: Path, database: Database) -> None:
+def test_skipped_lines_exit_4_and_the_rest_is_imported(load: Run, path: Path, database: Database) -> None:
     """The broken lines are listed all the same; once there, the good one counts as unchanged."""
-    done = run(path, "--skip-bad")
-    assert done.returncode == 4
+    done = load(path, "--skip-bad")
+    assert done.code == 4
     assert len(done.stderr.splitlines()) == 3
     assert "1 imported, 0 already there and unchanged, 3 broken" in done.stdout
     assert count(database) == 1
-    assert "0 imported, 1 already there and unchanged, 3 broken" in run(path, "--skip-bad").stdout
+    assert "0 imported, 1 already there and unchanged, 3 broken" in load(path, "--skip-bad").stdout
 
 
-def test_json_is_the_last_line_and_has_every_field(run: Run, path: Path) -> None:
+def test_json_is_the_last_line_and_has_every_field(load: Run, path: Path) -> None:
     """A script reads one object; people's lines stay on standard error."""
-    done = run(path, "--json")
-    assert done.returncode == 3
-    report = json.loads(done.stdout.splitlines()[-1])
+    done = load(path, "--json")
+    assert done.code == 3
+    report = done.json
     assert report.pop("bad_lines")[0] == {"line": 3, "problem": "ssn must have 9 digits"}
     assert report == {
         "format": "voiceassist-db",
@@ -98,39 +84,39 @@ def test_json_is_the_last_line_and_has_every_field(run: Run, path: Path) -> None
     }
 
 
-def test_a_second_import_of_synthea_says_that_it_changed_nothing(run: Run, synthea_csv: Path) -> None:
+def test_a_second_import_of_synthea_says_that_it_changed_nothing(load: Run, synthea_csv: Path) -> None:
     """Exit code 0 both times."""
-    first, second = run(synthea_csv), run(synthea_csv)
-    assert (first.returncode, second.returncode) == (0, 0)
+    first, second = load(synthea_csv), load(synthea_csv)
+    assert (first.code, second.code) == (0, 0)
     assert "1171 imported, 0 already there and unchanged" in first.stdout
     assert "0 imported, 1171 already there and unchanged" in second.stdout
     assert second.stderr == ""
 
 
-def test_a_dash_reads_standard_input(run: Run, database: Database) -> None:
+def test_a_dash_reads_standard_input(run_process: Run, environment: dict[str, str], database: Database) -> None:
     """So that a file need not lie on a disk unencrypted."""
-    done = run("-", stdin=HEADER + GOOD)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run_process("import", "-", env=environment | {"PYTHONUTF8": "1"}, given=HEADER + GOOD)
+    assert (done.code, done.stderr) == (0, "")
     assert count(database) == 1
 
 
 @pytest.mark.parametrize("content", ["", "PT-1,987-65-0001,Zoë Quuxley\n"], ids=["empty", "no header"])
-def test_a_file_that_is_none_of_ours_exits_1(run: Run, tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_none_of_ours_exits_1(load: Run, tmp_path: Path, content: str) -> None:
     """One line says why, without the first line of the file."""
     path = tmp_path / "other.csv"
     path.write_text(content, encoding="utf-8")
-    done = run(path)
-    assert done.returncode == 1
+    done = load(path)
+    assert done.code == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
 
 
-def test_a_missing_file_and_a_directory_exit_2(run: Run, tmp_path: Path) -> None:
+def test_a_missing_file_and_a_directory_exit_2(load: Run, tmp_path: Path) -> None:
     """Click says which path."""
     for path in (tmp_path / "missing.csv", tmp_path):
-        done = run(path)
-        assert done.returncode == 2
+        done = load(path)
+        assert done.code == 2
         assert str(path) in done.stderr
 
 
