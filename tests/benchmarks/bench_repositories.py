@@ -108,7 +108,7 @@ def test_bulk_add_of_10000(database: Database, benchmark: BenchmarkFixture) -> N
         assert raw.execute(insert, keys).rowcount == len(rows)
         raw.commit()
 
-    benchmark.extra_info.update(ratio(ours, theirs, rounds=9, before=lambda: _truncate(database)))
+    benchmark.extra_info.update(ratio(ours, theirs, rounds=21, before=lambda: _truncate(database)))
     benchmark.pedantic(ours, setup=lambda: _truncate(database), rounds=3)  # type: ignore[no-untyped-call]  # untyped there
     session.close()
     assert 1 / benchmark.extra_info["ratio"] >= 0.8

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import plain
 from voiceassist_db import Database, Patient
 
-ROUNDS = 15
+ROUNDS = 31
 
 
 def patients(count: int) -> list[Patient]:
