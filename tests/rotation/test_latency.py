@@ -20,7 +20,7 @@ from voiceassist_db import Database
 from voiceassist_db.providers.vault import VaultKeyProvider
 
 ROWS: Final = 150_000
-ROWS_PER_SECOND: Final = 2000
+ROWS_PER_SECOND: Final = 1000
 ROUNDS: Final = 11
 PHASE_S: Final = 3.0
 INTERRUPTED: Final = 6
@@ -37,7 +37,7 @@ def rotated(engine: Engine) -> int:
 def rotating(engine: Engine, environment: dict[str, str]) -> Iterator[None]:
     """Run a throttled rotation beside, in a process of its own; it is at work when this returns, and interrupted at the end."""
     before = rotated(engine)
-    throttled = [*ROTATE, f"--max-rows-per-second={ROWS_PER_SECOND}", "--workers=2"]
+    throttled = [*ROTATE, f"--max-rows-per-second={ROWS_PER_SECOND}"]
     with subprocess.Popen(throttled, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while rotated(engine) < before + ROWS_PER_SECOND / 2:
             assert process.poll() is None

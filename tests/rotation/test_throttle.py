@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -55,9 +56,9 @@ def test_a_batch_takes_as_long_as_was_asked_for(database: Database, monkeypatch:
     seconds: list[float] = []
     original = Batches.rotate
 
-    def timed(self: Batches, part: Part) -> tuple[int, int | None, bool]:
+    def timed(self: Batches, part: Part, **options: float) -> tuple[int, int | None, bool]:
         started = time.perf_counter()
-        done = original(self, part)
+        done = original(self, part, **options)
         seconds.append(time.perf_counter() - started)
         return done
 
@@ -70,3 +71,25 @@ def test_a_batch_takes_as_long_as_was_asked_for(database: Database, monkeypatch:
     assert 1.5 * groups[0] < max(groups)
     assert len(seconds) < 400, "of one page each, there would be 4000"
     assert TARGET_S / 4 < max(groups) < TARGET_S * 2
+
+
+@pytest.mark.parametrize("limit", [None, 500.0])
+def test_a_limited_batch_naps_instead_of_hurrying(
+    database: Database, monkeypatch: pytest.MonkeyPatch, limit: float | None
+) -> None:
+    """Under a limit a batch goes on for most of the time that its rows may take; without one, none naps."""
+    seconds: list[float] = []
+    original = Batches.rotate
+
+    def timed(self: Batches, part: Part, *, nap_share: float) -> tuple[int, int | None, bool]:
+        started = time.perf_counter()
+        done = original(self, part, nap_share=nap_share)
+        if done[0]:
+            seconds.append((time.perf_counter() - started) / done[0])
+        assert limit or not nap_share
+        return done
+
+    monkeypatch.setattr(Batches, "rotate", timed)
+    rotated(database, replace(WIDE, keys=WIDE.keys[:1000]), pace=Pace(max_rows_per_second=limit))
+    if limit:
+        assert statistics.median(seconds) > 0.6 / limit

@@ -131,8 +131,12 @@ class Batches:
         numbers = spread(self._read(partial(self._statements.numbers, part=sample)), group[0].passes)
         return [replace(part, numbers=numbers) for part in group]
 
-    def rotate(self, part: Part) -> tuple[int, int | None, bool]:
+    def rotate(self, part: Part, *, nap_share: float = 0.0) -> tuple[int, int | None, bool]:
         """Re-encrypt a part.
+
+        Args:
+            part: Which rows.
+            nap_share: As for ``Statements.reencrypt``.
 
         Returns:
             Rows re-encrypted, how many of them stayed on their page (None: unknown), and whether all of it went as one batch.
@@ -146,7 +150,8 @@ class Batches:
         for skip_locked in (True,) if self._is_slow else (False, True):
             try:
                 started = time.perf_counter()
-                rows, hot = self._counted(partial(statements.reencrypt, part=part, skip_locked=skip_locked))
+                reencrypt = partial(statements.reencrypt, part=part, skip_locked=skip_locked, nap_share=nap_share)
+                rows, hot = self._counted(reencrypt)
                 self._is_slow = time.perf_counter() - started > SLOW_BATCH_S
             except TransactionConflictError:
                 continue

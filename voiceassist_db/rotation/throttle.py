@@ -16,8 +16,12 @@ from voiceassist_db.errors import DatabaseError, RotationError
 from voiceassist_db.execution import execute, translated
 from voiceassist_db.rotation.lease import APPLICATION
 from voiceassist_db.rotation.report import Pace
+from voiceassist_db.rotation.statements import NAP_S
 
 PROBE_EVERY_S: Final = 1.0
+NEARLY: Final = 0.9
+"""Which part of the time that its rows may take a batch takes; the rest is waited for after it, so that the rate is met."""
+
 MAX_SLOT_BYTES: Final = 16 << 30
 """WAL that a replication slot may retain, 16 GiB, before the rotation pauses: it would go on filling the server's disk."""
 
@@ -84,11 +88,21 @@ class Throttle:
         self._on_hold = on_hold
         self._lock = threading.Lock()
         self._free_at = time.monotonic()
+        self._nap_share = 0.0
         self._probed_at = 0.0
         self._reason = ""
         self._written: list[tuple[float, int]] = []
         self._seen: set[str] = set()
         self._awaited: set[tuple[int, object]] = set()
+
+    @property
+    def nap_share(self) -> float:
+        """After how large a share of its rows the next batch shall nap.
+
+        So a batch goes on slowly for as long as its rows may take, instead of running at full speed and waiting then: on a
+        machine of two processors, its bursts were what the slowest one in a hundred of an application's statements waited for.
+        """
+        return self._nap_share
 
     def begin(self) -> None:
         """Look which replicas there are before the first row is touched: one that is lost from now on is missed."""
@@ -120,6 +134,10 @@ class Throttle:
             began = time.monotonic() - seconds
             self._free_at = max(self._free_at, began) + rows / self._pace.max_rows_per_second
             free_at = self._free_at
+            if rows:
+                # Half of what the last batch was too fast or too slow by.
+                wanted_s = NEARLY * self._pace.workers / self._pace.max_rows_per_second
+                self._nap_share = min(1.0, max(0.0, self._nap_share + (wanted_s - seconds / rows) / NAP_S / 2))
         while not self._is_stopping() and (left_s := free_at - time.monotonic()) > 0:
             time.sleep(min(left_s, 0.1))
 

@@ -136,7 +136,7 @@ class Work:
             left_page = False
             for part in batches.spread(group):
                 started = time.perf_counter()
-                rows, hot_rows, whole = batches.rotate(part)
+                rows, hot_rows, whole = batches.rotate(part, nap_share=self.throttle.nap_share)
                 seconds = time.perf_counter() - started
                 if whole:
                     schedule.learn(part, rows=rows, hot_rows=hot_rows, seconds=seconds, is_held=is_held)
