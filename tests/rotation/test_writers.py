@@ -55,7 +55,9 @@ def without_guard(patch: pytest.MonkeyPatch) -> None:
 def computing_ahead(patch: pytest.MonkeyPatch) -> None:
     """An engine that reads, encrypts and writes in separate statements, as one in the application would; it keeps the guard."""
 
-    def reencrypt_part(self: Statements, connection: Connection, part: Part, *, skip_locked: bool = False) -> int:
+    def reencrypt_part(
+        self: Statements, connection: Connection, part: Part, *, skip_locked: bool = False, nap_share: float = 0.0
+    ) -> int:
         return reencrypt_given(self, connection, self.old_of(connection, part))
 
     def reencrypt_given(self: Statements, connection: Connection, keys: list[Key], *, skip_locked: bool = True) -> int:
