@@ -1,19 +1,29 @@
-"""Encrypted patient data on stock PostgreSQL: keys in Vault, ciphertext by pgcrypto, keys rotated online."""
+"""Encrypted patient data on stock PostgreSQL: keys in Vault, ciphertext by pgcrypto, keys rotated online.
 
-from voiceassist_db.database import AsyncDatabase, AsyncTransaction, Database, Repositories
-from voiceassist_db.engine import create_async_engine, create_engine
-from voiceassist_db.errors import VoiceAssistDBError
-from voiceassist_db.repositories import (
-    ClinicalNote,
-    ClinicalNoteRepository,
-    Patient,
-    PatientRepository,
-    Record,
-    Repository,
-    field,
-    record,
-    uuid7,
-)
+Names are imported when they are first used (PEP 562), for SQLAlchemy and psycopg take half a second: a command's ``--help`` needs
+neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from voiceassist_db.database import AsyncDatabase, AsyncTransaction, Database, Repositories
+    from voiceassist_db.engine import create_async_engine, create_engine
+    from voiceassist_db.errors import VoiceAssistDBError
+    from voiceassist_db.repositories import (
+        ClinicalNote,
+        ClinicalNoteRepository,
+        Patient,
+        PatientRepository,
+        Record,
+        Repository,
+        field,
+        record,
+        uuid7,
+    )
 
 __all__ = [
     "AsyncDatabase",
@@ -33,3 +43,22 @@ __all__ = [
     "record",
     "uuid7",
 ]
+
+_MODULES: Final = {
+    "AsyncDatabase": "database",
+    "AsyncTransaction": "database",
+    "Database": "database",
+    "Repositories": "database",
+    "VoiceAssistDBError": "errors",
+    "create_async_engine": "engine",
+    "create_engine": "engine",
+}
+"""Where a name is, if not in ``repositories``."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'repositories')}"), name)
+    globals()[name] = value
+    return value
