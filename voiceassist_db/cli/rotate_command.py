@@ -64,7 +64,9 @@ POOL_OVER_WORKERS: Final = 3
     help="How long a batch, whose rows are locked, should take.",
 )
 @click.option(
-    "--max-rows-per-second", type=click.FloatRange(min=0, min_open=True), help="Of all workers.  [default: no limit]"
+    "--max-rows-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Re-encrypted, and then verified, by all workers.  [default: no limit]",
 )
 @click.option(
     "--max-replica-lag",

@@ -17,7 +17,7 @@ from sqlalchemy import Column, Connection
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, VoiceAssistDBError
+from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
 from voiceassist_db.execution import Prepared, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
@@ -392,7 +392,7 @@ class _Batch(Generic[R]):
 
     def encode(self) -> None:
         """Encode them now. What cannot be encoded raises when its values are asked for."""
-        with contextlib.suppress(ValueError, VoiceAssistDBError):
+        with contextlib.suppress(Exception):
             self._encoded = self._rows.many(self.records, self._keyring)
 
     def values(self, keyring: Keyring) -> dict[str, Any]:

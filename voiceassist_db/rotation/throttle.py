@@ -19,7 +19,7 @@ from voiceassist_db.rotation.report import Pace
 from voiceassist_db.rotation.statements import NAP_S
 
 PROBE_EVERY_S: Final = 1.0
-NEARLY: Final = 0.9
+NEARLY: Final = 0.75
 """Which part of the time that its rows may take a batch takes; the rest is waited for after it, so that the rate is met."""
 
 MAX_SLOT_BYTES: Final = 16 << 30

@@ -34,6 +34,9 @@ SWEEP_LIMIT: Final = 10
 """Times the patience that a sweep lasts at most, though it makes progress: somebody may go on adding rows for ever."""
 
 PROOF_PAGES: Final = 512
+LIMITED_PROOF_PAGES: Final = 16
+"""The same of a run that has a limit: a few hundred rows, then it waits."""
+
 POLL_S: Final = 0.1
 BATCHES_PER_SECOND: Final = 20
 """Under a limit of rows per second, their rows are spread over at least so many batches, which others hardly feel."""
@@ -217,15 +220,17 @@ class Work:
                     window = next(windows, None)
                 if window is None:
                     return
+                started = time.perf_counter()
                 rows, failed = self._batches[relation].prove(window)
                 with lock:
                     read, wrong = read + rows, wrong + failed
+                self.throttle.after(rows, seconds=time.perf_counter() - started)
                 yield
 
         for relation in self._relations:
             pages = self._ask(relation.pages)
-            starts = range(0, pages, PROOF_PAGES)
-            windows = iter([Part(start, min(start + PROOF_PAGES, pages)) for start in starts])
+            size = LIMITED_PROOF_PAGES if self._pace.max_rows_per_second else PROOF_PAGES
+            windows = iter([Part(start, min(start + size, pages)) for start in range(0, pages, size)])
             self._together("verifying", partial(prove_windows, relation, windows), rows=lambda: read)
         return wrong == 0 and not self.is_stopping()
 
