@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import voiceassist_db
 import voiceassist_db.cli
 from tests.cli.conftest import COMMAND, ROOT, ROTATE, Run
 from voiceassist_db.cli import cli
@@ -97,6 +98,14 @@ def test_wrong_usage_is_code_2_and_a_hint(arguments: list[str]) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "Usage:" in done.stderr
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    """Each is imported where it says, and is shown before it was used."""
+    assert {*voiceassist_db.__all__} <= {*dir(voiceassist_db)}
+    assert all(getattr(voiceassist_db, name).__name__ == name for name in voiceassist_db.__all__)
+    with pytest.raises(AttributeError, match="nobody"):
+        voiceassist_db.nobody  # noqa: B018
 
 
 def test_help_is_quick_because_it_imports_little(run_process: Run) -> None:

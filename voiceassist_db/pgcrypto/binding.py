@@ -48,7 +48,7 @@ class Array:
     """Many values, which may be patients', as PostgreSQL's binary form of an array; the statement must cast it to its type.
 
     Args:
-        data: What ``array_recv`` reads: psycopg's own dumper makes it, ahead of the statement and in another thread.
+        data: What ``array_recv`` reads: psycopg's own dumper makes it, ahead of the statement.
     """
 
     __slots__ = ("data",)

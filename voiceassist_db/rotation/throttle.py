@@ -117,7 +117,7 @@ class Throttle:
             rows: Rows of the batch that has just ended.
             seconds: How long it took.
         """
-        self._keep_rate(rows, seconds)
+        self.keep_rate(rows, seconds=seconds)
         is_held = False
         while not self._is_stopping() and (reason := self._held_by_replication()):
             is_held = True
@@ -126,7 +126,8 @@ class Throttle:
         if is_held:
             self._on_hold("")
 
-    def _keep_rate(self, rows: int, seconds: float) -> None:
+    def keep_rate(self, rows: int, *, seconds: float) -> None:
+        """Wait for the rate alone, as what only reads must: no replica lags for it. Takes what :meth:`after` takes."""
         if self._pace.max_rows_per_second is None:
             return
         with self._lock:

@@ -224,7 +224,7 @@ class Work:
                 rows, failed = self._batches[relation].prove(window)
                 with lock:
                     read, wrong = read + rows, wrong + failed
-                self.throttle.after(rows, seconds=time.perf_counter() - started)
+                self.throttle.keep_rate(rows, seconds=time.perf_counter() - started)
                 yield
 
         for relation in self._relations:
