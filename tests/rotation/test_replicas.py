@@ -197,6 +197,25 @@ def test_a_slot_that_retains_too_much_is_waited_for(
     ).rotate(followed, Pace(max_rows_per_second=250))
 
 
+def test_the_proof_waits_for_no_replica(followed: Database, primary: EmbeddedPostgres, standby: Standby) -> None:
+    """It only reads: however far behind a replica is by then, waiting would not help it."""
+    phases: list[str] = []
+
+    def watch(now: Progress) -> None:
+        if now.phase == "verifying":
+            if now.phase not in phases:
+                standby.execute("SELECT pg_wal_replay_pause()")
+                admin(primary, "SELECT pg_logical_emit_message(false, 'test', 'not replayed')")
+            assert "paused" not in now.note
+        phases.append(now.phase)
+
+    try:
+        report = rotate(followed.engine, followed.keys, pace=PACE, on_progress=watch)
+    finally:
+        standby.execute("SELECT pg_wal_replay_resume()")
+    assert (report.done, "verifying" in phases) == (True, True)
+
+
 def refused(database: Database, why: str) -> None:
     """Look that a plan and a rotation with a limit of lag are refused, and have changed nothing."""
     stored = database.keys.provider.fetch()
