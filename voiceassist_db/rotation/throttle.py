@@ -19,8 +19,8 @@ from voiceassist_db.rotation.report import Pace
 from voiceassist_db.rotation.statements import NAP_S
 
 PROBE_EVERY_S: Final = 1.0
-NEARLY: Final = 0.75
-"""Which part of the time that its rows may take a batch takes; the rest is waited for after it, so that the rate is met."""
+NEARLY: Final = 0.5
+"""Which part of the time that its rows may take a batch takes. The rest is slack, so that a loaded machine meets the rate, too."""
 
 MAX_SLOT_BYTES: Final = 16 << 30
 """WAL that a replication slot may retain, 16 GiB, before the rotation pauses: it would go on filling the server's disk."""
