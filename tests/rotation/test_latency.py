@@ -77,7 +77,10 @@ def p99_ms(database: Database, random: Random) -> dict[str, float]:
 def test_an_application_hardly_notices_a_throttled_rotation(
     database: Database, provider: VaultKeyProvider, environment: dict[str, str]
 ) -> None:
-    """The 99th percentile of single-row reads and writes is at most 1.5 times that without, each the median of its phases."""
+    """The 99th percentile of single-row reads and writes is at most 1.5 times that without, in the median of pairs of phases.
+
+    Of pairs, side by side, because the machine's own pace drifts by more than what is measured.
+    """
     random = Random(1)  # noqa: S311  # to be repeated, not to be secret
     with database.engine.begin() as connection:
         fill(connection, provider.fetch().key, rows=ROWS)
@@ -94,6 +97,6 @@ def test_an_application_hardly_notices_a_throttled_rotation(
     ratios = {}
     for way in ("read", "write"):
         without, with_ = (median(each[way] for each in phases) for phases in (alone, beside))
-        ratios[way] = with_ / without
+        ratios[way] = median(each[way] / other[way] for each, other in zip(beside, alone, strict=True))
         print(f"p99 of a {way}: {without:.2f} ms alone, {with_:.2f} ms beside, x{ratios[way]:.2f}")
     assert max(ratios.values()) <= 1.5, ratios

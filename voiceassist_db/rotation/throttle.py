@@ -19,8 +19,12 @@ from voiceassist_db.rotation.report import Pace
 from voiceassist_db.rotation.statements import NAP_S
 
 PROBE_EVERY_S: Final = 1.0
-NEARLY: Final = 0.5
+NEARLY: Final = 0.75
 """Which part of the time that its rows may take a batch takes. The rest is slack, so that a loaded machine meets the rate, too."""
+
+CATCH_UP_S: Final = 0.1
+"""How much time that a batch has lost the next ones may make up for, by waiting less: so the rate is met, and no second exceeds it
+by more than this part."""
 
 MAX_SLOT_BYTES: Final = 16 << 30
 """WAL that a replication slot may retain, 16 GiB, before the rotation pauses: it would go on filling the server's disk."""
@@ -133,7 +137,7 @@ class Throttle:
         with self._lock:
             # From its beginning: the time that the batch itself took is not to be waited for once more.
             began = time.monotonic() - seconds
-            self._free_at = max(self._free_at, began) + rows / self._pace.max_rows_per_second
+            self._free_at = max(self._free_at, began - CATCH_UP_S) + rows / self._pace.max_rows_per_second
             free_at = self._free_at
             if rows:
                 # Half of what the last batch was too fast or too slow by.
