@@ -121,7 +121,7 @@ class Rows(Generic[R]):
         return token(keyring.index_column_keys(field.context)[0], normalised(field, value))
 
     def read(
-        self, rows: Iterable[Row], keyring: Keyring, fields: tuple[EncryptedField, ...], found: list[R]
+        self, keyring: Keyring, fields: tuple[EncryptedField, ...], found: list[R], rows: Iterable[Row]
     ) -> tuple[int, str] | None:
         """Append the records of rows as ``Statements`` selects them: key, version, plain columns, decrypted fields.
 

@@ -1,0 +1,88 @@
+"""A long result is decoded while the server makes it; whatever goes wrong in its middle, the transaction is as after a short one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+from sqlalchemy import bindparam, column, func, literal_column, select, text
+
+from voiceassist_db import Database, Patient, Repositories
+from voiceassist_db.errors import BindingError, DecryptionError, UnknownKeyVersionError
+from voiceassist_db.execution import CHUNK_ROWS, Prepared
+
+PATIENTS = [Patient(patient_id=f"PT-{n:03d}", ssn=f"900-00-{n:04d}", name="Zoë") for n in range(4 * CHUNK_ROWS)]
+MIDDLE = PATIENTS[2 * CHUNK_ROWS].patient_id
+SLOW_ROWS = Prepared(
+    select(
+        column("n"), func.pg_sleep(literal_column("0.002")), func.repeat(literal_column("'x'"), literal_column("500"))
+    )
+    .select_from(func.generate_series(literal_column("1"), bindparam("rows")).table_valued("n").render_derived())
+    .order_by("n"),
+    table="none",
+)
+
+
+@pytest.fixture
+def tx(database: Database) -> Iterator[Repositories]:
+    """Repositories in a transaction of a database with patients, whose statements have run once and will be streamed."""
+    with database.transaction() as made:
+        made.patients.add_many(PATIENTS)
+        assert made.patients.page() == sorted(PATIENTS, key=lambda each: each.id)
+    with database.transaction() as made:
+        yield made
+
+
+def damage(tx: Repositories, change: str) -> None:
+    """Change the row in the middle behind the repository's back."""
+    tx.session.execute(text(f"UPDATE patient_data SET {change} WHERE patient_id = :id"), {"id": MIDDLE})
+
+
+def test_rows_arrive_while_the_server_makes_the_next(database: Database) -> None:
+    """Who reads has the first of them long before the server has the last; what is left is not cancelled."""
+    rows = 4 * CHUNK_ROWS
+
+    def first(given: Iterable[tuple[Any, ...]]) -> tuple[list[Any], float]:
+        return [row[0] for row in islice(given, 2)], time.perf_counter()
+
+    with database.engine.connect() as connection:
+        assert SLOW_ROWS.read(connection, {"rows": 1}, first)[0] == [1]
+        started = time.perf_counter()
+        found, at = SLOW_ROWS.read(connection, {"rows": rows}, first)
+        ended = time.perf_counter()
+        assert found == [1, 2]
+        assert at - started < (ended - started) / 2
+        assert connection.scalar(select(1)) == 1
+
+
+def test_a_value_that_was_moved_leaves_the_transaction_usable(tx: Repositories) -> None:
+    """It is found in the middle; the rest of the result is read and dropped, and the caller's transaction goes on."""
+    damage(tx, "ssn_encrypted = (SELECT ssn_encrypted FROM patient_data WHERE patient_id = 'PT-000')")
+    with pytest.raises(BindingError) as caught:
+        tx.patients.page()
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    assert tx.patients.get("PT-001").name == "Zoë"
+    with pytest.raises(BindingError):
+        tx.patients.get_many([each.patient_id for each in PATIENTS])
+
+
+def test_a_value_that_does_not_open_is_the_servers_error(tx: Repositories) -> None:
+    """The statement fails after rows of it were read: none of them is given."""
+    damage(tx, "ssn_encrypted = set_byte(ssn_encrypted, 60, get_byte(ssn_encrypted, 60) # 1)")
+    savepoint = tx.session.begin_nested()
+    with pytest.raises(DecryptionError) as caught:
+        tx.patients.page()
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    savepoint.rollback()
+    assert tx.patients.get("PT-001").name == "Zoë"
+
+
+def test_a_version_that_nobody_has_is_told(tx: Repositories) -> None:
+    """The key store is asked in the middle of a page, and the transaction goes on."""
+    damage(tx, "key_version = 7")
+    with pytest.raises(UnknownKeyVersionError, match="key version 7"):
+        tx.patients.page()
+    assert tx.patients.get("PT-001").name == "Zoë"
