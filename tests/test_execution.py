@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, bindparam, func, select
+from sqlalchemy import Connection, Engine, bindparam, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from voiceassist_db import create_async_engine
-from voiceassist_db.errors import DatabaseError
+from voiceassist_db.errors import DatabaseError, DatabaseUnavailableError
 from voiceassist_db.execution import Prepared
 
 SERVER_S = 0.5
 SLEEP = Prepared(select(func.pg_sleep(bindparam("seconds"))), table="none")
+SERIES = Prepared(select(func.generate_series(literal_column("1"), bindparam("rows"))), table="none")
 ROOT = Prepared(select(func.sqrt(bindparam("number"))), table="none")
 
 
@@ -27,14 +29,20 @@ def connection(engine: Engine) -> Iterator[Connection]:
 
 
 def slept(connection: Connection) -> float:
-    """Execute a statement, and work as long as the server does; return how long both took."""
+    """Execute a statement twice, and work as long as the server does before the second; return how long all of it took."""
+
+    def parameters() -> Iterator[dict[str, Any]]:
+        yield {"seconds": SERVER_S}
+        time.sleep(SERVER_S)
+        yield {"seconds": 0}
+
     started = time.perf_counter()
-    assert SLEEP.count(connection, {"seconds": SERVER_S}, meanwhile=lambda: time.sleep(SERVER_S)) == 1
+    assert SLEEP.counts(connection, parameters()) == [1, 1]
     return time.perf_counter() - started
 
 
 def test_work_is_done_while_the_server_works(connection: Connection) -> None:
-    """What is done meanwhile takes no time of its own."""
+    """What the parameters of the next execution cost takes no time of its own."""
     assert slept(connection) < 1.8 * SERVER_S
 
 
@@ -48,12 +56,26 @@ async def test_work_is_done_while_the_server_works_in_asyncio(engine: Engine) ->
     await asynchronous.dispose()
 
 
-def test_a_failure_is_known_when_it_returns(connection: Connection) -> None:
-    """The statement's error is raised by its own call, and nothing of the driver's hangs on it; the connection goes on."""
-    done = []
+def test_each_execution_is_counted(connection: Connection) -> None:
+    """Whatever each wrote, none included; and no parameters are no executions."""
+    assert SERIES.counts(connection, ({"rows": rows} for rows in (3, 0, 5))) == [3, 0, 5]
+    assert SERIES.counts(connection, []) == []
+
+
+@pytest.mark.parametrize("position", [0, 1, 30])
+def test_a_failure_is_known_when_it_returns(
+    connection: Connection, caplog: pytest.LogCaptureFixture, position: int
+) -> None:
+    """Whichever execution fails: its error is raised, nothing of the driver's hangs on it, and the connection goes on.
+
+    The driver itself logs that it left the pipeline, and why the later executions failed: because an earlier one did.
+    """
+    numbers = [4] * 40
+    numbers[position] = -1
     with pytest.raises(DatabaseError, match="2201F") as caught:
-        ROOT.count(connection, {"number": -1}, meanwhile=lambda: done.append(1))
-    assert (done, caught.value.__cause__, caught.value.__context__) == ([1], None, None)
+        ROOT.counts(connection, ({"number": number} for number in numbers))
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    assert all(each.endswith(": pipeline aborted") for each in caplog.messages)
     connection.rollback()
     assert ROOT.rows(connection, {"number": 4}) == [(2.0,)]
 
@@ -62,11 +84,12 @@ def test_a_connection_that_ends_meanwhile_is_told(connection: Connection, engine
     """So is its loss."""
     pid = connection.scalar(select(func.pg_backend_pid()))
 
-    def end() -> None:
+    def parameters() -> Iterator[dict[str, Any]]:
+        yield {"seconds": 30}
         with engine.connect() as other:
             other.scalar(select(func.pg_terminate_backend(pid)))
 
-    with pytest.raises(DatabaseError):
-        SLEEP.count(connection, {"seconds": 30}, meanwhile=end)
+    with pytest.raises(DatabaseUnavailableError):
+        SLEEP.counts(connection, parameters())
     with pytest.raises(SQLAlchemyError):
         connection.scalar(select(1))

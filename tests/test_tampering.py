@@ -235,11 +235,11 @@ def test_long_values_are_written_and_verified_in_small_batches(
 ) -> None:
     """A batch ends by size as well as by count, for many long notes at once would fill the memory."""
     from voiceassist_db import ClinicalNote, verification
-    from voiceassist_db.repositories import repository
+    from voiceassist_db.repositories import bulk
     from voiceassist_db.repositories.rows import Rows
     from voiceassist_db.verification import verify
 
-    monkeypatch.setattr(repository, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(bulk, "GROUP_CHARACTERS", 1000)
     monkeypatch.setattr(verification, "PAGE_BYTES", 1000)
     sizes: list[int] = []
     many: Callable[..., object] = Rows.many

@@ -39,7 +39,7 @@ def name(value: str) -> str:
 
 def _plain(text: str) -> str:
     """Return text as it looks: compatibility forms composed (NFKC), dashes as hyphens, what cannot be seen left out."""
-    if text.isascii() or (unicodedata.is_normalized("NFKC", text) and _AS_SEEN.keys().isdisjoint(map(ord, text))):
+    if text.isascii() or (unicodedata.is_normalized("NFKC", text) and _CHANGED.isdisjoint(text)):
         return text
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_AS_SEEN))
 
@@ -62,6 +62,7 @@ _UNSEEN: Final = (
 """Unicode 15's category Cf (Format) and Default_Ignorable_Code_Point."""
 
 _AS_SEEN: Final = dict.fromkeys(_code_points(_DASHES), "-") | dict.fromkeys(_code_points(_UNSEEN))
+_CHANGED: Final = frozenset(map(chr, _AS_SEEN))
 
 
 def exact(value: str) -> str:

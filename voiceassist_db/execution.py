@@ -6,7 +6,6 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
@@ -117,13 +116,13 @@ class Prepared:
         """Execute it and return its rows."""
         rows: list[tuple[Any, ...]]
         if self._results is None:
-            rows, types = self._run(connection, parameters, _all_rows_and_types)
+            rows, types = self._run(connection, self._bound(parameters), _all_rows_and_types)
             found = [
                 column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
             ]
             self._results = found if any(found) else []
         else:
-            rows = self._run(connection, parameters, _all_rows)
+            rows = self._run(connection, self._bound(parameters), _all_rows)
         return list(self._processed(rows)) if self._results else rows
 
     def read(
@@ -151,7 +150,7 @@ class Prepared:
                 for _ in rows:
                     pass
 
-        read: Result = self._run(connection, parameters, streamed)
+        read: Result = self._run(connection, self._bound(parameters), streamed)
         return read
 
     def _processed(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -159,33 +158,48 @@ class Prepared:
         for row in rows:
             yield tuple(process(value) if process else value for process, value in zip(results, row, strict=True))
 
-    def count(
-        self, connection: Connection, parameters: dict[str, Any], *, meanwhile: Callable[[], None] | None = None
-    ) -> int:
-        """Execute it and return how many rows it wrote.
+    def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
+        """Execute it and return how many rows it wrote."""
+        count: int = self._run(connection, self._bound(parameters), _row_count)
+        return count
+
+    def counts(self, connection: Connection, parameters: Iterable[dict[str, Any]]) -> list[int]:
+        """Execute it once for each of many parameters, one after the other.
 
         Args:
             connection: A connection that may receive keys.
-            parameters: Its parameters, which may be secret.
-            meanwhile: Called while the server works. It may neither raise nor use the connection.
+            parameters: The parameters, which may be secret, of each execution. They are asked for while the server works, where
+                the driver can; who makes them may neither raise nor use the connection.
+
+        Returns:
+            How many rows each execution wrote.
         """
 
-        def pipelined(cursor: Any, sql: str, parameters: dict[str, Any]) -> Any:
-            assert meanwhile is not None
-            with _pipeline(connection.connection.driver_connection):
-                cursor.execute(sql, parameters)
-                meanwhile()
-            return cursor.rowcount
+        def executed(_: object, sql: str, __: object) -> list[int]:
+            # SQLAlchemy's cursor for asyncio could not tell the counts apart.
+            cursor = cast(Any, connection.connection.driver_connection).cursor()
+            done = cursor.executemany(sql, (self._bound(each) for each in parameters), returning=True)
+            if isinstance(cursor, psycopg.AsyncCursor):
+                await_only(done)
+            if cursor.pgresult is None:
+                return []
+            counts = [cursor.rowcount]
+            while cursor.nextset():
+                counts.append(cursor.rowcount)
+            return counts
 
-        count: int = self._run(connection, parameters, _row_count if meanwhile is None else pipelined)
-        return count
+        found: list[int] = self._run(connection, {}, executed)
+        return found
+
+    def _bound(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        for name, process in self._bind.items():
+            parameters[name] = process(parameters[name])
+        return parameters
 
     def _run(
         self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, str, dict[str, Any]], Any]
     ) -> Any:
-        """Execute it by one of the ways below, in the connection's transaction, on a cursor of the driver's own."""
-        for name, process in self._bind.items():
-            parameters[name] = process(parameters[name])
+        """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
         try:
             if not connection.in_transaction():
                 connection.begin()
@@ -206,26 +220,6 @@ def _can_stream(connection: Connection) -> bool:
     return psycopg.capabilities.has_stream_chunked() and isinstance(
         connection.connection.driver_connection, psycopg.Connection
     )
-
-
-@contextmanager
-def _pipeline(driver: Any) -> Iterator[None]:
-    """Let statements of this block be sent without waiting for them; at its end they are done, or the first error is raised.
-
-    Where psycopg runs on a libpq that is older than 14, each is waited for at once.
-    """
-    if not psycopg.Pipeline.is_supported():
-        yield
-    elif isinstance(driver, psycopg.Connection):
-        with driver.pipeline():
-            yield
-    else:
-        pipeline = driver.pipeline()
-        await_only(pipeline.__aenter__())
-        try:
-            yield
-        finally:
-            await_only(pipeline.__aexit__(*sys.exc_info()))
 
 
 def _all_rows(cursor: Any, sql: str, parameters: dict[str, Any]) -> Any:

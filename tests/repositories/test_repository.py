@@ -22,7 +22,7 @@ from voiceassist_db.errors import (
     FieldNotLoadedError,
     NotFoundError,
 )
-from voiceassist_db.repositories import PatientRepository, Record, Repository, record, repository
+from voiceassist_db.repositories import PatientRepository, Record, Repository, bulk, record
 
 ALICE = Patient(
     patient_id="PT-001",
@@ -96,7 +96,7 @@ def test_bulk_and_single_writes_store_the_same(
     database: Database, monkeypatch: pytest.MonkeyPatch, patients: list[Patient]
 ) -> None:
     """Whatever patients there are, adding them in bulk or one by one reads back equal, by get, get_many and pages."""
-    monkeypatch.setattr(repository, "BATCH_ROWS", 7)
+    monkeypatch.setattr(bulk, "BATCH_ROWS", 7)
     for add in ("bulk", "single"):
         with database.engine.connect() as connection, connection.begin() as transaction:
             tx = database.using(connection)
@@ -315,8 +315,8 @@ def test_a_value_that_cannot_be_stored_ends_a_bulk_add(
     tx: Repositories, monkeypatch: pytest.MonkeyPatch, position: int
 ) -> None:
     """In whichever batch it stands: the error does not hold it, the batches before are written, the transaction goes on."""
-    monkeypatch.setattr(repository, "FIRST_BATCH_ROWS", 3)
-    monkeypatch.setattr(repository, "BATCH_ROWS", 3)
+    monkeypatch.setattr(bulk, "FIRST_BATCH_ROWS", 3)
+    monkeypatch.setattr(bulk, "BATCH_ROWS", 3)
     patients = [Patient(patient_id=f"P{n}", ssn=f"9{n:08d}") for n in range(10)]
     patients[position] = replace(patients[position], ssn="SECRET")
     with pytest.raises(ValueError, match="ssn must have 9 digits") as caught:
@@ -328,8 +328,8 @@ def test_a_value_that_cannot_be_stored_ends_a_bulk_add(
 
 def test_records_may_be_read_from_the_same_session(tx: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator that reads what it adds to may do so between any two records."""
-    monkeypatch.setattr(repository, "BATCH_ROWS", 3)
-    monkeypatch.setattr(repository, "FIRST_BATCH_ROWS", 3)
+    monkeypatch.setattr(bulk, "BATCH_ROWS", 3)
+    monkeypatch.setattr(bulk, "FIRST_BATCH_ROWS", 3)
     tx.patients.add(replace(ALICE, mrn=None))
 
     def copies() -> Iterator[Patient]:

@@ -6,11 +6,9 @@ never commits and never rolls back: the transaction is the caller's.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -23,7 +21,15 @@ from voiceassist_db.execution import Prepared, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
-from voiceassist_db.repositories.freshness import CURRENT, left_behind, renewed, require_untaken, written_with
+from voiceassist_db.repositories.bulk import Batch, Groups
+from voiceassist_db.repositories.freshness import (
+    CURRENT,
+    left_behind,
+    looks_for_taken,
+    renewed,
+    require_untaken,
+    written_with,
+)
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
 from voiceassist_db.repositories.statements import WHERE, Statements
@@ -34,15 +40,6 @@ PAGE_ROWS: Final = 1000
 
 LONG_ROWS: Final = 200
 """From so many rows on a result is decoded while the server makes it. For fewer, a statement that it has prepared is faster."""
-
-BATCH_ROWS: Final = 300
-"""Rows of one bulk INSERT. Over one INSERT of 10,000 rows by the server alone, 500 took 1.19 of its time, 300 took 1.12."""
-
-FIRST_BATCH_ROWS: Final = 100
-"""Few, because the server has nothing to do while they are encoded."""
-
-BATCH_CHARACTERS: Final = 4 << 20
-"""Characters of text, or bytes, that end a bulk INSERT early: a batch of long notes is a batch of few."""
 
 
 class Repository(Generic[R]):
@@ -114,7 +111,7 @@ class Repository(Generic[R]):
         self._insert(connection, self._statements.insert(), values, [record])
 
     def add_many(self, records: Iterable[R]) -> int:
-        """Write many new rows, streaming: only one batch is held in memory.
+        """Write many new rows, streaming: only a few thousand are held in memory.
 
         Returns:
             How many rows were written.
@@ -123,20 +120,34 @@ class Repository(Generic[R]):
             ValueError: A value is not of its field's type. Earlier batches are written; roll back to undo them.
             DuplicateError: As for :meth:`add`.
         """
+        groups = Groups(records, self._rows, (self.lookup[0], *self._table.fields))
+        written = 0
+        while group := groups.take():
+            if not groups.are_at_hand:
+                groups.draw()
+            written += self._insert_group(group, groups)
+        return written
+
+    def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R]) -> int:
+        """Insert batches, each encoded while the server encrypts the ones before it, and so the first of the next group."""
         connection = self._connection()
         statement = self._statements.insert_many()
-        written = 0
-        waiting: _Batch[R] | None = None
-        # One batch is encoded while the server encrypts the one before it. Records are drawn ahead of that, for they may come
-        # from a generator that reads from this very session.
-        for drawn in self._batches(records):
-            batch = _Batch(drawn, self._rows, self._keys.keyring(connection))
-            if waiting is not None:
-                written += self._insert(connection, statement, waiting.values, waiting.records, meanwhile=batch.encode)
-            waiting = batch
-        if waiting is not None:
-            written += self._insert(connection, statement, waiting.values, waiting.records)
-        return written
+        keyring = self._keys.keyring(connection)
+        counts: list[int] = []
+        if not looks_for_taken(keyring):
+
+            def encoded() -> Iterator[dict[str, Any]]:
+                for batch in batches:
+                    if not batch.encode(keyring):
+                        return
+                    yield batch.values(keyring) | written_with(keyring, CURRENT)
+                for batch in groups.draw()[:1]:
+                    batch.encode(keyring)
+
+            counts = statement.counts(connection, encoded())
+        # What could not be encoded, or met a registry that is ahead of the keyring, is not written yet.
+        left = [batch for position, batch in enumerate(batches) if not any(counts[position : position + 1])]
+        return sum(counts) + sum(self._insert(connection, statement, each.values, each.records) for each in left)
 
     def _insert(
         self,
@@ -144,15 +155,13 @@ class Repository(Generic[R]):
         statement: Prepared,
         values: Callable[[Keyring], dict[str, Any]],
         records: Sequence[R],
-        *,
-        meanwhile: Callable[[], None] | None = None,
     ) -> int:
         """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
         keyring, tolerated = self._keys.keyring(connection), CURRENT
         for attempt in (1, 2):
             row = values(keyring) | written_with(keyring, tolerated)
             require_untaken(connection, self._statements, keyring, records)
-            if count := statement.count(connection, row, meanwhile=meanwhile):
+            if count := statement.count(connection, row):
                 return count
             if attempt == 1:
                 keyring, tolerated = renewed(self._keys, connection, keyring)
@@ -343,21 +352,6 @@ class Repository(Generic[R]):
         with translated():
             return session.connection()
 
-    def _batches(self, records: Iterable[R]) -> Iterator[list[R]]:
-        batch: list[R] = []
-        size, rows = 0, FIRST_BATCH_ROWS
-        values = attrgetter(self.lookup[0], *self._table.fields)  # with a second name at least, it gives a tuple
-        for record in records:
-            batch.append(record)
-            for value in values(record):
-                if isinstance(value, str | bytes):
-                    size += len(value)
-            if len(batch) >= rows or size >= BATCH_CHARACTERS:
-                yield batch
-                batch, size, rows = [], 0, BATCH_ROWS
-        if batch:
-            yield batch
-
     def _changeable(self) -> set[str]:
         plain = {each.name for each in self._statements.plain} - BOOKKEEPING
         return plain | set(self._table.fields)
@@ -384,31 +378,3 @@ class Repository(Generic[R]):
     def _not_found(self, where: dict[str, Any]) -> NotFoundError:
         row = "/".join(str(value) for value in where.values())
         return NotFoundError(f"{self._table.name} has no row {row}", table=self._table.name, row_id=row)
-
-
-class _Batch(Generic[R]):
-    """Records that are encoded once, ahead of the statement that inserts them.
-
-    Args:
-        records: The records.
-        rows: What encodes them.
-        keyring: The keys that they will probably be written with.
-    """
-
-    def __init__(self, records: Sequence[R], rows: Rows[R], keyring: Keyring) -> None:
-        self.records = records
-        self._rows = rows
-        self._keyring = keyring
-        self._encoded: dict[str, Any] | None = None
-
-    def encode(self) -> None:
-        """Encode them now. What cannot be encoded raises when its values are asked for."""
-        with contextlib.suppress(Exception):
-            self._encoded = self._rows.many(self.records, self._keyring)
-
-    def values(self, keyring: Keyring) -> dict[str, Any]:
-        """Return the parameters of the rows under a keyring: as they were encoded, unless it is another one by now."""
-        encoded, self._encoded = self._encoded, None
-        if encoded is None or keyring is not self._keyring:
-            return self._rows.many(self.records, keyring)
-        return encoded

@@ -1,0 +1,121 @@
+"""Many records on their way into one table: in batches of one INSERT each, in groups of batches that are sent together.
+
+Owns how large both are, and batches that are encoded ahead of their statement. Executes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
+from typing import Any, Final, Generic, TypeVar
+
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.repositories.records import Record
+from voiceassist_db.repositories.rows import Rows
+
+R = TypeVar("R", bound=Record)
+
+BATCH_ROWS: Final = 300
+"""Rows of one INSERT."""
+
+FIRST_BATCH_ROWS: Final = 100
+"""Few, because the server has nothing to do while they are encoded."""
+
+GROUP_BATCHES: Final = 8
+"""Batches that are sent one after the other, before the server's answer to the first is waited for."""
+
+GROUP_CHARACTERS: Final = 4 << 20
+"""Characters of text, or bytes, that end a batch and its group early: of long notes, a batch is a batch of few."""
+
+
+class Batch(Generic[R]):
+    """Records that are encoded once, ahead of the statement that inserts them.
+
+    Args:
+        records: The records.
+        rows: What encodes them.
+    """
+
+    def __init__(self, records: Sequence[R], rows: Rows[R]) -> None:
+        self.records = records
+        self._rows = rows
+        self._encoded: dict[str, Any] | None = None
+        self._keyring: Keyring | None = None
+
+    def encode(self, keyring: Keyring) -> bool:
+        """Encode them under a keyring, unless they are already; say whether they could be."""
+        if self._keyring is not keyring:
+            self._encoded = None
+            with contextlib.suppress(Exception):  # :meth:`values` raises it again
+                self._encoded = self._rows.many(self.records, keyring)
+            self._keyring = keyring
+        return self._encoded is not None
+
+    def values(self, keyring: Keyring) -> dict[str, Any]:
+        """Return the parameters of the rows under a keyring, once: they are not kept.
+
+        Raises:
+            ValueError: A value is not of its field's type.
+        """
+        encoded, self._encoded = self._encoded, None
+        if encoded is None or keyring is not self._keyring:
+            return self._rows.many(self.records, keyring)
+        return encoded
+
+
+class Groups(Generic[R]):
+    """Draws records in groups of batches, one group ahead of the one that is being written.
+
+    Args:
+        records: The records.
+        rows: What encodes them.
+        names: Their fields that can be long; two at least.
+    """
+
+    def __init__(self, records: Iterable[R], rows: Rows[R], names: Sequence[str]) -> None:
+        self.are_at_hand: Final = isinstance(records, list | tuple)
+        """Whether drawing runs no code of the caller's, which may use the very connection that the records are written by."""
+        self._groups = _grouped(records, rows, names)
+        self._ahead: list[Batch[R]] | None = None
+        self._error: Exception | None = None
+
+    def draw(self) -> list[Batch[R]]:
+        """Draw the next group, unless it is drawn already, and return it. What fails here is raised by :meth:`take`."""
+        if self._ahead is None:
+            self._ahead = []
+            try:
+                self._ahead = next(self._groups, [])
+            except Exception as error:  # noqa: BLE001  # of the caller's own code, and raised again
+                self._error = error
+        return self._ahead
+
+    def take(self) -> list[Batch[R]]:
+        """Return the next group; an empty one at the end."""
+        group = self.draw()
+        if self._error is not None:
+            raise self._error
+        self._ahead = None
+        return group
+
+
+def _grouped(records: Iterable[R], rows: Rows[R], names: Sequence[str]) -> Iterator[list[Batch[R]]]:
+    group: list[Batch[R]] = []
+    batch: list[R] = []
+    size, most = 0, FIRST_BATCH_ROWS
+    values = attrgetter(*names)
+    for record in records:
+        batch.append(record)
+        for value in values(record):
+            if isinstance(value, str | bytes):
+                size += len(value)
+        if len(batch) >= most or size >= GROUP_CHARACTERS:
+            group.append(Batch(batch, rows))
+            batch, most = [], BATCH_ROWS
+            if len(group) >= GROUP_BATCHES or size >= GROUP_CHARACTERS:
+                yield group
+                group, size = [], 0
+    if batch:
+        group.append(Batch(batch, rows))
+    if group:
+        yield group
