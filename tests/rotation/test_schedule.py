@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from voiceassist_db.rotation.schedule import (
     MAX_PASSES,
     MAX_WINDOW_PAGES,
     STEADY,
+    Overlaps,
     Schedule,
     first_passes,
 )
@@ -234,3 +237,17 @@ def test_the_first_passes_fit_into_the_room_of_a_page(fillfactor: int) -> None:
 def test_the_shipped_fillfactor_needs_few_passes() -> None:
     """At the fillfactor of every table that our models declare, four passes are enough."""
     assert first_passes(FILLFACTOR) == 4
+
+
+def test_a_pass_waits_for_batches_that_began_before_the_last_one_was_committed() -> None:
+    """They could still see what it left dead; later ones, and a run that is to end, are not waited for."""
+    overlaps = Overlaps()
+    with ThreadPoolExecutor(1) as pool:
+        with overlaps.batch():
+            committed = time.monotonic()
+            overlaps.wait_for_earlier(committed - 1, is_stopping=lambda: False)
+            overlaps.wait_for_earlier(committed, is_stopping=lambda: True)
+            waiting = pool.submit(overlaps.wait_for_earlier, committed, is_stopping=lambda: False)
+            time.sleep(0.3)
+            assert not waiting.done()
+        waiting.result(10)

@@ -7,14 +7,17 @@ room for. Knows no database; safe for threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from voiceassist_db.rotation.statements import Part
 
 GROUP_WINDOWS: Final = 4
 """Windows whose passes are interleaved. Between two passes over a page others must have let go of what the first left dead:
-with two workers and passes back to back, a third of the rows left their page (HOT 0.66); with four windows none did."""
+with two workers and passes back to back, a third of the rows left their page (HOT 0.66); with four windows none did, and
+:class:`Overlaps` hardly ever has to wait."""
 
 SAMPLE_PAGES: Final = 32
 """Pages at the beginning of a group that are looked at, for how the rows of all of them are numbered."""
@@ -28,6 +31,7 @@ MAX_PASSES: Final = 128
 MAX_FIRST_PASSES: Final = 12
 """Where pages were filled to the brim, the first pass finds no room however many there are."""
 
+OVERLAP_POLL_S: Final = 0.1
 HOT_ENOUGH: Final = 0.98
 STEADY: Final = 8.0
 """Factor by which a window grows or shrinks at most from one group to the next."""
@@ -128,6 +132,37 @@ class Schedule:
         with self._lock:
             self.window_pages = max(1, self.window_pages // 2)
             self._growth = CAREFUL
+
+
+class Overlaps:
+    """Knows which batches of all workers overlap; safe for threads.
+
+    What a pass leaves dead on its pages, the next one cleans up; unless a batch of another worker is still open that began before
+    the pass was committed, for it could still see those rows.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._open: dict[object, float] = {}
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Mark a batch of the calling worker as open."""
+        token = object()
+        with self._changed:
+            self._open[token] = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._open[token]
+                self._changed.notify_all()
+
+    def wait_for_earlier(self, moment: float, *, is_stopping: Callable[[], bool]) -> None:
+        """Wait until no batch is open that began before a moment, of ``time.monotonic``; the caller has none open itself."""
+        with self._changed:
+            while not is_stopping() and any(began <= moment for began in self._open.values()):
+                self._changed.wait(OVERLAP_POLL_S)
 
 
 def spread(counts: Mapping[int, int], passes: int) -> bytes:

@@ -21,7 +21,7 @@ from voiceassist_db.rotation.batches import Batches, Tally
 from voiceassist_db.rotation.lease import Lease
 from voiceassist_db.rotation.relations import Relation
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
-from voiceassist_db.rotation.schedule import HOT_ENOUGH, Schedule, first_passes
+from voiceassist_db.rotation.schedule import HOT_ENOUGH, Overlaps, Schedule, first_passes
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.throttle import Throttle
 from voiceassist_db.rotation.transactions import persistently
@@ -100,6 +100,7 @@ class Work:
             )
             for each in relations
         }
+        self._overlaps = Overlaps()
         self.throttle = Throttle(engine, pace, is_stopping=self.is_stopping, on_hold=self._held)
 
     def is_stopping(self) -> bool:
@@ -137,10 +138,15 @@ class Work:
         is_held = False
         for group in schedule.groups():
             left_page = False
+            committed: dict[int, float] = {}
             for part in batches.spread(group):
-                started = time.perf_counter()
-                rows, hot_rows, whole = batches.rotate(part, nap_share=self.throttle.nap_share)
-                seconds = time.perf_counter() - started
+                if part.first in committed:
+                    self._overlaps.wait_for_earlier(committed[part.first], is_stopping=self.is_stopping)
+                started = time.monotonic()
+                with self._overlaps.batch():
+                    rows, hot_rows, whole = batches.rotate(part, nap_share=self.throttle.nap_share)
+                committed[part.first] = time.monotonic()
+                seconds = committed[part.first] - started
                 if whole:
                     schedule.learn(part, rows=rows, hot_rows=hot_rows, seconds=seconds, is_held=is_held)
                     left_page = left_page or (hot_rows is not None and hot_rows < HOT_ENOUGH * rows)
