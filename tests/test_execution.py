@@ -68,16 +68,31 @@ def test_a_failure_is_known_when_it_returns(
 ) -> None:
     """Whichever execution fails: its error is raised, nothing of the driver's hangs on it, and the connection goes on.
 
-    The driver itself logs that it left the pipeline, and why the later executions failed: because an earlier one did.
+    The driver itself logs that it left the pipeline, and the class of the error of the later executions.
     """
     numbers = [4] * 40
     numbers[position] = -1
     with pytest.raises(DatabaseError, match="2201F") as caught:
         ROOT.counts(connection, ({"number": number} for number in numbers))
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
-    assert all(each.endswith(": pipeline aborted") for each in caplog.messages)
+    assert all(each.endswith(": PipelineAborted") for each in caplog.messages)
     connection.rollback()
     assert ROOT.rows(connection, {"number": 4}) == [(2.0,)]
+
+
+def test_an_interrupt_does_not_bring_the_servers_text_into_the_log(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver logs an error of the server that an interrupt of the client went before: its class, never its DETAIL."""
+
+    def parameters() -> Iterator[dict[str, Any]]:
+        yield {"number": -1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ROOT.counts(connection, parameters())
+    assert "InvalidArgumentForPowerFunction" in caplog.text
+    assert "cannot take square root" not in caplog.text
 
 
 def test_a_connection_that_ends_meanwhile_is_told(connection: Connection, engine: Engine) -> None:

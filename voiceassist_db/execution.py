@@ -6,6 +6,7 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
@@ -45,6 +46,19 @@ FAILED: Final = (
 
 _DRIVER_ERRORS: Final = (StatementError, PendingRollbackError, PoolTimeoutError, psycopg.Error)
 """What can carry parameters or speaks of the connection. Others of SQLAlchemy's, such as NoResultFound, are the caller's."""
+
+
+def _without_texts(record: logging.LogRecord) -> bool:
+    """Let psycopg log an error's class and not its text, which can hold a DETAIL line.
+
+    It logs the error by which a pipeline ends where the block was left by another one, such as a KeyboardInterrupt.
+    """
+    if isinstance(record.args, tuple):
+        record.args = tuple(type(each).__name__ if isinstance(each, BaseException) else each for each in record.args)
+    return True
+
+
+logging.getLogger("psycopg").addFilter(_without_texts)
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]

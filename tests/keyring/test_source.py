@@ -181,7 +181,10 @@ def test_keys_that_the_database_does_not_know_are_refused(engine: Engine) -> Non
 def test_without_an_index_key_nothing_is_searched_or_written_unsearchable(
     engine: Engine, provider: VaultKeyProvider
 ) -> None:
-    """A secret without index_key reads, but a write that would leave a value unfindable is an error that says why."""
+    """A secret without index_key reads, but a write that would leave a value unfindable is an error that says why.
+
+    What has no such value is written.
+    """
     with Database(engine, provider).transaction() as tx:
         tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
     keys = provider.fetch()
@@ -193,6 +196,12 @@ def test_without_an_index_key_nothing_is_searched_or_written_unsearchable(
         tx.patients.add(Patient(patient_id="PT-002", ssn="123-45-6780"))
     with pytest.raises(MissingKeyError, match="init-keys"), database.transaction() as tx:
         tx.patients.find_by_ssn("123-45-6789")
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-003"))
+        assert tx.patients.add_many([Patient(patient_id="PT-004"), Patient(patient_id="PT-005")]) == 2
+        tx.patients.update("PT-001", ssn=None)
+    with database.transaction() as tx:
+        assert [each.ssn for each in tx.patients.page()] == [None] * 4
 
 
 def test_a_version_in_the_store_that_is_not_registered_yet_is_not_written_with(

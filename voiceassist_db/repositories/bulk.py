@@ -74,7 +74,7 @@ class Groups(Generic[R]):
     """
 
     def __init__(self, records: Iterable[R], rows: Rows[R], names: Sequence[str]) -> None:
-        self.are_at_hand: Final = isinstance(records, list | tuple)
+        self.are_at_hand: Final = type(records) in (list, tuple)
         """Whether drawing runs no code of the caller's, which may use the very connection that the records are written by."""
         self._groups = _grouped(records, rows, names)
         self._ahead: list[Batch[R]] | None = None

@@ -127,6 +127,8 @@ class Rows(Generic[R]):
         return checked_text(column, value) if isinstance(value, str) else value
 
     def _tokens(self, field: EncryptedField, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
+        if not any(value is not None for value in values):
+            return [None for _ in values]  # needs no index key, which the key store may not hold
         key = keyring.index_column_keys(field.context)[0]
         return [None if value is None else token(key, normalised(field, value)) for value in values]
 

@@ -142,6 +142,8 @@ class Work:
             for part in batches.spread(group):
                 if part.first in committed:
                     self._overlaps.wait_for_earlier(committed[part.first], is_stopping=self.is_stopping)
+                    if self.is_stopping():
+                        return
                 started = time.monotonic()
                 with self._overlaps.batch():
                     rows, hot_rows, whole = batches.rotate(part, nap_share=self.throttle.nap_share)
