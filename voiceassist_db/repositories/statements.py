@@ -242,7 +242,7 @@ def _is_writable() -> ColumnElement[bool]:
 
 
 def _is_current_index_key() -> ColumnElement[bool]:
-    given = bindparam(INDEX_CHECK, type_=LargeBinary)
+    given = cast(bindparam(INDEX_CHECK), LargeBinary)
     is_fit = or_(
         _INDEX_KEYS.c.state == literal_column("'current'"), _INDEX_KEYS.c.state == bindparam(TOLERATED, type_=Text)
     )
