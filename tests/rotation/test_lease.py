@@ -15,7 +15,12 @@ import pytest
 from sqlalchemy import text
 
 from tests.rotation.conftest import Start, Trial, ended, killed, until
-from voiceassist_db.errors import DatabaseUnavailableError, LeaseLostError, RotationActiveError
+from voiceassist_db.errors import (
+    DatabaseUnavailableError,
+    LeaseLostError,
+    RotationActiveError,
+    TransactionConflictError,
+)
 from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.rotation import lease, rotate
 from voiceassist_db.rotation.lease import Lease, Wanted
@@ -180,6 +185,19 @@ def test_a_batch_that_does_not_end_keeps_others_out(trial: Trial, monkeypatch: p
         trial.expire_lease()
         with pytest.raises(RotationActiveError, match="begins or ends a rotation"):
             Lease.take(trial.engine, WANTED)
+
+
+def test_a_take_over_that_was_cancelled_does_not_accuse_another_run(trial: Trial) -> None:
+    """An administrator who cancels the statement is no other run: it may be tried again."""
+    first = Lease.take(trial.engine, WANTED)
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with ThreadPoolExecutor() as pool, trial.engine.begin() as connection:
+        first.fence(connection)
+        trial.expire_lease()
+        second = pool.submit(Lease.take, trial.engine, WANTED)
+        until(lambda: trial.ask(cancel))
+        with pytest.raises(TransactionConflictError, match="try it again"):
+            second.result()
 
 
 def test_a_heartbeat_that_does_not_end_keeps_nobody_out(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

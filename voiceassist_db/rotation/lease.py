@@ -46,6 +46,7 @@ from voiceassist_db.rotation.transactions import persistently
 
 logger = logging.getLogger(__name__)
 
+LOCK_NOT_AVAILABLE: Final = "55P03"
 LEASE_S: Final = 15
 """How long a process may be silent before another one may take its rotation over."""
 
@@ -173,7 +174,9 @@ class Lease:
                     "lease_until": _UNTIL,
                 }
                 execute(connection, update(_RUNS).where(_RUNS.c.id == run).values(values), table=_RUNS.name)
-        except TransactionConflictError:
+        except TransactionConflictError as error:
+            if error.sqlstate != LOCK_NOT_AVAILABLE:  # an administrator cancelled it, or a time limit of the role's
+                raise
             raise RotationActiveError(
                 "another process begins or ends a rotation of this database right now: try again in a moment, and see "
                 "`voiceassist-db status`"
