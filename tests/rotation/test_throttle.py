@@ -32,7 +32,7 @@ WIDE = Shape(
 )
 """Rows of which many pages are full."""
 
-TARGET_S = 0.008
+TARGET_S = 0.012
 
 
 @pytest.mark.parametrize(("workers", "shape", "limit"), [(1, HEAVY, 400.0), (3, WIDE, 1600.0)], ids=["1", "3"])
