@@ -30,6 +30,7 @@ from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
+from voiceassist_db.safety import SETTINGS
 from voiceassist_db.schema import migrate
 
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -91,7 +92,9 @@ def server_url() -> Iterator[URL]:
         elif docker_is_present():
             from testcontainers.community.postgres import PostgresContainer
 
-            container = stack.enter_context(PostgresContainer("postgres:17", driver="psycopg"))
+            settings = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items() if "." not in name)
+            container = PostgresContainer("postgres:17", driver="psycopg").with_command(f"postgres {settings}")
+            stack.enter_context(container)
             yield make_url(container.get_connection_url())
         else:
             with in_memory():

@@ -5,10 +5,12 @@ Owns the names, the defaults and the errors for what is missing or contradictory
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -17,6 +19,7 @@ from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.keys import KeyProvider
 
 DATABASE_URL: Final = "DATABASE_URL"
+ALLOW_UNSAFE: Final = "VOICEASSIST_DB_ALLOW_UNSAFE"
 DRIVER: Final = "postgresql+psycopg"
 DEFAULT_VAULT_PATH: Final = "secret/voiceassist/encryption"
 
@@ -46,6 +49,36 @@ def parse_database_url(value: str) -> URL:
     if url is None or url.drivername not in {"postgresql", "postgres", DRIVER, f"{DRIVER}_async"}:
         raise ConfigurationError(f"{DATABASE_URL} must look like postgresql://USER@HOST/DATABASE")
     return url.set(drivername=DRIVER)
+
+
+def allow_unsafe(environment: Mapping[str, str] = os.environ) -> bool:
+    """Say whether keys may go to servers that could log them: ``VOICEASSIST_DB_ALLOW_UNSAFE=1``, for development.
+
+    Raises:
+        ConfigurationError: It is set to something else.
+    """
+    value = environment.get(ALLOW_UNSAFE, "")
+    if value not in {"", "0", "1"}:
+        raise ConfigurationError(f"{ALLOW_UNSAFE} must be 1 or not set: 1 lets servers see keys, for development only")
+    return value == "1"
+
+
+def key_store_problem(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return what is unsafe about how keys come here; None: nothing, or no key store is configured."""
+    if environment.get("ENCRYPTION_KEY"):
+        return "ENCRYPTION_KEY holds a key in the environment, which children inherit: for development only"
+    address = urlsplit(environment.get("VAULT_ADDR", ""))
+    if address.scheme == "http" and not is_this_machine(address.hostname or ""):
+        return f"VAULT_ADDR sends keys to {address.hostname} without TLS: use https://"
+    return None
+
+
+def is_this_machine(host: str) -> bool:
+    """Say whether a host's name or address can only be this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:

@@ -59,7 +59,8 @@ class Database:
     @classmethod
     def from_env(cls) -> Database:
         """Take the database from ``DATABASE_URL`` and the keys from Vault (``VAULT_ADDR``), or ``ENCRYPTION_KEY``."""
-        return cls(create_engine(config.database_url()), config.key_provider())
+        engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+        return cls(engine, config.key_provider())
 
     @contextmanager
     def transaction(self) -> Iterator[Repositories]:
@@ -122,7 +123,8 @@ class AsyncDatabase:
     @classmethod
     def from_env(cls) -> AsyncDatabase:
         """Take the database and the keys from the environment, as :meth:`Database.from_env` does."""
-        return cls(create_async_engine(config.database_url()), config.key_provider())
+        engine = create_async_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+        return cls(engine, config.key_provider())
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:

@@ -1,10 +1,11 @@
 """SQLAlchemy engines whose connections may receive keys.
 
-Owns how an engine is made and what is done to each of its connections before a key can pass through it.
+Owns how an engine is made, and the check of each of its connections before a key can pass through it.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import sqlalchemy
@@ -14,36 +15,50 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_async_engine
 
-from voiceassist_db.config import parse_database_url
+from voiceassist_db import safety
+from voiceassist_db.config import ALLOW_UNSAFE, parse_database_url
 from voiceassist_db.errors import ConfigurationError, TransactionFailedError
 from voiceassist_db.execution import FAILED
-from voiceassist_db.pgcrypto.binding import allow_keys
+from voiceassist_db.pgcrypto.binding import allow_keys, refuse_keys
+from voiceassist_db.safety import Session
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 10
-_ALLOWED: Final = "voiceassist_db.may_receive_keys"
+_CHECKED: Final = "voiceassist_db.is_checked"
+_POOLED: Final = "voiceassist_db.is_pooled"
 
 
-def create_engine(url: str | URL, **options: Any) -> Engine:
+def create_engine(url: str | URL, *, allow_unsafe: bool = False, **options: Any) -> Engine:
     """Create an engine for ``postgresql://…`` that never shows a parameter in a log or an error.
 
     Args:
         url: The database's address.
+        allow_unsafe: As for :func:`prepare`.
         options: Further options of :func:`sqlalchemy.create_engine`.
     """
-    return prepare(sqlalchemy.create_engine(_address(url), **_defaults(options)))
+    return prepare(sqlalchemy.create_engine(_address(url), **_defaults(options)), allow_unsafe=allow_unsafe)
 
 
-def create_async_engine(url: str | URL, **options: Any) -> AsyncEngine:
+def create_async_engine(url: str | URL, *, allow_unsafe: bool = False, **options: Any) -> AsyncEngine:
     """Create the same engine for asyncio."""
     engine = sqlalchemy_create_async_engine(_address(url), **_defaults(options))
-    prepare(engine.sync_engine)
+    prepare(engine.sync_engine, allow_unsafe=allow_unsafe)
     return engine
 
 
-def prepare(engine: Engine) -> Engine:
-    """Let an engine's connections send keys; an engine that was made elsewhere needs it once."""
-    if not event.contains(engine, "checkout", _on_checkout):
-        event.listen(engine, "checkout", _on_checkout)
+def prepare(engine: Engine, *, allow_unsafe: bool = False) -> Engine:
+    """Let an engine's connections send keys, each once it is found safe; an engine that was made elsewhere needs it once.
+
+    Through an unsafe one, statements without keys run; one with a key raises ``UnsafeConnectionError``, which says what to mend.
+
+    Args:
+        engine: An engine for PostgreSQL through psycopg.
+        allow_unsafe: Send keys over unsafe connections too, with a warning that says what that risks. For development.
+    """
+    if not any(event.contains(engine, "checkout", each) for each in (_on_checkout, _on_checkout_if_unsafe)):
+        event.listen(engine, "checkout", _on_checkout_if_unsafe if allow_unsafe else _on_checkout)
+        event.listen(engine, "begin", _on_begin)
         event.listen(engine, "commit", _on_commit)
     return engine
 
@@ -66,21 +81,77 @@ def _defaults(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _on_checkout(_connection: Any, record: Any, _proxy: Any) -> None:
+def _on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+    _check_once(connection, record, allow_unsafe=False)
+
+
+def _on_checkout_if_unsafe(connection: Any, record: Any, _proxy: Any) -> None:
+    _check_once(connection, record, allow_unsafe=True)
+
+
+def _check_once(connection: Any, record: Any, *, allow_unsafe: bool) -> None:
     # At checkout and not at connect, so that connections which were in the pool before prepare() are reached as well.
-    if _ALLOWED not in record.info:
-        connection = record.driver_connection
-        if issubclass(connection.cursor_factory, ClientCursor | AsyncClientCursor):
-            raise ConfigurationError(
-                "this engine binds parameters in the client, which would put keys into the text of statements: leave out "
-                "cursor_factory=ClientCursor"
-            )
-        if connection.info.encoding != "utf-8":
-            raise ConfigurationError(
-                f"this connection's client_encoding is {connection.info.encoding}, which cannot carry every text: set it to utf8"
-            )
-        allow_keys(connection)
-        record.info[_ALLOWED] = True
+    if _CHECKED in record.info:
+        return
+    driver = record.driver_connection
+    _require_fitting(driver)
+    session = _ask(connection)
+    if not driver.autocommit:
+        connection.rollback()
+    if safety.is_pooled(driver, session):
+        driver.prepare_threshold = None  # a statement that one server prepared, the next one would not know
+        if not allow_unsafe:
+            record.info[_POOLED] = True
+    _admit(driver, session, allow_unsafe=allow_unsafe)
+    record.info[_CHECKED] = True
+
+
+def _on_begin(connection: Connection) -> None:
+    # Behind a pooler each transaction may be another server's session. This statement is the transaction's first.
+    if _POOLED in connection.connection.info:
+        _admit(connection.connection.driver_connection, _ask(connection.connection), allow_unsafe=False)
+
+
+def _ask(connection: Any) -> Session:
+    cursor = connection.cursor()
+    try:
+        cursor.execute(safety.SQL)
+        return Session.of(cursor.fetchone())
+    finally:
+        cursor.close()
+
+
+def _require_fitting(driver: Any) -> None:
+    if issubclass(driver.cursor_factory, ClientCursor | AsyncClientCursor):
+        raise ConfigurationError(
+            "this engine binds parameters in the client, which would put keys into the text of statements: leave out "
+            "cursor_factory=ClientCursor"
+        )
+    if driver.info.encoding != "utf-8":
+        raise ConfigurationError(
+            f"this connection's client_encoding is {driver.info.encoding}, which cannot carry every text: set it to utf8"
+        )
+
+
+def _admit(driver: Any, session: Session, *, allow_unsafe: bool) -> None:
+    findings = safety.unsafe_settings(session) + safety.unsafe_transport(driver)
+    if safety.is_pooled(driver, session):
+        findings += safety.unsafe_hop(driver, session)
+    if findings and not allow_unsafe:
+        refuse_keys(driver, _REFUSED.format(findings=safety.described(findings)))
+        return
+    if findings:
+        logger.warning(_ALLOWED, safety.described(findings))
+    allow_keys(driver)
+
+
+_REFUSED: Final = f"""no key is sent over this connection, for it could be seen:
+{{findings}}
+`voiceassist-db check` shows all that matters, `voiceassist-db provision` mends it, and {ALLOW_UNSAFE}=1 goes on all the same, \
+for development without real patients."""
+
+_ALLOWED: Final = """keys and patients' values are sent over a connection where they can be seen. For development only, never for real patients:
+%s"""
 
 
 def _on_commit(connection: Connection) -> None:

@@ -170,6 +170,10 @@ class DatabaseUnavailableError(DatabaseError):
     """The database cannot be reached, refused the login, or the connection was lost."""
 
 
+class UnsafeConnectionError(VoiceAssistDBError):
+    """A key, or a patient's value, was not sent, for the connection or the server's settings would let others see it."""
+
+
 class PgcryptoMissingError(DatabaseError):
     """The extension pgcrypto is not installed in the schema ``pgcrypto``, or may not be used by this role."""
 
@@ -203,6 +207,10 @@ class TransactionFailedError(DatabaseError):
 
 class EmbeddedServerError(VoiceAssistDBError):
     """An embedded PostgreSQL or OpenBao could not be found or started."""
+
+
+class ProvisioningError(VoiceAssistDBError):
+    """Roles cannot be given what they need, and no more."""
 
 
 class ImportFileError(VoiceAssistDBError):

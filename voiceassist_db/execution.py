@@ -33,6 +33,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
+from voiceassist_db.tracebacks import forget_locals
 
 _RETRY: Final = {"40001", "40P01", "55P03", "57014"}
 _UNAVAILABLE: Final = {"25P03", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
@@ -87,6 +88,10 @@ def execute(
         return connection.execute(statement, parameters)
     except _DRIVER_ERRORS as error:
         failure = translate(error, table=table)
+    except BaseException as error:
+        forget_locals(error)
+        del parameters
+        raise
     del parameters  # a traceback that shows locals would show them
     raise failure
 
@@ -224,7 +229,11 @@ class Prepared:
                 cursor.close()
         except _DRIVER_ERRORS as error:
             failure = translate(error, table=self._table)
-        del parameters
+        except BaseException as error:
+            forget_locals(error)
+            del parameters, way  # which can have parameters in it
+            raise
+        del parameters, way
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
         raise failure

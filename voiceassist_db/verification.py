@@ -23,6 +23,7 @@ from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.models.declaration import any_format, bound_format
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
+from voiceassist_db.tracebacks import forgetful
 
 PAGE_ROWS: Final = 1000
 PAGE_BYTES: Final = 8 << 20
@@ -74,6 +75,7 @@ class TableReport:
             self.failures.append(Failure(row_id, name, problem))
 
 
+@forgetful
 def verify(
     engine: Engine, keys: KeyringSource, *, on_progress: Callable[[int, int | None], None] | None = None
 ) -> list[TableReport]:

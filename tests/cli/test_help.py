@@ -16,7 +16,7 @@ from tests.cli.conftest import COMMAND, ROOT, ROTATE, Run
 from voiceassist_db.cli import cli
 from voiceassist_db.cli.rotate_command import command as rotate_command
 
-NAMES = ["demo", "dev", "import", "init-keys", "status", "verify"]
+NAMES = ["check", "demo", "dev", "import", "init-keys", "provision", "status", "verify"]
 MODULES = sorted(Path(inspect.getfile(voiceassist_db.cli)).parent.glob("*_command.py"))
 
 
@@ -69,7 +69,7 @@ def test_a_command_that_chooses_its_exit_code_documents_it(path: Path) -> None:
         assert re.search(rf"[:;] {code} ", documentation), code
 
 
-@pytest.mark.parametrize("name", ["import", "init-keys", "status", "verify"])
+@pytest.mark.parametrize("name", ["check", "import", "init-keys", "provision", "status", "verify"])
 def test_a_command_with_a_result_has_it_as_json(name: str) -> None:
     """A machine can read every result."""
     assert any("--json" in parameter.opts for parameter in command(name).params)

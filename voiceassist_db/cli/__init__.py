@@ -16,10 +16,12 @@ import click
 from voiceassist_db.errors import VoiceAssistDBError
 
 _COMMANDS: Final = {
+    "check": "Check whether keys and patients' values are safe from logs, wires and other roles.",
     "demo": "Show everything on servers of its own: import, read, search, rotate the key, verify.",
     "dev": "Run a command or a shell with PostgreSQL and OpenBao up, migrated, and the environment set.",
     "import": "Import patients from a CSV file.",
     "init-keys": "Create the first keys in Vault, if there are none, and register them in the database.",
+    "provision": "Create the roles of a deployment with their rights and settings, or print the SQL.",
     "status": "Show key versions, rows per version, and rotations.",
     "verify": "Check that every encrypted value opens, is bound to its row, and has the right format.",
 }

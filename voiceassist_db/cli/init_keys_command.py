@@ -31,7 +31,7 @@ def command(scheme: str | None, as_json: bool) -> None:
     `vault kv put secret/voiceassist/encryption key=…` leaves it, becomes version 1 and gets an index_key beside it.
     """
     provider = config.key_provider()
-    engine = create_engine(config.database_url())
+    engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
     try:
         with translated(), engine.begin() as connection:
             done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND))

@@ -25,7 +25,7 @@ from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, Rotation, Status, read_s
 @json_option
 def command(max_age_days: int, as_json: bool) -> None:
     """Show key versions, rows per version and table, and rotations. Needs the database only, no key."""
-    engine = create_engine(config.database_url())
+    engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
     try:
         with translated(), engine.connect() as connection:
             status = read_status(connection, max_age_days=max_age_days)

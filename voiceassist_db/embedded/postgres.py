@@ -35,6 +35,11 @@ START_TIMEOUT_S = 120.0
 """Long, because a server that was killed replays its log before it is ready."""
 
 _USER = "postgres"
+_QUIET = {
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+    "plan_cache_mode": "force_generic_plan",  # a custom plan has parameters in it, which some settings log
+}
 _OURS = frozenset({"port", "listen_addresses", "unix_socket_directories", "data_directory"})
 _OUR_FILES = ("postgres", "openbao")  # what the names in a directory of ours start with
 _PORT_TAKEN = "Address already in use"
@@ -45,8 +50,8 @@ _PID_LINE, _STATUS_LINE = 0, 7  # of postmaster.pid: LOCK_FILE_LINE_PID and _PM_
 class EmbeddedPostgres:
     """A PostgreSQL server that lives as long as a ``with`` block, and never longer than this process.
 
-    It listens on 127.0.0.1 alone, on a port of its own choice, and asks for a random password (SCRAM-SHA-256). Where
-    this process is root it runs as ``postgres`` or ``nobody``.
+    It listens on 127.0.0.1 alone, on a port of its own choice, asks for a random password (SCRAM-SHA-256), and logs no
+    parameter of a statement unless its settings say so. Where this process is root it runs as ``postgres`` or ``nobody``.
 
     Attributes:
         host: Always 127.0.0.1.
@@ -212,6 +217,7 @@ class EmbeddedPostgres:
             settings = {
                 "timezone": "GMT",  # the only one that needs no zoneinfo on the machine
                 "log_timezone": "GMT",
+                **_QUIET,
                 **self._settings,
                 "listen_addresses": HOST,
                 "port": str(self.port),

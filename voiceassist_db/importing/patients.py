@@ -18,6 +18,7 @@ from voiceassist_db.importing.formats import BadRowError, Layout, differing, rec
 from voiceassist_db.importing.report import BadLine, ImportReport
 from voiceassist_db.importing.rows import Row, RowReader
 from voiceassist_db.repositories import Patient
+from voiceassist_db.tracebacks import forgetful
 
 BATCH_LINES: Final = 1000
 BATCH_BYTES: Final = 8 << 20
@@ -36,6 +37,7 @@ class _UndoneError(Exception):
     """Ends the transaction of an import that is not to be kept."""
 
 
+@forgetful
 def import_patients(
     database: Database,
     source: BinaryIO,

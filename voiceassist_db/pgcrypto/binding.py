@@ -15,6 +15,7 @@ from psycopg.pq import Format
 from sqlalchemy import BindParameter, bindparam
 from sqlalchemy.types import UserDefinedType
 
+from voiceassist_db.errors import UnsafeConnectionError
 from voiceassist_db.keys import Key
 
 
@@ -107,6 +108,23 @@ def allow_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any
     connection.adapters.register_dumper(Key, _KeyDumper)
     connection.adapters.register_dumper(Keys, _KeysDumper)
     connection.adapters.register_dumper(Array, _ArrayDumper)
+
+
+def refuse_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], why: str) -> None:
+    """Let statements that hold keys or arrays of values fail on this connection before they are sent.
+
+    Args:
+        connection: The connection.
+        why: The message of the :class:`~voiceassist_db.errors.UnsafeConnectionError`.
+    """
+
+    class Refusing(Dumper):
+        def dump(self, obj: object) -> NoReturn:
+            del obj  # a traceback that shows locals would show it
+            raise UnsafeConnectionError(why)
+
+    for kind in (Key, Keys, Array):
+        connection.adapters.register_dumper(kind, Refusing)
 
 
 def keys_parameter() -> BindParameter[Keys]:

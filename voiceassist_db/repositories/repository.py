@@ -7,6 +7,7 @@ never commits and never rolls back: the transaction is the caller's.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from voiceassist_db.repositories.freshness import (
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
 from voiceassist_db.repositories.statements import WHERE, Statements
+from voiceassist_db.tracebacks import forgetful
 
 R = TypeVar("R", bound=Record)
 
@@ -63,6 +65,9 @@ class Repository(Generic[R]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        for name, each in list(vars(cls).items()):
+            if inspect.isfunction(each) and not name.startswith("_"):
+                setattr(cls, name, forgetful(each))  # a team's own finders have values for arguments too
         if "model" not in cls.__dict__:
             return
         if cls.record.__repr__ is not Record.__repr__:
@@ -96,6 +101,7 @@ class Repository(Generic[R]):
 
     # --- writing -------------------------------------------------------------------------------------------------------
 
+    @forgetful
     def add(self, record: R) -> None:
         """Write a new row.
 
@@ -110,6 +116,7 @@ class Repository(Generic[R]):
 
         self._insert(connection, self._statements.insert(), values, [record])
 
+    @forgetful
     def add_many(self, records: Iterable[R]) -> int:
         """Write many new rows, streaming: only a few thousand are held in memory.
 
@@ -167,6 +174,7 @@ class Repository(Generic[R]):
                 keyring, tolerated = renewed(self._keys, connection, keyring)
         raise left_behind(self._table.name, keyring)
 
+    @forgetful
     def update(self, *key: Any, **changes: Any) -> None:
         """Change some fields of a row, under the key version that the row has at that moment.
 
@@ -205,6 +213,7 @@ class Repository(Generic[R]):
             raise self._unknown(version, "/".join(map(str, key)))
         raise left_behind(self._table.name, keyring)
 
+    @forgetful
     def delete(self, *key: Any) -> None:
         """Delete a row.
 
@@ -218,6 +227,7 @@ class Repository(Generic[R]):
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
+    @forgetful
     def get(self, *key: Any, fields: Iterable[str] | None = None) -> R:
         """Read one record.
 
@@ -236,6 +246,7 @@ class Repository(Generic[R]):
             raise self._not_found(where)
         return found[0]
 
+    @forgetful
     def get_many(self, keys: Iterable[Any], *, fields: Iterable[str] | None = None) -> dict[Any, R]:
         """Read many records in one statement.
 
@@ -254,6 +265,7 @@ class Repository(Generic[R]):
         found = self._read(self._statements.get_many(chosen), arrays, chosen, is_long=len(wanted) >= LONG_ROWS)
         return {self._lookup_key(each): each for each in found}
 
+    @forgetful
     def page(self, *, after: R | None = None, limit: int = PAGE_ROWS, fields: Iterable[str] | None = None) -> list[R]:
         """Read the next records in the order of the primary key.
 

@@ -1,0 +1,101 @@
+"""A server that logs what it can for whoever is not provisioned, and a deployment on it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import URL, Engine
+
+from tests.conftest import FAST, VaultServer, in_memory, plain
+from voiceassist_db import Database, Patient, create_engine
+from voiceassist_db.embedded import EmbeddedPostgres
+from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
+from voiceassist_db.provisioning import Roles, provision
+from voiceassist_db.schema import migrate
+
+ROLES = Roles()
+PASSWORD = secrets.token_hex(16)
+TALKATIVE = {
+    "log_parameter_max_length": "-1",
+    "log_parameter_max_length_on_error": "-1",
+    "plan_cache_mode": "auto",
+    "auto_explain.log_min_duration": "0",
+}
+
+
+class Deployment:
+    """A server that logs what it can, with a database whose roles are provisioned, and keys.
+
+    Attributes:
+        server: The server.
+        admin: A superuser's connection.
+        provider: The key store.
+    """
+
+    def __init__(self, server: EmbeddedPostgres, provider: VaultKeyProvider) -> None:
+        self.server = server
+        self.provider = provider
+        self.admin = psycopg.connect(plain(server.url()), autocommit=True)
+        superuser = create_engine(server.url())
+        migrate(superuser)
+        with superuser.begin() as connection:
+            provision(connection, ROLES)
+        superuser.dispose()
+        for role in ROLES.names():
+            self.admin.execute(f"ALTER ROLE {role} PASSWORD '{PASSWORD}'")
+        owner = create_engine(self.url(ROLES.owner))
+        with owner.begin() as connection:
+            initialise_keys(provider, connection)
+        owner.dispose()
+
+    def url(self, role: str = ROLES.app) -> URL:
+        """Return the database's address as a role."""
+        return self.server.url().set(username=role, password=PASSWORD)
+
+    def has(self, setting: str) -> bool:
+        """Say whether the server has a setting; a module's are there where the module is loaded."""
+        found = self.admin.execute("SELECT FROM pg_settings WHERE name = %s", [setting])
+        return found.fetchone() is not None
+
+
+@pytest.fixture(scope="session")
+def deployment(vault: VaultServer) -> Iterator[Deployment]:
+    """The server, with what modules of those that matter it has."""
+    with in_memory():
+        server = EmbeddedPostgres(settings=FAST | TALKATIVE | {"shared_preload_libraries": "auto_explain"})
+    with server:
+        provider = VaultKeyProvider(
+            vault.address, TokenLogin(vault.root_token), mount="secret", path=f"test/{secrets.token_hex(6)}"
+        )
+        made = Deployment(server, provider)
+        yield made
+        made.admin.close()
+
+
+@pytest.fixture
+def engine_of(deployment: Deployment) -> Iterator[Callable[..., Engine]]:
+    """A function that makes an engine of the application's role."""
+    made = []
+
+    def make(**options: Any) -> Engine:
+        made.append(create_engine(deployment.url(), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.dispose()
+
+
+def use(engine: Engine, deployment: Deployment) -> None:
+    """Write and read a patient, in a transaction that is rolled back."""
+    database = Database(engine, deployment.provider)
+    with engine.connect() as connection, connection.begin() as transaction:
+        tx = database.using(connection)
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123456789"))
+        assert tx.patients.get("PT-001").ssn == "123456789"
+        transaction.rollback()

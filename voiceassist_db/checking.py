@@ -1,0 +1,275 @@
+"""Whether keys and patients' values are safe on a connection and in its database: every line that matters, with a verdict.
+
+Owns the questions beyond those that the engine asks of each connection. Reads the catalogue and this process; changes nothing.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from psycopg import AsyncClientCursor, ClientCursor
+from sqlalchemy import Connection, text
+
+from voiceassist_db import safety
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.execution import execute, regclass
+
+
+class Verdict(StrEnum):
+    """What a line says."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Nothing is seen by it today; somebody should know."""
+    UNSAFE = "unsafe"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: What.
+        verdict: How it is.
+        detail: What was found.
+        remedy: The statement that mends it, or what to do; empty where nothing is to be done.
+    """
+
+    subject: str
+    verdict: Verdict
+    detail: str
+    remedy: str = ""
+
+
+CVES: Final = (
+    # Whoever can have a message of their own decrypted runs code in the server.
+    (
+        "CVE-2026-2005",
+        Verdict.UNSAFE,
+        {15: 16, 16: 12, 17: 8, 18: 2},
+        "a forged message can overwrite the server's memory",
+    ),
+    (
+        "CVE-2026-14663",
+        Verdict.NOTE,
+        {15: 19, 16: 15, 17: 11, 18: 6},
+        "of other ciphers than AES, which values here never have",
+    ),
+)
+"""What was mended in pgcrypto lately: by which minor release of each version, and what it means here."""
+
+KNOWN_LIBRARIES: Final = frozenset(
+    {"auto_explain", "pg_stat_statements", "pgaudit", "pg_cron", "pg_prewarm", "passwordcheck", "auth_delay"}
+)
+"""Libraries that are known to log no parameter under ``safety.SETTINGS``."""
+
+DECRYPTING: Final = ("pgp_sym_decrypt", "pgp_sym_decrypt_bytea")
+
+
+def check(connection: Connection) -> list[Line]:
+    """Look at everything that this connection can see.
+
+    Args:
+        connection: A connection as the role whose safety is asked for, which need not be allowed to receive keys.
+    """
+    return [
+        *_connection(connection),
+        *_role(connection),
+        *_schemas(connection),
+        *_functions(connection),
+        *_dependants(connection),
+        *_server(connection),
+        _core_dumps(),
+    ]
+
+
+def _all(connection: Connection, query: str, **parameters: Any) -> list[Any]:
+    return list(execute(connection, text(query), parameters, table="pg_catalog"))
+
+
+def _named(connection: Connection, query: str, **parameters: Any) -> str:
+    """Return the first column of a query's rows, joined."""
+    return ", ".join(str(row[0]) for row in _all(connection, query, **parameters))
+
+
+def _connection(connection: Connection) -> Iterator[Line]:
+    driver: Any = connection.connection.driver_connection
+    session = safety.Session.of(tuple(_all(connection, safety.SQL)[0]))
+    wrong = {finding.subject: finding for finding in safety.unsafe_settings(session)}
+    for name in safety.SETTINGS:
+        if (finding := wrong.get(name)) is not None:
+            yield Line(name, Verdict.UNSAFE, finding.problem, finding.remedy)
+        elif name in session.settings:
+            value, source = session.settings[name]
+            yield Line(name, Verdict.OK, f"is {value}, set for this {source}")
+        else:
+            yield Line(name, Verdict.OK, "is not of this server: its module is not loaded")
+    transport = safety.unsafe_transport(driver)
+    if safety.is_pooled(driver, session):
+        transport += safety.unsafe_hop(driver, session)
+        yield Line("pooler", Verdict.NOTE, "stands before the server: settings are looked at in each transaction")
+    for finding in transport:
+        yield Line(finding.subject, Verdict.UNSAFE, finding.problem, finding.remedy)
+    if not transport:
+        how = "by TLS with its certificate verified" if driver.pgconn.ssl_in_use else "on this machine"
+        yield Line("connection", Verdict.OK, f"reaches {driver.info.host} {how}")
+    if issubclass(driver.cursor_factory, ClientCursor | AsyncClientCursor):
+        yield Line("cursors", Verdict.UNSAFE, "put parameters into the text of statements", "Leave out cursor_factory.")
+    else:
+        yield Line("cursors", Verdict.OK, "send parameters apart from the text of statements")
+
+
+def _role(connection: Connection) -> Iterator[Line]:
+    name, is_super, bypasses, creates = _all(
+        connection,
+        "SELECT rolname, rolsuper, rolbypassrls, rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user",
+    )[0]
+    remedy = "Connect as a role that `voiceassist-db provision` made for this."
+    if is_super:
+        yield Line("role", Verdict.UNSAFE, f"{name} is a superuser, whom nothing in the database holds back", remedy)
+        return
+    powers = [what for has, what in ((bypasses, "BYPASSRLS"), (creates, "CREATEROLE")) if has]
+    owned = [
+        each.name
+        for each in encrypted_tables(connection)
+        if _all(
+            connection,
+            "SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)",
+            name=regclass(connection, each.table),
+        )[0][0]
+    ]
+    if owned:
+        yield Line(
+            "role",
+            Verdict.UNSAFE,
+            f"{name} owns {', '.join(owned)}: fit for migrations, and not for an application",
+            remedy,
+        )
+    if powers:
+        yield Line(
+            "role", Verdict.UNSAFE, f"{name} has {' and '.join(powers)}", f"ALTER ROLE {name} NO{' NO'.join(powers)};"
+        )
+    if not owned and not powers:
+        yield Line("role", Verdict.OK, f"{name} is no superuser and owns no encrypted table")
+
+
+def _schemas(connection: Connection) -> Iterator[Line]:
+    # Whoever may create in a schema of the path can put a function or a table where this role's statements find it first.
+    rows = _all(
+        connection,
+        """
+        SELECT n.nspname, coalesce(string_agg(DISTINCT coalesce(r.rolname, 'PUBLIC'), ', ') FILTER (
+            WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND NOT coalesce(r.rolsuper, false)
+              AND NOT a.grantee = ANY(ARRAY(SELECT DISTINCT c.relowner FROM pg_catalog.pg_class c
+                                            WHERE c.relname IN ('encryption_keys', 'patient_data')))), '')
+        FROM pg_catalog.pg_namespace n
+        LEFT JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a ON true
+        LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
+        WHERE n.nspname = ANY(pg_catalog.current_schemas(false)) OR n.nspname = 'pgcrypto'
+        GROUP BY n.nspname ORDER BY n.nspname
+        """,
+    )
+    for schema, creators in rows:
+        if creators:
+            yield Line(
+                f"schema {schema}",
+                Verdict.UNSAFE,
+                f"{creators} may create in it what this role's statements find by name",
+                f"REVOKE CREATE ON SCHEMA {schema} FROM {creators};",
+            )
+        else:
+            yield Line(f"schema {schema}", Verdict.OK, "nobody but owners may create in it")
+
+
+def _functions(connection: Connection) -> Iterator[Line]:
+    installed = _named(
+        connection,
+        "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
+        "WHERE e.extname = 'pgcrypto'",
+    )
+    if installed != "pgcrypto":
+        where = f"is in the schema {installed}" if installed else "is not installed"
+        yield Line("pgcrypto", Verdict.UNSAFE, where, "Run `alembic upgrade head`, which says what it needs.")
+        return
+    shadows = _named(
+        connection,
+        """
+        SELECT p.oid::pg_catalog.regprocedure FROM pg_catalog.pg_proc p
+        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        WHERE (n.nspname = ANY(pg_catalog.current_schemas(false)) OR n.nspname = 'pgcrypto')
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                          AND d.objid = p.oid AND d.deptype = 'e')
+          AND p.proname IN (SELECT o.proname FROM pg_catalog.pg_proc o JOIN pg_catalog.pg_depend d ON d.objid = o.oid
+                            AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.deptype = 'e'
+                            JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'pgcrypto')
+        ORDER BY 1
+        """,
+    )
+    if shadows:
+        yield Line(
+            "pgcrypto",
+            Verdict.UNSAFE,
+            f"functions of the same name could be given keys: {shadows}",
+            f"DROP FUNCTION {shadows};",
+        )
+    else:
+        yield Line("pgcrypto", Verdict.OK, "is in its own schema, and no function has a name of its")
+
+
+def _dependants(connection: Connection) -> Iterator[Line]:
+    # An index or a view over a decryption holds its key in the catalogue; statistics of one hold plaintext.
+    found = _named(
+        connection,
+        """
+        SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, 0)
+        FROM pg_catalog.pg_depend d
+        JOIN pg_catalog.pg_proc p ON d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = d.refobjid
+        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'pgcrypto'
+        WHERE p.proname = ANY(:names) ORDER BY 1
+        """,
+        names=list(DECRYPTING),
+    )
+    if found:
+        problem = f"depend on decrypted values, so that a key or plaintext lies in the catalogue: {found}"
+        yield Line("views and indexes", Verdict.UNSAFE, problem, "Drop them, and rotate the key.")
+    else:
+        yield Line("views and indexes", Verdict.OK, "none is over a decrypted value")
+
+
+def _server(connection: Connection) -> Iterator[Line]:
+    number = int(_named(connection, "SELECT pg_catalog.current_setting('server_version_num')"))
+    major, minor = divmod(number, 10000)
+    for name, verdict, mended, what in CVES:
+        if major in mended and minor < mended[major]:
+            remedy = f"Update PostgreSQL to {major}.{mended[major]} or newer."
+            yield Line(name, verdict, f"PostgreSQL {major}.{minor} has it: {what}", remedy)
+        else:
+            yield Line(name, Verdict.OK, f"is mended in PostgreSQL {major}.{minor}")
+    preloaded = _named(
+        connection,
+        "SELECT setting FROM pg_catalog.pg_settings WHERE name IN ('shared_preload_libraries', 'session_preload_libraries', "
+        "'local_preload_libraries') AND setting <> ''",
+    )
+    names = {each.strip().strip('"').rpartition("/")[2] for each in preloaded.split(",")} - {""}
+    if unknown := sorted(names - KNOWN_LIBRARIES):
+        detail = f"{', '.join(unknown)}: not known here, so make sure that it logs no parameter"
+        yield Line("preloaded libraries", Verdict.NOTE, detail)
+    else:
+        yield Line("preloaded libraries", Verdict.OK, ", ".join(sorted(names)) or "none")
+
+
+def _core_dumps() -> Line:
+    limit = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    if limit == 0:
+        return Line("core dumps", Verdict.OK, "of this process are switched off")
+    how = "unlimited" if limit == resource.RLIM_INFINITY else f"up to {limit} bytes"
+    return Line(
+        "core dumps",
+        Verdict.UNSAFE,
+        f"of this process are {how}, and would hold keys",
+        "ulimit -c 0, or LimitCORE=0 in its unit.",
+    )

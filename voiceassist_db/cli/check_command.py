@@ -1,0 +1,50 @@
+"""``voiceassist-db check``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import click
+
+from voiceassist_db import config
+from voiceassist_db.checking import Line, Verdict, check
+from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.engine import create_engine
+from voiceassist_db.execution import translated
+
+
+@click.command("check")
+@json_option
+def command(as_json: bool) -> None:
+    """Check whether keys and patients' values are safe: settings, TLS, role, schemas, pgcrypto, this process.
+
+    Looks as the role of DATABASE_URL, so run it as the application's role, and as the rotator's. Sends no key and needs none.
+    Exit codes: 0 safe; 1 something is unsafe (its line says what mends it), or the check could not be made.
+    """
+    engine = create_engine(config.database_url())
+    try:
+        with translated(), engine.connect() as connection:
+            lines = check(connection)
+    finally:
+        engine.dispose()
+    lines.append(_key_store())
+    is_safe = all(each.verdict is not Verdict.UNSAFE for each in lines)
+    if as_json:
+        emit_json({"safe": is_safe, "checks": [dataclasses.asdict(each) for each in lines]})
+    else:
+        for each in lines:
+            click.echo(f"{each.verdict.value:6}  {each.subject}: {each.detail}")
+            if each.remedy:
+                click.echo(f"        {each.remedy}")
+        unsafe = sum(each.verdict is Verdict.UNSAFE for each in lines)
+        click.echo("safe" if is_safe else f"NOT SAFE: {unsafe} of {len(lines)} lines")
+    if not is_safe:
+        sys.exit(1)
+
+
+def _key_store() -> Line:
+    problem = config.key_store_problem()
+    if problem is None:
+        return Line("key store", Verdict.OK, "is reached by TLS or on this machine, or is not configured here")
+    return Line("key store", Verdict.UNSAFE, problem)

@@ -1,0 +1,53 @@
+"""``voiceassist-db provision``."""
+
+from __future__ import annotations
+
+import click
+
+from voiceassist_db import config
+from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.engine import create_engine
+from voiceassist_db.errors import DatabaseError, ProvisioningError
+from voiceassist_db.execution import translated
+from voiceassist_db.provisioning import Roles, provision, statements
+
+_DEFAULT = Roles()
+NEEDS_SUPERUSER = "42501"
+
+
+@click.command("provision")
+@click.option("--owner", default=_DEFAULT.owner, show_default=True, help="Owns the tables: migrates, retires keys.")
+@click.option("--app", default=_DEFAULT.app, show_default=True, help="The application: reads and writes rows.")
+@click.option("--rotator", default=_DEFAULT.rotator, show_default=True, help="Rotates keys.")
+@click.option("--auditor", default=_DEFAULT.auditor, show_default=True, help="Sees versions and sizes; opens nothing.")
+@click.option("--print", "only_print", is_flag=True, help="Print the SQL, for somebody else to run; change nothing.")
+@json_option
+def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: bool, as_json: bool) -> None:
+    r"""Create the roles of a deployment, or adopt ones that exist, each with its rights and with logging of parameters off.
+
+    Run it as a superuser in DATABASE_URL before the first migration and after each one that creates a table: it may be repeated
+    at any time, and looks at what is there. Roles are made without a password: set it by psql's \password, or let them log in by
+    certificate. Sessions take the settings when they begin: reconnect what is connected (pgbouncer: RECONNECT).
+    """
+    roles = Roles(owner=owner, app=app, rotator=rotator, auditor=auditor)
+    engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+    try:
+        with translated("roles"), engine.begin() as connection:
+            made = statements(connection, roles) if only_print else provision(connection, roles)
+    except DatabaseError as error:
+        if error.sqlstate != NEEDS_SUPERUSER:
+            raise
+        raise ProvisioningError(
+            "this role may not provision others: run it as a superuser, or give the output of `voiceassist-db provision --print` to one"
+        ) from None
+    finally:
+        engine.dispose()
+    if as_json:
+        emit_json({"roles": list(roles.names()), "statements": made, "executed": not only_print})
+    elif only_print:
+        click.echo("\n".join(f"{statement};" for statement in ("BEGIN", *made, "COMMIT")))
+    else:
+        click.echo(f"{', '.join(roles.names())}: {len(made)} statements executed (--print shows them)")
+        click.echo(
+            "next: set the roles' passwords with psql's \\password, reconnect, and run `voiceassist-db check` as each"
+        )
