@@ -90,10 +90,12 @@ class _Plan:
     def __init__(self, connection: Connection, roles: Roles) -> None:
         self._connection = connection
         self._roles = roles
-        quote = connection.dialect.identifier_preparer.quote_identifier
-        self._owner, self._app, self._rotator, self._auditor = (quote(name) for name in roles.names())
+        self._owner, self._app, self._rotator, self._auditor = (self._quote(name) for name in roles.names())
         self._everyone = (self._owner, self._app, self._rotator, self._auditor)
-        self._quote = quote
+
+    @staticmethod
+    def _quote(name: str) -> str:
+        return '"' + name.replace('"', '""') + '"'
 
     def statements(self) -> Iterator[str]:
         yield from self._create_roles()
