@@ -225,7 +225,7 @@ def test_provision_prints_executes_and_explains_itself(deployment: Deployment) -
     assert printed.returncode == 0
     assert printed.stdout.startswith("BEGIN;\n")
     assert PASSWORD not in printed.stdout
-    deployment.admin.execute(sql.SQL(printed.stdout))  # type: ignore[arg-type]  # of ours
+    deployment.admin.execute(sql.SQL(printed.stdout))
     refused = run_check(deployment, "provision")
     assert refused.returncode == 1
     assert "provision --print" in refused.stderr
