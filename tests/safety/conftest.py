@@ -13,6 +13,8 @@ from sqlalchemy import URL, Engine
 from tests.conftest import FAST, VaultServer, in_memory, plain
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
+from voiceassist_db.embedded.accounts import server_account
+from voiceassist_db.embedded.binaries import find_postgres
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.provisioning import Roles, provision
@@ -63,11 +65,17 @@ class Deployment:
         return found.fetchone() is not None
 
 
+def has_pgaudit() -> bool:
+    """Say whether the server's binaries have pgaudit, which is a package of its own."""
+    return (find_postgres(server_account()).directory.parent / "lib" / "pgaudit.so").exists()
+
+
 @pytest.fixture(scope="session")
 def deployment(vault: VaultServer) -> Iterator[Deployment]:
     """The server, with what modules of those that matter it has."""
     with in_memory():
-        server = EmbeddedPostgres(settings=FAST | TALKATIVE | {"shared_preload_libraries": "auto_explain"})
+        preloaded = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"
+        server = EmbeddedPostgres(settings=FAST | TALKATIVE | {"shared_preload_libraries": preloaded})
     with server:
         provider = VaultKeyProvider(
             vault.address, TokenLogin(vault.root_token), mount="secret", path=f"test/{secrets.token_hex(6)}"

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import plain
 from tests.safety.conftest import PASSWORD, ROLES, Deployment
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.rotation import rotate
+from voiceassist_db.rotation import retire, rotate
 from voiceassist_db.verification import verify
 
 pytestmark = pytest.mark.xdist_group("safety")
@@ -96,6 +96,9 @@ def test_traps_on_the_search_path_capture_nothing(
             assert len(tx.patients.get_many([f"PT-{n}" for n in range(1, 300)])) == 299
         assert [each.failed for each in verify(engine, database.keys)] == [0, 0]
         assert captured(hostile) == []
+        owner = create_engine(deployment.url(ROLES.owner))
+        retire(owner, database.keys, grace_days=0)
+        owner.dispose()
     finally:
         with database.transaction() as tx:
             for n in range(1, 300):
