@@ -379,6 +379,8 @@ def _schema(original: object, sqlstate: str, table: str) -> DatabaseError:
         )
     if sqlstate == "42501":
         return DatabaseError(
-            f"this role may not do that to {table} (SQLSTATE 42501): ask for the grant", sqlstate=sqlstate
+            f"this role may not do that to {table} (SQLSTATE 42501): ask for the grant, which "
+            "`voiceassist-db provision` gives after a migration",
+            sqlstate=sqlstate,
         )
     return DatabaseError(f"a statement on {table} failed (SQLSTATE {sqlstate})", sqlstate=sqlstate)
