@@ -35,14 +35,19 @@ class Point:
 class Proxy:
     """Forwards connections to a server, up to a point.
 
+    Args:
+        host: The server's address.
+        port: The server's port.
+        listens_on: An address of this machine.
+
     Attributes:
         port: Where it listens.
         point: The point that is waited for; None to forward all.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, listens_on: str = "127.0.0.1") -> None:
         self._server = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((listens_on, 0))
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self.port: int = self._listener.getsockname()[1]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import trustme
 from sqlalchemy import URL, Engine
 
 from tests.conftest import FAST, VaultServer, in_memory, plain
@@ -15,12 +20,26 @@ from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.accounts import server_account
 from voiceassist_db.embedded.binaries import find_postgres
+from voiceassist_db.embedded.process import HOST, GuardedProcess, temporary_home, write_private
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.provisioning import Roles, provision
 from voiceassist_db.schema import migrate
 
 ROLES = Roles()
+
+
+def own_address() -> str:
+    """Return the address by which this machine reaches others; loopback where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737); nothing is sent
+        except OSError:
+            return HOST
+        return str(probe.getsockname()[0])
+
+
+OWN_ADDRESS = own_address()
 PASSWORD = secrets.token_hex(16)
 TALKATIVE = {
     "log_parameter_max_length": "-1",
@@ -37,10 +56,12 @@ class Deployment:
         server: The server.
         admin: A superuser's connection.
         provider: The key store.
+        authority: File of the certificate authority that the server's certificate is of.
     """
 
-    def __init__(self, server: EmbeddedPostgres, provider: VaultKeyProvider) -> None:
+    def __init__(self, server: EmbeddedPostgres, provider: VaultKeyProvider, authority: Path) -> None:
         self.server = server
+        self.authority = authority
         self.provider = provider
         self.admin = psycopg.connect(plain(server.url()), autocommit=True)
         superuser = create_engine(server.url())
@@ -72,15 +93,28 @@ def has_pgaudit() -> bool:
 
 @pytest.fixture(scope="session")
 def deployment(vault: VaultServer) -> Iterator[Deployment]:
-    """The server, with what modules of those that matter it has."""
-    with in_memory():
-        preloaded = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"
-        server = EmbeddedPostgres(settings=FAST | TALKATIVE | {"shared_preload_libraries": preloaded})
-    with server:
+    """The server, with TLS, and with what modules of those that matter it has."""
+    account = server_account()
+    with ExitStack() as stack:
+        home = GuardedProcess()
+        stack.callback(home.close)
+        directory = temporary_home("safety", account)
+        home.claim(temporary=directory)
+        if account is not None:
+            os.chown(directory, account.uid, account.gid)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(directory / "authority.pem")
+        pem = authority.issue_cert(HOST, OWN_ADDRESS).private_key_and_cert_chain_pem.bytes().decode()
+        write_private(directory / "server.pem", pem, account=account)
+        settings = {name: str(directory / "server.pem") for name in ("ssl_cert_file", "ssl_key_file")}
+        settings["shared_preload_libraries"] = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"
+        with in_memory():
+            server = EmbeddedPostgres(settings=FAST | TALKATIVE | settings | {"ssl": "on", "wal_level": "replica"})
+        stack.enter_context(server)
         provider = VaultKeyProvider(
             vault.address, TokenLogin(vault.root_token), mount="secret", path=f"test/{secrets.token_hex(6)}"
         )
-        made = Deployment(server, provider)
+        made = Deployment(server, provider, directory / "authority.pem")
         yield made
         made.admin.close()
 
