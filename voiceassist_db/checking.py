@@ -249,17 +249,20 @@ def _server(connection: Connection) -> Iterator[Line]:
             yield Line(name, verdict, f"PostgreSQL {major}.{minor} has it: {what}", remedy)
         else:
             yield Line(name, Verdict.OK, f"is mended in PostgreSQL {major}.{minor}")
-    preloaded = _named(
-        connection,
-        "SELECT setting FROM pg_catalog.pg_settings WHERE name IN ('shared_preload_libraries', 'session_preload_libraries', "
-        "'local_preload_libraries') AND setting <> ''",
-    )
-    names = {each.strip().strip('"').rpartition("/")[2] for each in preloaded.split(",")} - {""}
+    yield _preloaded(connection)
+
+
+def _preloaded(connection: Connection) -> Line:
+    settings = _all(connection, "SELECT name, setting FROM pg_catalog.pg_settings WHERE name LIKE '%preload_libraries'")
+    if "shared_preload_libraries" not in {name for name, _ in settings}:
+        detail = "are not shown to this role: run it as a superuser, or as a member of pg_read_all_settings, as well"
+        return Line("preloaded libraries", Verdict.NOTE, detail)
+    listed = ",".join(setting for _, setting in settings)
+    names = {each.strip().strip('"').rpartition("/")[2] for each in listed.split(",")} - {""}
     if unknown := sorted(names - KNOWN_LIBRARIES):
         detail = f"{', '.join(unknown)}: not known here, so make sure that it logs no parameter"
-        yield Line("preloaded libraries", Verdict.NOTE, detail)
-    else:
-        yield Line("preloaded libraries", Verdict.OK, ", ".join(sorted(names)) or "none")
+        return Line("preloaded libraries", Verdict.NOTE, detail)
+    return Line("preloaded libraries", Verdict.OK, ", ".join(sorted(names)) or "none")
 
 
 def _core_dumps() -> Line:
