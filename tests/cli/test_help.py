@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import click
@@ -13,8 +15,14 @@ from click.testing import CliRunner
 import voiceassist_db
 import voiceassist_db.cli
 from tests.cli.conftest import COMMAND, ROOT, ROTATE, Run
-from voiceassist_db.cli import cli
+from voiceassist_db.cli import cli, init_keys_command, status_command
+from voiceassist_db.cli import rotate_command as rotate_command_module
 from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.keys import Scheme
+from voiceassist_db.provisioning import Roles
+from voiceassist_db.rotation.report import DEFAULT_TARGET_BATCH_S
+from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS
+from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS
 
 NAMES = ["check", "demo", "dev", "import", "init-keys", "provision", "status", "verify"]
 MODULES = sorted(Path(inspect.getfile(voiceassist_db.cli)).parent.glob("*_command.py"))
@@ -83,6 +91,32 @@ def test_help_needs_no_environment(run_process: Run) -> None:
     rotate = run_process("--help", env={}, command=ROTATE)
     assert rotate.code == 0
     assert "Exit codes:" in rotate.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in NAMES), ["rotate_keys"]], ids=" ".join
+)
+def test_help_loads_no_driver_and_no_client(arguments: list[str], run_process: Run) -> None:
+    """They take most of a second, and help needs none of them."""
+    where, name = ("cli", "cli") if arguments != ["rotate_keys"] else ("cli.rotate_command", "command")
+    given = ["--help"] if len(arguments) == 1 else arguments
+    script = (
+        f"import sys; from voiceassist_db.{where} import {name} as called; called.main({given!r}, standalone_mode=False)\n"
+        "print(sorted({'sqlalchemy', 'psycopg', 'hvac', 'cryptography', 'alembic'} & set(sys.modules)))"
+    )
+    done = run_process("-c", script, env={}, command=[sys.executable])
+    assert done.code == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    """Help is quick because it does not load the library, whose defaults it tells: so they are written twice."""
+    assert rotate_command_module.TARGET_BATCH_S == DEFAULT_TARGET_BATCH_S
+    assert rotate_command_module.GRACE_DAYS == DEFAULT_GRACE_DAYS
+    assert status_command.MAX_AGE_DAYS == DEFAULT_MAX_AGE_DAYS
+    assert set(init_keys_command.SCHEMES) == {each.value for each in Scheme}
+    provisioned = {each.name: each.default for each in command("provision").params if isinstance(each.default, str)}
+    assert provisioned == dataclasses.asdict(Roles())
 
 
 def test_the_version_is_the_packages(run_process: Run) -> None:

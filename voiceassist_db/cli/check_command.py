@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from voiceassist_db import config
-from voiceassist_db.checking import Line, Verdict, check
 from voiceassist_db.cli.output import emit_json, json_option
-from voiceassist_db.engine import create_engine
-from voiceassist_db.execution import translated
+
+if TYPE_CHECKING:
+    from voiceassist_db.checking import Line
 
 
 @click.command("check")
@@ -22,6 +22,11 @@ def command(as_json: bool) -> None:
     Looks as the role of DATABASE_URL, so run it as the application's role, and as the rotator's. Sends no key and needs none.
     Exit codes: 0 safe; 1 something is unsafe (its line says what mends it), or the check could not be made.
     """
+    from voiceassist_db import config
+    from voiceassist_db.checking import Verdict, check
+    from voiceassist_db.engine import create_engine
+    from voiceassist_db.execution import translated
+
     engine = create_engine(config.database_url())
     try:
         with translated(), engine.connect() as connection:
@@ -44,6 +49,9 @@ def command(as_json: bool) -> None:
 
 
 def _key_store() -> Line:
+    from voiceassist_db import config
+    from voiceassist_db.checking import Line, Verdict
+
     problem = config.key_store_problem()
     if problem is None:
         return Line("key store", Verdict.OK, "is reached by TLS or on this machine, or is not configured here")

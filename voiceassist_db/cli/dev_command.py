@@ -12,8 +12,6 @@ from typing import Any
 
 import click
 
-from voiceassist_db.cli.local import local_deployment
-
 
 @click.command("dev", context_settings={"ignore_unknown_options": True})
 @click.option(
@@ -34,6 +32,8 @@ def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
 
     The servers are real, listen on loopback only, and end with this command. Exit code: CMD's.
     """
+    from voiceassist_db.cli.local import local_deployment
+
     shell = os.environ.get("SHELL", "/bin/sh")
     with local_deployment(directory) as environment:
         if not arguments:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from voiceassist_db.cli.output import emit_json, json_option, progress
-from voiceassist_db.database import Database
-from voiceassist_db.importing import BadLine, ImportReport, import_patients
+
+if TYPE_CHECKING:
+    from voiceassist_db.importing import BadLine, ImportReport
 
 EXIT_NOTHING_IMPORTED = 3
 EXIT_SKIPPED = 4
@@ -31,6 +32,9 @@ def command(file: BinaryIO, skip_bad: bool, as_json: bool) -> None:
     Exit codes: 0 every line is imported or was there; 1 the import failed, and why; 2 wrong usage, or no such file;
     3 some lines are broken, and nothing was imported; 4 some lines are broken, and the rest was imported (--skip-bad).
     """
+    from voiceassist_db.database import Database
+    from voiceassist_db.importing import import_patients
+
     with Database.from_env() as database, progress("importing", "lines") as report_progress:
         report = import_patients(database, file, skip_bad=skip_bad, on_progress=report_progress, on_bad=_show_bad)
     if as_json:

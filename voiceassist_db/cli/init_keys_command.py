@@ -6,20 +6,15 @@ import dataclasses
 
 import click
 
-from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option
-from voiceassist_db.engine import create_engine
-from voiceassist_db.errors import ConfigurationError
-from voiceassist_db.execution import translated
-from voiceassist_db.keyring import initialise_keys
-from voiceassist_db.keys import Scheme
-from voiceassist_db.schema import allow_direct_format
+
+SCHEMES = ("bound", "direct")
 
 
 @click.command("init-keys")
 @click.option(
     "--scheme",
-    type=click.Choice([each.value for each in Scheme]),
+    type=click.Choice(SCHEMES),
     help="How a key that the database does not know yet is used; 'bound' by default. 'direct' adopts rows that were written by a bare "
     "pgp_sym_encrypt(value, key), and needs the tables' owner.",
 )
@@ -30,6 +25,14 @@ def command(scheme: str | None, as_json: bool) -> None:
     Writes by check-and-set and never overwrites a key; repeating it changes nothing. A secret that holds only `key`, as
     `vault kv put secret/voiceassist/encryption key=…` leaves it, becomes version 1 and gets an index_key beside it.
     """
+    from voiceassist_db import config
+    from voiceassist_db.engine import create_engine
+    from voiceassist_db.errors import ConfigurationError
+    from voiceassist_db.execution import translated
+    from voiceassist_db.keyring import initialise_keys
+    from voiceassist_db.keys import Scheme
+    from voiceassist_db.schema import allow_direct_format
+
     provider = config.key_provider()
     engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
     try:

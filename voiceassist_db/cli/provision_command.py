@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import click
 
-from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option
-from voiceassist_db.engine import create_engine
-from voiceassist_db.errors import DatabaseError, ProvisioningError
-from voiceassist_db.execution import translated
-from voiceassist_db.provisioning import Roles, provision, statements
 
-_DEFAULT = Roles()
 NEEDS_SUPERUSER = "42501"
 
 
 @click.command("provision")
-@click.option("--owner", default=_DEFAULT.owner, show_default=True, help="Owns the tables: migrates, retires keys.")
-@click.option("--app", default=_DEFAULT.app, show_default=True, help="The application: reads and writes rows.")
-@click.option("--rotator", default=_DEFAULT.rotator, show_default=True, help="Rotates keys.")
-@click.option("--auditor", default=_DEFAULT.auditor, show_default=True, help="Sees versions and sizes; opens nothing.")
+@click.option(
+    "--owner", default="voiceassist_owner", show_default=True, help="Owns the tables: migrates, retires keys."
+)
+@click.option("--app", default="voiceassist_app", show_default=True, help="The application: reads and writes rows.")
+@click.option("--rotator", default="voiceassist_rotator", show_default=True, help="Rotates keys.")
+@click.option(
+    "--auditor", default="voiceassist_auditor", show_default=True, help="Sees versions and sizes; opens nothing."
+)
 @click.option("--print", "only_print", is_flag=True, help="Print the SQL, for somebody else to run; change nothing.")
 @json_option
 def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: bool, as_json: bool) -> None:
@@ -29,6 +27,12 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
     at any time, and looks at what is there. Roles are made without a password: set it by psql's \password, or let them log in by
     certificate. Sessions take the settings when they begin: reconnect what is connected (pgbouncer: RECONNECT).
     """
+    from voiceassist_db import config
+    from voiceassist_db.engine import create_engine
+    from voiceassist_db.errors import DatabaseError, ProvisioningError
+    from voiceassist_db.execution import translated
+    from voiceassist_db.provisioning import Roles, provision, statements
+
     roles = Roles(owner=owner, app=app, rotator=rotator, auditor=auditor)
     engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
     try:

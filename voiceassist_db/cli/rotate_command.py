@@ -9,29 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option, progress
-from voiceassist_db.database import Database
-from voiceassist_db.engine import create_engine
-from voiceassist_db.errors import NothingToDoError, RotationActiveError
-from voiceassist_db.rotation import (
-    IndexRotationReport,
-    Pace,
-    Plan,
-    Progress,
-    Retirement,
-    RotationReport,
-    plan,
-    retire,
-    rotate,
-    rotate_index_key,
-)
-from voiceassist_db.rotation.report import DEFAULT_TARGET_BATCH_S
-from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS
+
+if TYPE_CHECKING:
+    from voiceassist_db.rotation import IndexRotationReport, Plan, Progress, Retirement, RotationReport
+
+TARGET_BATCH_S: Final = 0.5
+GRACE_DAYS: Final = 30
 
 EXIT_REFUSED: Final = 1
 EXIT_LEFT_OVER: Final = 3
@@ -59,7 +47,7 @@ POOL_OVER_WORKERS: Final = 3
 @click.option(
     "--target-batch-seconds",
     type=click.FloatRange(min=0.01, max=60),
-    default=DEFAULT_TARGET_BATCH_S,
+    default=TARGET_BATCH_S,
     show_default=True,
     help="How long a batch, whose rows are locked, should take.",
 )
@@ -83,7 +71,7 @@ POOL_OVER_WORKERS: Final = 3
 @click.option(
     "--grace-days",
     type=click.FloatRange(min=0),
-    default=DEFAULT_GRACE_DAYS,
+    default=GRACE_DAYS,
     show_default=True,
     help="With --retire: days since the rotation that must have passed, for the backups of that time.",
 )
@@ -116,6 +104,12 @@ def command(  # noqa: PLR0917  # click passes them by name
       5  another run is active
       6  interrupted; run it again to go on
     """
+    from voiceassist_db import config
+    from voiceassist_db.database import Database
+    from voiceassist_db.engine import create_engine
+    from voiceassist_db.errors import NothingToDoError, RotationActiveError
+    from voiceassist_db.rotation import Pace, RotationReport, plan, retire, rotate, rotate_index_key
+
     pace = Pace(
         workers=workers,
         target_batch_s=target_batch_seconds,

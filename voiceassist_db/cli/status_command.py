@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from voiceassist_db import config
 from voiceassist_db.cli.output import emit_json, json_option
-from voiceassist_db.engine import create_engine
-from voiceassist_db.execution import translated
-from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, Rotation, Status, read_status
+
+if TYPE_CHECKING:
+    from voiceassist_db.status import Rotation, Status
+
+MAX_AGE_DAYS = 30
 
 
 @click.command("status")
 @click.option(
     "--max-age-days",
     type=click.IntRange(min=1),
-    default=DEFAULT_MAX_AGE_DAYS,
+    default=MAX_AGE_DAYS,
     show_default=True,
     help="Age of the current key from which it is reported as overdue for rotation.",
 )
 @json_option
 def command(max_age_days: int, as_json: bool) -> None:
     """Show key versions, rows per version and table, and rotations. Needs the database only, no key."""
+    from voiceassist_db import config
+    from voiceassist_db.engine import create_engine
+    from voiceassist_db.execution import translated
+    from voiceassist_db.status import read_status
+
     engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
     try:
         with translated(), engine.connect() as connection:

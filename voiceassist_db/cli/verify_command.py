@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from voiceassist_db.cli.output import emit_json, json_option, progress
-from voiceassist_db.database import Database
-from voiceassist_db.verification import TableReport, verify
+
+if TYPE_CHECKING:
+    from voiceassist_db.verification import TableReport
 
 
 @click.command("verify")
@@ -20,6 +22,9 @@ def command(as_json: bool) -> None:
     Reads every encrypted table of the database. Exit codes: 0 all is well; 1 some values cannot be trusted (they are
     listed by row, never by content), or the check could not be made.
     """
+    from voiceassist_db.database import Database
+    from voiceassist_db.verification import verify
+
     with Database.from_env() as database, progress("verifying") as report:
         reports = verify(database.engine, database.keys, on_progress=report)
     if as_json:
