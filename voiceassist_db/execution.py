@@ -16,6 +16,7 @@ from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, Tabl
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from voiceassist_db.errors import (
@@ -93,6 +94,20 @@ def execute(
         del parameters
         raise
     del parameters  # a traceback that shows locals would show them
+    raise failure
+
+
+def connection_of(session: Session) -> Connection:
+    """Return a session's connection, with what the session holds back written; an error of that is the caller's own.
+
+    Raises:
+        VoiceAssistDBError: There is none, or the session's transaction has failed.
+    """
+    session.flush()
+    try:
+        return session.connection()
+    except _DRIVER_ERRORS as error:
+        failure = translate(error, table="")
     raise failure
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
-from voiceassist_db.execution import Prepared, translated
+from voiceassist_db.execution import Prepared, connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
@@ -358,11 +358,7 @@ class Repository(Generic[R]):
 
     def _connection(self) -> Connection:
         session = self._session
-        if not isinstance(session, Session):
-            return session
-        session.flush()
-        with translated():
-            return session.connection()
+        return connection_of(session) if isinstance(session, Session) else session
 
     def _changeable(self) -> set[str]:
         plain = {each.name for each in self._statements.plain} - BOOKKEEPING
