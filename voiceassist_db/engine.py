@@ -28,6 +28,14 @@ CONNECT_TIMEOUT_S: Final = 10
 _CHECKED: Final = "voiceassist_db.is_checked"
 _POOLED: Final = "voiceassist_db.is_pooled"
 
+_REFUSED: Final = f"""no key is sent over this connection, for it could be seen:
+{{findings}}
+`voiceassist-db check` shows all that matters, `voiceassist-db provision` mends it, and {ALLOW_UNSAFE}=1 goes on all the same, \
+for development without real patients."""
+
+_ALLOWED: Final = """keys and patients' values are sent over a connection where they can be seen. For development only, never for real patients:
+%s"""
+
 
 def create_engine(url: str | URL, *, allow_unsafe: bool = False, **options: Any) -> Engine:
     """Create an engine for ``postgresql://…`` that never shows a parameter in a log or an error.
@@ -143,15 +151,6 @@ def _admit(driver: Any, session: Session, *, allow_unsafe: bool) -> None:
     if findings:
         logger.warning(_ALLOWED, safety.described(findings))
     allow_keys(driver)
-
-
-_REFUSED: Final = f"""no key is sent over this connection, for it could be seen:
-{{findings}}
-`voiceassist-db check` shows all that matters, `voiceassist-db provision` mends it, and {ALLOW_UNSAFE}=1 goes on all the same, \
-for development without real patients."""
-
-_ALLOWED: Final = """keys and patients' values are sent over a connection where they can be seen. For development only, never for real patients:
-%s"""
 
 
 def _on_commit(connection: Connection) -> None:
