@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import sqlalchemy
 from psycopg import AsyncClientCursor, ClientCursor
@@ -36,6 +37,8 @@ for development without real patients."""
 _ALLOWED: Final = """keys and patients' values are sent over a connection where they can be seen. For development only, never for real patients:
 %s"""
 
+_GATES: Final[WeakKeyDictionary[Engine, _Gate]] = WeakKeyDictionary()
+
 
 def create_engine(url: str | URL, *, allow_unsafe: bool = False, **options: Any) -> Engine:
     """Create an engine for ``postgresql://…`` that never shows a parameter in a log or an error.
@@ -64,9 +67,10 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False) -> Engine:
         engine: An engine for PostgreSQL through psycopg.
         allow_unsafe: Send keys over unsafe connections too, with a warning that says what that risks. For development.
     """
-    if not any(event.contains(engine, "checkout", each) for each in (_on_checkout, _on_checkout_if_unsafe)):
-        event.listen(engine, "checkout", _on_checkout_if_unsafe if allow_unsafe else _on_checkout)
-        event.listen(engine, "begin", _on_begin)
+    if engine not in _GATES:
+        gate = _GATES[engine] = _Gate(allow_unsafe=allow_unsafe)
+        event.listen(engine, "checkout", gate.on_checkout)
+        event.listen(engine, "begin", gate.on_begin)
         event.listen(engine, "commit", _on_commit)
     return engine
 
@@ -89,35 +93,45 @@ def _defaults(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
-    _check_once(connection, record, allow_unsafe=False)
+class _Gate:
+    """Decides of each connection of an engine whether it may send keys."""
 
+    def __init__(self, *, allow_unsafe: bool) -> None:
+        self._allow_unsafe = allow_unsafe
+        self._has_warned = False
 
-def _on_checkout_if_unsafe(connection: Any, record: Any, _proxy: Any) -> None:
-    _check_once(connection, record, allow_unsafe=True)
+    def on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
+        # At checkout and not at connect, so that connections which were in the pool before prepare() are reached as well.
+        if _CHECKED in record.info:
+            return
+        driver = record.driver_connection
+        _require_fitting(driver)
+        session = _ask(connection)
+        if not driver.autocommit:
+            connection.rollback()
+        if safety.is_pooled(driver, session):
+            driver.prepare_threshold = None  # a statement that one server prepared, the next one would not know
+            if not self._allow_unsafe:
+                record.info[_POOLED] = True
+        self._admit(driver, session)
+        record.info[_CHECKED] = True
 
+    def on_begin(self, connection: Connection) -> None:
+        # Behind a pooler each transaction may be another server's session. This statement is the transaction's first.
+        if _POOLED in connection.connection.info:
+            self._admit(connection.connection.driver_connection, _ask(connection.connection))
 
-def _check_once(connection: Any, record: Any, *, allow_unsafe: bool) -> None:
-    # At checkout and not at connect, so that connections which were in the pool before prepare() are reached as well.
-    if _CHECKED in record.info:
-        return
-    driver = record.driver_connection
-    _require_fitting(driver)
-    session = _ask(connection)
-    if not driver.autocommit:
-        connection.rollback()
-    if safety.is_pooled(driver, session):
-        driver.prepare_threshold = None  # a statement that one server prepared, the next one would not know
-        if not allow_unsafe:
-            record.info[_POOLED] = True
-    _admit(driver, session, allow_unsafe=allow_unsafe)
-    record.info[_CHECKED] = True
-
-
-def _on_begin(connection: Connection) -> None:
-    # Behind a pooler each transaction may be another server's session. This statement is the transaction's first.
-    if _POOLED in connection.connection.info:
-        _admit(connection.connection.driver_connection, _ask(connection.connection), allow_unsafe=False)
+    def _admit(self, driver: Any, session: Session) -> None:
+        findings = safety.unsafe_settings(session) + safety.unsafe_transport(driver)
+        if safety.is_pooled(driver, session):
+            findings += safety.unsafe_hop(driver, session)
+        if findings and not self._allow_unsafe:
+            refuse_keys(driver, _REFUSED.format(findings=safety.described(findings)))
+            return
+        if findings and not self._has_warned:
+            self._has_warned = True
+            logger.warning(_ALLOWED, safety.described(findings))
+        allow_keys(driver)
 
 
 def _ask(connection: Any) -> Session:
@@ -139,18 +153,6 @@ def _require_fitting(driver: Any) -> None:
         raise ConfigurationError(
             f"this connection's client_encoding is {driver.info.encoding}, which cannot carry every text: set it to utf8"
         )
-
-
-def _admit(driver: Any, session: Session, *, allow_unsafe: bool) -> None:
-    findings = safety.unsafe_settings(session) + safety.unsafe_transport(driver)
-    if safety.is_pooled(driver, session):
-        findings += safety.unsafe_hop(driver, session)
-    if findings and not allow_unsafe:
-        refuse_keys(driver, _REFUSED.format(findings=safety.described(findings)))
-        return
-    if findings:
-        logger.warning(_ALLOWED, safety.described(findings))
-    allow_keys(driver)
 
 
 def _on_commit(connection: Connection) -> None:

@@ -177,11 +177,14 @@ def test_the_override_goes_on_and_says_what_it_risks(
     deployment.admin.execute(f"ALTER ROLE {ROLES.app} SET plan_cache_mode = auto")
     try:
         with caplog.at_level(logging.WARNING):
-            use(engine_of(allow_unsafe=True), deployment)
+            engine = engine_of(allow_unsafe=True)
+            use(engine, deployment)
+            with engine.connect(), engine.connect() as connection:
+                assert Database(engine, deployment.provider).using(connection).patients.page() == []
     finally:
         deployment.admin.execute(f"ALTER ROLE {ROLES.app} SET plan_cache_mode = force_generic_plan")
     assert "can be seen" in caplog.text
-    assert "plan_cache_mode: is auto" in caplog.text
+    assert caplog.text.count("plan_cache_mode: is auto") == 1  # of an engine, and not of each of its connections
 
 
 def test_no_value_is_sent_before_the_refusal(deployment: Deployment, engine_of: Callable[..., Engine]) -> None:
