@@ -17,6 +17,8 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Date,
+    DateTime,
+    FromClause,
     Integer,
     LargeBinary,
     String,
@@ -85,14 +87,22 @@ def encrypt_new(table: EncryptedTable, field: EncryptedField, value: ColumnEleme
     return encrypt(field.kind, value, column_key(table, field, "current"))
 
 
-def decrypt_stored(table: EncryptedTable, field: EncryptedField) -> ColumnElement[Any]:
+def decrypt_stored(
+    table: EncryptedTable, field: EncryptedField, source: FromClause | None = None
+) -> ColumnElement[Any]:
     """Return the expression of a stored plaintext, by the key of its row's version.
+
+    Args:
+        table: The table.
+        field: The field.
+        source: What to take the row's columns from; the table by default.
 
     A row of neither live version yields NULL, and not an error that would end the caller's transaction: so whoever uses this
     must select the row's version beside it, and refresh the keyring where it is unknown.
     """
-    ciphertext = table.table.c[field.column]
-    return _by_version(table, {slot: decrypt(field.kind, ciphertext, column_key(table, field, slot)) for slot in SLOTS})
+    columns = (table.table if source is None else source).c
+    choices = {slot: decrypt(field.kind, columns[field.column], column_key(table, field, slot)) for slot in SLOTS}
+    return _by_version(columns[table.version.name], choices)
 
 
 def encrypt_stored(
@@ -107,7 +117,7 @@ def encrypt_stored(
         schemes: Scheme of each live version, by slot.
     """
     return _by_version(
-        table,
+        table.version,
         {
             slot: encrypt(field.kind, _bind_to_row(table, field, value, scheme), column_key(table, field, slot))
             for slot, scheme in schemes.items()
@@ -142,8 +152,8 @@ def is_live(table: EncryptedTable) -> ColumnElement[bool]:
     return table.version.in_([version_parameter(slot) for slot in SLOTS])
 
 
-def _by_version(table: EncryptedTable, choices: Mapping[str, ColumnElement[Any]]) -> Case[Any]:
-    return case({version_parameter(slot): choice for slot, choice in choices.items()}, value=table.version)
+def _by_version(version: ColumnElement[int], choices: Mapping[str, ColumnElement[Any]]) -> Case[Any]:
+    return case({version_parameter(slot): choice for slot, choice in choices.items()}, value=version)
 
 
 def _bind_to_row(
@@ -165,9 +175,8 @@ def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
     for column in key:
         part: ColumnElement[str] = cast(column, Text)
         if isinstance(column.type, Date):
-            part = func.to_char(
-                column, _quoted("YYYY-MM-DD"), type_=Text
-            )  # a cast would follow the session's DateStyle
+            # A cast to text would follow the session's DateStyle. There is no to_char of a date, only of a timestamp.
+            part = func.to_char(cast(column, DateTime), _quoted("YYYY-MM-DD"), type_=Text)
         elif isinstance(column.type, String):
             for character, escaped in (("%", "%25"), (":", "%3A"), ("/", "%2F")):
                 part = func.replace(part, _quoted(character), _quoted(escaped), type_=Text)

@@ -113,8 +113,8 @@ class Statements:
         always = select(literal_column("1").label("one")).subquery("always")
 
         def build() -> Executable:
-            statement = self._ordered(fields).add_columns(_unknown_index_keys())
-            return statement.select_from(always.outerjoin(self.table.table, condition))
+            stored = self._stored(fields).select_from(always.outerjoin(self.table.table, condition))
+            return self._opened(fields, stored).add_columns(_unknown_index_keys())
 
         return self._once(("find", index_column, fields), build)
 
@@ -128,11 +128,11 @@ class Statements:
         """At most ``limit`` rows in the order of the primary key, after a given one, within equal columns."""
 
         def build() -> Executable:
-            statement = self._ordered(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
+            stored = self._stored(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
             if after:
                 key = [bindparam(f"after_{each.name}", type_=_unlimited(each.type)) for each in self.table.key]
-                statement = statement.where(tuple_(*self.table.key) > tuple_(*key))
-            return statement.limit(bindparam("limit"))
+                stored = stored.where(tuple_(*self.table.key) > tuple_(*key))
+            return self._opened(fields, stored.limit(bindparam("limit")))
 
         return self._once(("page", fields, within, after), build)
 
@@ -179,20 +179,32 @@ class Statements:
             return cast(column(name, given), _unlimited(type_))
 
         row = self._new_row(element)
-        source = func.unnest(*(cast(bindparam(name), ARRAY(type_)) for name, type_ in elements.items())).table_valued(
-            *(column(name, type_) for name, type_ in elements.items()), name="given"
-        )
+        # Side by side in a target list, and not unnest(a, b) in FROM, whose rows the server gathers: plaintext, in a file on its
+        # disk where they need more than work_mem.
+        arrays = (func.unnest(cast(bindparam(name), ARRAY(type_))).label(name) for name, type_ in elements.items())
         return insert(self.table.table).from_select(
             list(row),
-            select(*row.values()).select_from(source.render_derived()).where(_is_writable(), *self._index_is_current()),
+            select(*row.values())
+            .select_from(select(*arrays).subquery("given"))
+            .where(_is_writable(), *self._index_is_current()),
         )
 
     def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
         decrypted = (decrypt_stored(self.table, field).label(field.name) for field in fields)
         return select(*self.table.key, self.table.version, *self.plain, *decrypted)
 
-    def _ordered(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
-        return self._select(fields).order_by(*self.table.key)
+    def _stored(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
+        """Select what is stored of rows, in the order of the primary key."""
+        ciphertexts = (self.table.table.c[field.column] for field in fields)
+        return select(*self.table.key, self.table.version, *self.plain, *ciphertexts).order_by(*self.table.key)
+
+    def _opened(self, fields: tuple[EncryptedField, ...], stored: Select[Any]) -> Select[Any]:
+        """Decrypt what is selected, after it was sorted: a sort that needs more than work_mem writes its rows to disk."""
+        # OFFSET 0 keeps the server from pulling the inner query up into this one.
+        source = stored.offset(literal_column("0")).subquery("stored")
+        decrypted = (decrypt_stored(self.table, field, source).label(field.name) for field in fields)
+        plain = (source.c[each.name] for each in (*self.table.key, self.table.version, *self.plain))
+        return select(*plain, *decrypted).order_by(*(source.c[each.name] for each in self.table.key))
 
     def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         changes: dict[str, Any] = {

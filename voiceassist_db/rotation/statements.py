@@ -15,6 +15,7 @@ from sqlalchemy import (
     ARRAY,
     ColumnElement,
     Connection,
+    Double,
     Float,
     Integer,
     LargeBinary,
@@ -115,7 +116,7 @@ them; with naps of 2 ms, between which more rows gather into a burst, it was 1.5
 
 def _naps() -> ColumnElement[bool]:
     """Return a condition that always holds, and naps for a share of the rows that it is asked for."""
-    nap = func.pg_sleep(literal_column(str(NAP_S))).is_not(None)
+    nap = func.pg_sleep(cast(literal_column(str(NAP_S)), Double)).is_not(None)
     is_due = func.random(type_=Float) < bindparam("nap_share", type_=Float)
     return case((is_due, nap), else_=true())
 
