@@ -15,8 +15,9 @@ from psycopg import AsyncClientCursor, ClientCursor
 from sqlalchemy import Connection, text
 
 from voiceassist_db import safety
-from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.execution import execute, regclass
+from voiceassist_db.catalogue import encrypted_tables, system_names
+from voiceassist_db.errors import SchemaNotMigratedError
+from voiceassist_db.execution import execute
 
 
 class Verdict(StrEnum):
@@ -67,7 +68,14 @@ KNOWN_LIBRARIES: Final = frozenset(
 )
 """Libraries that are known to log no parameter under ``safety.SETTINGS``."""
 
-DECRYPTING: Final = ("pgp_sym_decrypt", "pgp_sym_decrypt_bytea")
+KEYED: Final = (
+    *("pgp_sym_decrypt", "pgp_sym_decrypt_bytea", "pgp_sym_encrypt", "pgp_sym_encrypt_bytea"),
+    *("pgp_pub_decrypt", "pgp_pub_decrypt_bytea", "decrypt", "decrypt_iv", "encrypt", "encrypt_iv", "hmac"),
+)
+"""Functions of pgcrypto that are given a key."""
+
+PREDEFINED: Final = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
+"""Roles of PostgreSQL's own that reach its files, and so are as good as a superuser."""
 
 
 def check(connection: Connection) -> list[Line]:
@@ -76,15 +84,14 @@ def check(connection: Connection) -> list[Line]:
     Args:
         connection: A connection as the role whose safety is asked for, which need not be allowed to receive keys.
     """
-    return [
-        *_connection(connection),
-        *_role(connection),
-        *_schemas(connection),
-        *_functions(connection),
-        *_dependants(connection),
-        *_server(connection),
-        _core_dumps(),
-    ]
+    session = safety.Session.of(tuple(_all(connection, safety.SESSION)[0]))
+    lines = [*_connection(connection, session), *_names(connection, session)]
+    with system_names(connection):
+        lines += _role(connection)
+        lines += _functions(connection, session)
+        lines += _dependants(connection)
+        lines += _server(connection)
+    return [*lines, _core_dumps()]
 
 
 def _all(connection: Connection, query: str, **parameters: Any) -> list[Any]:
@@ -96,9 +103,8 @@ def _named(connection: Connection, query: str, **parameters: Any) -> str:
     return ", ".join(str(row[0]) for row in _all(connection, query, **parameters))
 
 
-def _connection(connection: Connection) -> Iterator[Line]:
+def _connection(connection: Connection, session: safety.Session) -> Iterator[Line]:
     driver: Any = connection.connection.driver_connection
-    session = safety.Session.of(tuple(_all(connection, safety.SQL)[0]))
     wrong = {finding.subject: finding for finding in safety.unsafe_settings(session)}
     for name in safety.SETTINGS:
         if (finding := wrong.get(name)) is not None:
@@ -133,59 +139,61 @@ def _role(connection: Connection) -> Iterator[Line]:
         yield Line("role", Verdict.UNSAFE, f"{name} is a superuser, whom nothing in the database holds back", remedy)
         return
     powers = [what for has, what in ((bypasses, "BYPASSRLS"), (creates, "CREATEROLE")) if has]
+    try:
+        tables = encrypted_tables(connection)
+    except SchemaNotMigratedError as error:
+        tables = []
+        yield Line("encrypted tables", Verdict.UNSAFE, str(error), "No rotation or verification runs before.")
+    owners = _all(
+        connection,
+        "SELECT r.rolname, r.rolname = ANY(:predefined) FROM pg_catalog.pg_roles r WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER') "
+        "AND r.rolname <> current_user AND (r.rolsuper OR r.rolname = ANY(:predefined))",
+        predefined=list(PREDEFINED),
+    )
+    if owners:
+        names = ", ".join(each[0] for each in owners)
+        remedy_ = f"REVOKE {names} FROM {safety.quoted(name)};"
+        yield Line(
+            "role", Verdict.UNSAFE, f"{name} may become, or act as, {names}, which reach past every right", remedy_
+        )
     owned = [
         each.name
-        for each in encrypted_tables(connection)
+        for each in tables
         if _all(
             connection,
-            "SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)",
-            name=regclass(connection, each.table),
+            "SELECT pg_catalog.pg_has_role(c.relowner, 'MEMBER') FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
+            "ON n.oid = c.relnamespace WHERE c.relname = :name AND n.nspname = :schema",
+            name=each.table.name,
+            schema=each.table.schema,
         )[0][0]
     ]
     if owned:
+        detail = (
+            f"{name} owns {', '.join(owned)}, or may become who does: fit for migrations, and not for an application"
+        )
+        yield Line("role", Verdict.UNSAFE, detail, remedy)
+    if powers:
         yield Line(
             "role",
             Verdict.UNSAFE,
-            f"{name} owns {', '.join(owned)}: fit for migrations, and not for an application",
-            remedy,
+            f"{name} has {' and '.join(powers)}",
+            f"ALTER ROLE {safety.quoted(name)} NO{' NO'.join(powers)};",
         )
-    if powers:
-        yield Line(
-            "role", Verdict.UNSAFE, f"{name} has {' and '.join(powers)}", f"ALTER ROLE {name} NO{' NO'.join(powers)};"
-        )
-    if not owned and not powers:
+    if not owned and not powers and not owners:
         yield Line("role", Verdict.OK, f"{name} is no superuser and owns no encrypted table")
 
 
-def _schemas(connection: Connection) -> Iterator[Line]:
-    # Whoever may create in a schema of the path can put a function or a table where this role's statements find it first.
-    rows = _all(
-        connection,
-        """
-        SELECT n.nspname, coalesce(string_agg(DISTINCT coalesce(r.rolname, 'PUBLIC'), ', ') FILTER (
-            WHERE a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner AND NOT coalesce(r.rolsuper, false)
-              AND NOT a.grantee = ANY(ARRAY(SELECT DISTINCT c.relowner FROM pg_catalog.pg_class c
-                                            WHERE c.relname IN ('encryption_keys', 'patient_data')))), '')
-        FROM pg_catalog.pg_namespace n
-        LEFT JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a ON true
-        LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
-        WHERE n.nspname = ANY(pg_catalog.current_schemas(false)) OR n.nspname = 'pgcrypto'
-        GROUP BY n.nspname ORDER BY n.nspname
-        """,
-    )
-    for schema, creators in rows:
-        if creators:
-            yield Line(
-                f"schema {schema}",
-                Verdict.UNSAFE,
-                f"{creators} may create in it what this role's statements find by name",
-                f"REVOKE CREATE ON SCHEMA {schema} FROM {creators};",
-            )
-        else:
-            yield Line(f"schema {schema}", Verdict.OK, "nobody but owners may create in it")
+def _names(connection: Connection, session: safety.Session) -> Iterator[Line]:
+    findings = safety.unsafe_schemas(tuple(row) for row in _all(connection, safety.SCHEMAS))
+    findings += safety.hidden_tables(session)
+    for finding in findings:
+        yield Line(finding.subject, Verdict.UNSAFE, finding.problem, finding.remedy)
+    if not findings:
+        detail = f"{', '.join(session.path)}: nobody but who may create schemas has anything in it that could be taken for another"
+        yield Line("search path", Verdict.OK, detail)
 
 
-def _functions(connection: Connection) -> Iterator[Line]:
+def _functions(connection: Connection, session: safety.Session) -> Iterator[Line]:
     installed = _named(
         connection,
         "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
@@ -200,7 +208,7 @@ def _functions(connection: Connection) -> Iterator[Line]:
         """
         SELECT p.oid::pg_catalog.regprocedure FROM pg_catalog.pg_proc p
         JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-        WHERE (n.nspname = ANY(pg_catalog.current_schemas(false)) OR n.nspname = 'pgcrypto')
+        WHERE n.nspname::text = ANY(:path)
           AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                           AND d.objid = p.oid AND d.deptype = 'e')
           AND p.proname IN (SELECT o.proname FROM pg_catalog.pg_proc o JOIN pg_catalog.pg_depend d ON d.objid = o.oid
@@ -208,13 +216,14 @@ def _functions(connection: Connection) -> Iterator[Line]:
                             JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'pgcrypto')
         ORDER BY 1
         """,
+        path=[*session.path, "pgcrypto"],
     )
     if shadows:
         yield Line(
             "pgcrypto",
             Verdict.UNSAFE,
             f"functions of the same name could be given keys: {shadows}",
-            f"DROP FUNCTION {shadows};",
+            "DROP FUNCTION each of them.",
         )
     else:
         yield Line("pgcrypto", Verdict.OK, "is in its own schema, and no function has a name of its")
@@ -222,20 +231,39 @@ def _functions(connection: Connection) -> Iterator[Line]:
 
 def _dependants(connection: Connection) -> Iterator[Line]:
     # An index or a view over a decryption holds its key in the catalogue; statistics of one hold plaintext.
+    wrappers = _all(
+        connection,
+        """
+        SELECT p.oid::int8, p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p
+        WHERE p.prosrc ~ :called AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_depend d
+            WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e')
+        ORDER BY 2
+        """,
+        called=rf"\m(pgcrypto\.\w+|{'|'.join(KEYED)})\s*\(",
+    )
     found = _named(
         connection,
         """
         SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, 0)
         FROM pg_catalog.pg_depend d
         JOIN pg_catalog.pg_proc p ON d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = d.refobjid
-        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'pgcrypto'
-        WHERE p.proname = ANY(:names) ORDER BY 1
+        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'pgcrypto' AND p.proname = ANY(:names) OR p.oid::int8 = ANY(:wrappers) ORDER BY 1
         """,
-        names=list(DECRYPTING),
+        names=list(KEYED),
+        wrappers=[each[0] for each in wrappers],
     )
     if found:
         problem = f"depend on decrypted values, so that a key or plaintext lies in the catalogue: {found}"
         yield Line("views and indexes", Verdict.UNSAFE, problem, "Drop them, and rotate the key.")
+    elif wrappers:
+        names = ", ".join(each[1] for each in wrappers)
+        yield Line(
+            "views and indexes",
+            Verdict.NOTE,
+            f"none is over a decrypted value, but these functions call pgcrypto: {names}",
+        )
     else:
         yield Line("views and indexes", Verdict.OK, "none is over a decrypted value")
 

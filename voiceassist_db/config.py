@@ -76,9 +76,10 @@ def key_store_problem(environment: Mapping[str, str] = os.environ) -> str | None
 def is_this_machine(host: str) -> bool:
     """Say whether a host's name or address can only be this machine."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:

@@ -77,6 +77,7 @@ class Database:
         engine = session.get_bind() if isinstance(session, Session) else session
         if engine.engine.pool is not self.engine.pool:
             raise ValueError("this session belongs to another engine: give that engine to Database()")
+        prepare(engine.engine)  # which may have been made of this one's by execution_options(), or this one of it
         return Repositories(session, self.keys)
 
     def close(self) -> None:
@@ -141,6 +142,7 @@ class AsyncDatabase:
         """
         if session.get_bind().engine.pool is not self.engine.pool:
             raise ValueError("this session belongs to another engine: give that engine to AsyncDatabase()")
+        prepare(session.get_bind().engine)
         return AsyncTransaction(session, self.keys)
 
     async def close(self) -> None:

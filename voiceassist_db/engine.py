@@ -37,6 +37,8 @@ for development without real patients."""
 _ALLOWED: Final = """keys and patients' values are sent over a connection where they can be seen. For development only, never for real patients:
 %s"""
 
+_NOT_LOOKED_AT: Final = "no key is sent behind a pooler outside of a transaction that began on a prepared engine: use Database(), or prepare()"
+
 _GATES: Final[WeakKeyDictionary[Engine, _Gate]] = WeakKeyDictionary()
 
 
@@ -68,7 +70,9 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False) -> Engine:
         allow_unsafe: Send keys over unsafe connections too, with a warning that says what that risks. For development.
     """
     if engine not in _GATES:
-        gate = _GATES[engine] = _Gate(allow_unsafe=allow_unsafe)
+        # One gate for all engines of a pool, as execution_options() makes them.
+        others = (gate for each, gate in _GATES.items() if each.pool is engine.pool)
+        gate = _GATES[engine] = next(others, None) or _Gate(allow_unsafe=allow_unsafe)
         event.listen(engine, "checkout", gate.on_checkout)
         event.listen(engine, "begin", gate.on_begin)
         event.listen(engine, "commit", _on_commit)
@@ -87,6 +91,7 @@ def _defaults(options: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "hide_parameters": True,
+        "use_native_hstore": False,  # to find that type SQLAlchemy asks by unqualified names, before anybody has looked whose they are
         "pool_pre_ping": True,
         **options,
         "connect_args": connect_args | options.get("connect_args", {}),
@@ -102,29 +107,46 @@ class _Gate:
 
     def on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
         # At checkout and not at connect, so that connections which were in the pool before prepare() are reached as well.
-        if _CHECKED in record.info:
-            return
         driver = record.driver_connection
+        if _CHECKED in record.info:
+            if _POOLED in record.info:
+                refuse_keys(driver, _NOT_LOOKED_AT)
+            return
         _require_fitting(driver)
         session = _ask(connection)
+        findings = safety.unsafe_schemas(_ask_all(connection, safety.SCHEMAS))
         if not driver.autocommit:
             connection.rollback()
         if safety.is_pooled(driver, session):
             driver.prepare_threshold = None  # a statement that one server prepared, the next one would not know
-            if not self._allow_unsafe:
-                record.info[_POOLED] = True
-        self._admit(driver, session)
+            record.info[_POOLED] = session, findings
+            refuse_keys(driver, _NOT_LOOKED_AT)
+        else:
+            self._admit(driver, session, findings)
         record.info[_CHECKED] = True
 
     def on_begin(self, connection: Connection) -> None:
-        # Behind a pooler each transaction may be another server's session. This statement is the transaction's first.
-        if _POOLED in connection.connection.info:
-            self._admit(connection.connection.driver_connection, _ask(connection.connection))
+        """Look again behind a pooler, where each transaction may be another server's session; this is its first statement.
 
-    def _admit(self, driver: Any, session: Session) -> None:
-        findings = safety.unsafe_settings(session) + safety.unsafe_transport(driver)
-        if safety.is_pooled(driver, session):
-            findings += safety.unsafe_hop(driver, session)
+        A transaction that begins in another way, as one in two phases does, gets no key.
+        """
+        info = getattr(connection.connection, "info", None) or {}
+        if _POOLED not in info:
+            return
+        driver: Any = connection.connection.driver_connection
+        session = _ask(connection.connection)
+        before, findings = info[_POOLED]
+        findings = findings + safety.unsafe_hop(driver, session)
+        if session.path != before.path:
+            where = ", ".join(session.path)
+            findings.append(
+                safety.Finding("search_path", f"was changed to {where} in this session", "RESET search_path;")
+            )
+        self._admit(driver, session, findings)
+
+    def _admit(self, driver: Any, session: Session, findings: list[safety.Finding]) -> None:
+        own = safety.unsafe_settings(session) + safety.unsafe_transport(driver) + safety.hidden_tables(session)
+        findings = own + findings
         if findings and not self._allow_unsafe:
             refuse_keys(driver, _REFUSED.format(findings=safety.described(findings)))
             return
@@ -134,13 +156,18 @@ class _Gate:
         allow_keys(driver)
 
 
-def _ask(connection: Any) -> Session:
+def _ask_all(connection: Any, question: str) -> list[tuple[Any, ...]]:
     cursor = connection.cursor()
     try:
-        cursor.execute(safety.SQL)
-        return Session.of(cursor.fetchone())
+        cursor.execute(question)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
     finally:
         cursor.close()
+    return rows
+
+
+def _ask(connection: Any) -> Session:
+    return Session.of(_ask_all(connection, safety.SESSION)[0])
 
 
 def _require_fitting(driver: Any) -> None:

@@ -114,6 +114,9 @@ class Key:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Key cannot be pickled or copied")
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Key has no state to show")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySet:

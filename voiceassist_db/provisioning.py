@@ -6,15 +6,16 @@ password: whoever runs them sets those. Settings are given to each role itself, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, MetaData, Table, text
 
-from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.catalogue import encrypted_tables, system_names
 from voiceassist_db.errors import ConfigurationError, ProvisioningError
-from voiceassist_db.execution import execute, regclass
+from voiceassist_db.execution import execute
 from voiceassist_db.models import (
     EncryptedTable,
     EncryptionKeyRow,
@@ -23,7 +24,7 @@ from voiceassist_db.models import (
     KeyRotationRow,
     table_of,
 )
-from voiceassist_db.safety import SETTINGS
+from voiceassist_db.safety import NOT_TRUSTED, SETTINGS, quoted
 
 _NEWER_SETTINGS: Final = {"auto_explain.log_parameter_max_length": 16}
 """Settings by the PostgreSQL version that brought them: the ones before refuse the name while the module is loaded."""
@@ -69,168 +70,213 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
         roles: Names of the roles; those that are missing are created.
 
     Raises:
-        ProvisioningError: A name is that of a superuser.
+        ProvisioningError: A name is that of a superuser, or somebody unknown has something where only the owner's may be.
+        SchemaNotMigratedError: A table is declared as encrypted and cannot be followed.
     """
-    return list(_Plan(connection, roles).statements())
+    path = _all(connection, "SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]")[0][0]
+    with system_names(connection):
+        return list(_Plan(connection, roles, path).statements())
 
 
 def provision(connection: Connection, roles: Roles) -> list[str]:
     """Run them in the connection's transaction, which the caller commits, and return them.
 
     Raises:
+        ProvisioningError, SchemaNotMigratedError: As for :func:`statements`.
         DatabaseError: The connection's role may not do that.
     """
     made = statements(connection, roles)
-    for statement in made:
-        execute(connection, text(statement.replace(":", r"\:")), table="roles")
+    with system_names(connection):
+        for statement in made:
+            execute(connection, text(statement.replace(":", r"\:")), table="roles")
     return made
 
 
+def _all(connection: Connection, query: str, **parameters: Any) -> list[Any]:
+    return list(execute(connection, text(query), parameters, table="pg_catalog"))
+
+
 class _Plan:
-    def __init__(self, connection: Connection, roles: Roles) -> None:
+    """The statements for one database, whose names are looked up in the system's schema only, and so are written in full."""
+
+    def __init__(self, connection: Connection, roles: Roles, path: list[str]) -> None:
         self._connection = connection
         self._roles = roles
-        self._owner, self._app, self._rotator, self._auditor = (self._quote(name) for name in roles.names())
+        self._path = path
+        self._owner, self._app, self._rotator, self._auditor = (quoted(name) for name in roles.names())
         self._everyone = (self._owner, self._app, self._rotator, self._auditor)
+        self._keyed = (self._owner, self._app, self._rotator)
 
-    @staticmethod
-    def _quote(name: str) -> str:
-        return '"' + name.replace('"', '""') + '"'
+    def _all(self, query: str, **parameters: Any) -> list[Any]:
+        return _all(self._connection, query, **parameters)
 
     def statements(self) -> Iterator[str]:
+        self._require_trusted_schemas()
         yield from self._create_roles()
         yield from self._settings()
         yield from self._database()
-        yield from self._pgcrypto()
         tables = encrypted_tables(self._connection)
-        yield from self._registry()
+        registry = {table.name: self._existing(table) for table in (*_REGISTRY, _MIGRATIONS)}
+        names = {table.name: self._tree(table.table) for table in tables}
+        own = {schema for schema, _ in (*registry.values(), *itertools.chain(*names.values())) if schema}
+        yield from self._schemas(own | {"public"} & set(self._path))
+        yield from self._registry({name: _full(*found) for name, found in registry.items() if found[0]})
         for table in tables:
-            yield from self._encrypted(table)
-        for schema in sorted({each.table.schema for each in tables if each.table.schema}):
-            for role in self._everyone:
-                yield f"GRANT USAGE ON SCHEMA {self._quote(schema)} TO {role}"
+            yield from self._encrypted(table, [_full(*found) for found in names[table.name]])
+
+    def _require_trusted_schemas(self) -> None:
+        """Refuse a schema pgcrypto of somebody unknown, who could put functions into it that are given keys."""
+        foreign = self._all(
+            f"SELECT pg_catalog.pg_get_userbyid(n.nspowner) FROM pg_catalog.pg_namespace n WHERE n.nspname = 'pgcrypto' "  # noqa: S608  # of constants
+            f"AND n.nspowner <> coalesce((SELECT oid FROM pg_catalog.pg_roles WHERE rolname = :owner), 0::oid) AND {NOT_TRUSTED.format(role='n.nspowner')}",
+            owner=self._roles.owner,
+        )
+        if foreign:
+            raise ProvisioningError(
+                f"the schema pgcrypto is of {foreign[0][0]}, who could put functions into it that are given keys: look what is in "
+                "it, then drop it, or ALTER SCHEMA pgcrypto OWNER TO a superuser"
+            )
 
     def _create_roles(self) -> Iterator[str]:
-        found = execute(
-            self._connection,
-            text("SELECT rolname, rolsuper FROM pg_catalog.pg_roles WHERE rolname = ANY(:names)"),
-            {"names": list(self._roles.names())},
-            table="pg_roles",
-        )
-        known = dict(tuple(row) for row in found)
-        for name, quoted in zip(self._roles.names(), self._everyone, strict=True):
+        known = {
+            row.rolname: row.rolsuper
+            for row in self._all(
+                "SELECT rolname, rolsuper FROM pg_catalog.pg_roles WHERE rolname = ANY(:names)",
+                names=list(self._roles.names()),
+            )
+        }
+        for name, quoted_name in zip(self._roles.names(), self._everyone, strict=True):
             if known.get(name):
                 raise ProvisioningError(f"{name} is a superuser, whom no right can be kept from: name another role")
             if name not in known:
-                yield f"CREATE ROLE {quoted} LOGIN"
+                yield f"CREATE ROLE {quoted_name} LOGIN"
+        for role in self._everyone:
+            yield f"ALTER ROLE {role} NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+        memberships = self._all(
+            "SELECT g.rolname AS granted, m.rolname AS member FROM pg_catalog.pg_auth_members a "
+            "JOIN pg_catalog.pg_roles g ON g.oid = a.roleid JOIN pg_catalog.pg_roles m ON m.oid = a.member "
+            "WHERE m.rolname = ANY(:names) AND NOT (m.rolname = :rotator AND g.rolname = 'pg_read_all_stats') ORDER BY 1, 2",
+            names=list(self._roles.names()[1:]),
+            rotator=self._roles.rotator,
+        )
+        for row in memberships:
+            yield f"REVOKE {quoted(row.granted)} FROM {quoted(row.member)}"
 
     def _settings(self) -> Iterator[str]:
-        number = text("SELECT current_setting('server_version_num')::int / 10000")
-        version = execute(self._connection, number, table="pg_settings").scalar_one()
-        for role in (self._owner, self._app, self._rotator):
-            for name, value in SETTINGS.items():
-                if version >= _NEWER_SETTINGS.get(name, 0):
-                    yield f"ALTER ROLE {role} SET {name} = {value}"
+        version = self._all("SELECT pg_catalog.current_setting('server_version_num')::int / 10000")[0][0]
+        names = {name: value for name, value in SETTINGS.items() if version >= _NEWER_SETTINGS.get(name, 0)}
+        for role in self._keyed:
+            for name, value in names.items():
+                yield f"ALTER ROLE {role} SET {name} = {value}"
+        # One for this database alone would win over the role's.
+        for row in self._all(
+            "SELECT r.rolname, d.datname, pg_catalog.split_part(c.setting, '=', 1) AS setting FROM pg_catalog.pg_db_role_setting s "
+            "CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS c (setting) JOIN pg_catalog.pg_roles r ON r.oid = s.setrole "
+            "JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase AND d.datname = pg_catalog.current_database() "
+            "WHERE r.rolname = ANY(:names) AND pg_catalog.split_part(c.setting, '=', 1) = ANY(:settings) ORDER BY 1, 3",
+            names=list(self._roles.names()),
+            settings=list(names),
+        ):
+            yield f"ALTER ROLE {quoted(row.rolname)} IN DATABASE {quoted(row.datname)} RESET {row.setting}"
         # Who holds an old snapshot, and how far replicas are: a rotation waits for them.
         yield f"GRANT pg_read_all_stats TO {self._rotator}"
 
     def _database(self) -> Iterator[str]:
-        name = execute(self._connection, text("SELECT current_database()"), table="pg_database").scalar_one()
+        name = quoted(self._all("SELECT pg_catalog.current_database()")[0][0])
+        yield f"REVOKE CREATE, TEMPORARY ON DATABASE {name} FROM PUBLIC"
         for role in self._everyone:
-            yield f"GRANT CONNECT ON DATABASE {self._quote(name)} TO {role}"
-            yield f"GRANT USAGE ON SCHEMA public TO {role}"
-        yield f"GRANT CREATE ON DATABASE {self._quote(name)} TO {self._owner}"
-        yield "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
-        yield f"GRANT CREATE ON SCHEMA public TO {self._owner}"
+            yield f"REVOKE ALL ON DATABASE {name} FROM {role}"
+            yield f"GRANT CONNECT ON DATABASE {name} TO {role}"
+        yield f"GRANT CREATE, TEMPORARY ON DATABASE {name} TO {self._owner}"
 
-    def _pgcrypto(self) -> Iterator[str]:
-        found = execute(
-            self._connection,
-            text(
-                "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
-                "WHERE e.extname = 'pgcrypto'"
-            ),
-            table="pg_extension",
-        ).scalar()
-        if found is None:
+    def _schemas(self, schemas: Iterable[str]) -> Iterator[str]:
+        found = self._all(
+            "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
+            "WHERE e.extname = 'pgcrypto'"
+        )
+        if not found:
             yield "CREATE SCHEMA IF NOT EXISTS pgcrypto"
             yield "CREATE EXTENSION pgcrypto SCHEMA pgcrypto"
-        elif found != "pgcrypto":
+        elif found[0][0] != "pgcrypto":
             yield "CREATE SCHEMA IF NOT EXISTS pgcrypto"
             yield "ALTER EXTENSION pgcrypto SET SCHEMA pgcrypto"
         yield "REVOKE ALL ON SCHEMA pgcrypto FROM PUBLIC"
-        for role in (self._owner, self._app, self._rotator):
+        for role in (self._app, self._rotator, self._auditor):
+            yield f"REVOKE ALL ON SCHEMA pgcrypto FROM {role}"
+        for role in self._keyed:
             yield f"GRANT USAGE ON SCHEMA pgcrypto TO {role}"
+        for schema in (quoted(each) for each in sorted(schemas)):
+            yield f"REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
+            for role in (self._app, self._rotator, self._auditor):
+                yield f"REVOKE ALL ON SCHEMA {schema} FROM {role}"
+            for role in self._everyone:
+                yield f"GRANT USAGE ON SCHEMA {schema} TO {role}"
+            yield f"GRANT CREATE ON SCHEMA {schema} TO {self._owner}"
 
-    def _registry(self) -> Iterator[str]:
-        keys, index_keys, _, failures = _REGISTRY
-        for table in _REGISTRY:
-            if (name := self._existing(table)) is None:
+    def _registry(self, names: dict[str, str]) -> Iterator[str]:
+        keys, index_keys, _, failures = (table.name for table in _REGISTRY)
+        for table, name in names.items():
+            yield from self._owned(name)
+            if table == _MIGRATIONS.name:
                 continue
-            yield from self._owned(name)
-            if table in (keys, index_keys):
+            if table in {keys, index_keys}:
                 yield f"GRANT SELECT ON {name} TO {self._app}"
-            yield f"GRANT SELECT, INSERT, UPDATE ON {name} TO {self._rotator}"
-            if table is failures:
-                yield f"GRANT DELETE ON {name} TO {self._rotator}"
+            yield f"GRANT SELECT, INSERT, UPDATE{', DELETE' if table == failures else ''} ON {name} TO {self._rotator}"
             yield f"GRANT SELECT ON {name} TO {self._auditor}"
-        if (name := self._existing(_MIGRATIONS)) is not None:
-            yield from self._owned(name)
 
-    def _encrypted(self, table: EncryptedTable) -> Iterator[str]:
+    def _encrypted(self, table: EncryptedTable, names: list[str]) -> Iterator[str]:
         seen = [
             *(column.name for column in table.key),
             table.version.name,
             *(each.column for each in table.fields.values()),
+            *(name for name in _DATES if name in table.table.columns),
         ]
-        seen += [name for name in _DATES if name in table.table.columns]
-        columns = ", ".join(self._quote(column) for column in dict.fromkeys(seen))
-        for name in self._tree(table.table):
+        columns = ", ".join(quoted(column) for column in dict.fromkeys(seen))
+        for name in names:
             yield from self._owned(name)
             yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO {self._app}"
             yield f"GRANT SELECT, UPDATE ON {name} TO {self._rotator}"
             yield f"GRANT SELECT ({columns}) ON {name} TO {self._auditor}"
-        for sequence in self._sequences(table.table):
-            yield f"GRANT USAGE ON SEQUENCE {sequence} TO {self._app}"
+        for row in self._all(
+            "SELECT n.nspname, s.relname FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace "
+            "JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'a' "
+            "WHERE s.relkind = 'S' AND d.refobjid = CAST(:name AS regclass) ORDER BY 1, 2",
+            name=names[0],
+        ):
+            yield f"GRANT USAGE ON SEQUENCE {_full(*row)} TO {self._app}"
 
     def _owned(self, name: str) -> Iterator[str]:
-        owner = execute(
-            self._connection,
-            text(
-                "SELECT pg_catalog.pg_get_userbyid(relowner) FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)"
-            ),
-            {"name": name},
-            table="pg_class",
-        ).scalar_one()
+        owner = self._all(
+            "SELECT pg_catalog.pg_get_userbyid(relowner) FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)",
+            name=name,
+        )[0][0]
         if owner != self._roles.owner:  # it would wait for everybody who uses the table, and let others wait meanwhile
             yield f"ALTER TABLE {name} OWNER TO {self._owner}"
-        for role in (self._app, self._rotator, self._auditor):
-            yield f"REVOKE ALL ON {name} FROM {role}"
-        yield f"REVOKE ALL ON {name} FROM PUBLIC"
+        for role in ("PUBLIC", self._app, self._rotator, self._auditor):
+            yield f"REVOKE ALL ON {name} FROM {role} CASCADE"
 
-    def _existing(self, table: Table) -> str | None:
-        found: str | None = execute(
-            self._connection,
-            text("SELECT to_regclass(:name)::text"),
-            {"name": regclass(self._connection, table)},
-            table=table.name,
-        ).scalar()
-        return found
-
-    def _tree(self, table: Table) -> list[str]:
-        """Return the names of a table and of its partitions, on which the rotation works."""
-        return self._names(
-            table, "SELECT relid::regclass::text FROM pg_catalog.pg_partition_tree(CAST(:name AS regclass))"
-        ) or [regclass(self._connection, table)]
-
-    def _sequences(self, table: Table) -> list[str]:
-        return self._names(
-            table,
-            "SELECT s.oid::regclass::text FROM pg_catalog.pg_class s JOIN pg_catalog.pg_depend d ON d.objid = s.oid "
-            "AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'a' "
-            "WHERE s.relkind = 'S' AND d.refobjid = CAST(:name AS regclass) ORDER BY 1",
+    def _existing(self, table: Table) -> tuple[str, str]:
+        """Return schema and name of a table that is found by its name alone outside of here; empty where there is none."""
+        rows = self._all(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.relname = :name AND n.nspname::text = ANY(:path) AND c.relkind = 'r' "
+            "ORDER BY pg_catalog.array_position(CAST(:path AS text[]), n.nspname::text) LIMIT 1",
+            name=table.name,
+            path=self._path,
         )
+        return (rows[0][0], rows[0][1]) if rows else ("", "")
 
-    def _names(self, table: Table, query: str) -> list[str]:
-        name = {"name": regclass(self._connection, table)}
-        return list(execute(self._connection, text(query), name, table=table.name).scalars())
+    def _tree(self, table: Table) -> list[tuple[str, str]]:
+        """Return schema and name of a table, and of its partitions, on which the rotation works."""
+        rows = self._all(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.oid = CAST(:name AS regclass) "
+            "OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(CAST(:name AS regclass))) "
+            "ORDER BY c.oid = CAST(:name AS regclass) DESC, 1, 2",
+            name=_full(table.schema or "", table.name),
+        )
+        return [(row[0], row[1]) for row in rows]
+
+
+def _full(schema: str, name: str) -> str:
+    return f"{quoted(schema)}.{quoted(name)}"

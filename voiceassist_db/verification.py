@@ -161,7 +161,7 @@ class _Walk:
     def _key_pages(self) -> tuple[Prepared, Prepared]:
         key = self._table.key
         sizes = [
-            func.coalesce(func.octet_length(self._table.table.c[each.column]), literal_column("0"))
+            func.coalesce(func.pg_catalog.octet_length(self._table.table.c[each.column]), literal_column("0"))
             for each in self._table.fields.values()
         ]
         size = functools.reduce(operator.add, sizes)
@@ -263,8 +263,6 @@ def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...], quote: Ca
             literal_column(any_format(column)),
             table.table.c[each.index_column] if each.index_column else null(),
         ]
-    wanted = [f"k{position}" for position in range(len(table.key))]
     arrays = (cast(bindparam(f"key_{position}"), ARRAY(each.type)) for position, each in enumerate(table.key))
-    given = func.unnest(*arrays).table_valued(*wanted, name="wanted").render_derived()
-    condition = tuple_(*table.key).in_(select(*(given.c[name] for name in wanted)))
+    condition = tuple_(*table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
     return Prepared(select(*table.key, table.version, *columns).where(condition), table=table.name)

@@ -54,7 +54,7 @@ def test_a_provisioned_deployment_is_safe(deployment: Deployment) -> None:
     """For the application and for the rotator; nothing is unsafe, and each line has been looked at."""
     assert unsafe(deployment) == set()
     assert unsafe(deployment, ROLES.rotator) == set()
-    subjects = {*SETTINGS, "connection", "cursors", "role", "schema public", "schema pgcrypto", "pgcrypto"}
+    subjects = {*SETTINGS, "connection", "cursors", "role", "search path", "pgcrypto"}
     subjects |= {"views and indexes", "preloaded libraries", "core dumps", *(each[0] for each in CVES)}
     assert subjects == set(lines_of(deployment))
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from tests.safety.conftest import ROLES, Deployment, use
-from voiceassist_db import AsyncDatabase, create_async_engine, create_engine
+from voiceassist_db import AsyncDatabase, Database, create_async_engine, create_engine
 from voiceassist_db.errors import UnsafeConnectionError
 from voiceassist_db.safety import SETTINGS
 from voiceassist_db.status import read_status

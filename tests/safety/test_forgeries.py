@@ -110,7 +110,7 @@ def test_no_forgery_becomes_another_value(database: Database, database_url: URL,
             "SELECT conname FROM pg_constraint WHERE conname LIKE 'patient\\_data\\_%\\_format'"
         ).fetchall():
             owner.execute(f"ALTER TABLE patient_data DROP CONSTRAINT {name}")
-        stored = {
+        stored: dict[str, dict[str, bytes]] = {
             field: dict(owner.execute(f"SELECT patient_id, {field}_encrypted FROM patient_data").fetchall())
             for field in FIELDS
         }

@@ -1,20 +1,45 @@
-"""A role that may create in a schema of the search path cannot capture a key: calls name their schema, and fit exactly."""
+"""A role that may create in a schema of the search path cannot capture a key.
+
+No key is sent while it may, nor while something of its is left there; and where one is sent all the same, by the override, calls name
+their schema and fit exactly.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from sqlalchemy import Connection
 
 from tests.conftest import plain
-from tests.safety.conftest import PASSWORD, ROLES, Deployment
+from tests.safety.conftest import PASSWORD, ROLES, Deployment, use
 from voiceassist_db import Database, Patient, create_engine
+from voiceassist_db.checking import Verdict, check
+from voiceassist_db.errors import SchemaNotMigratedError, UnsafeConnectionError
+from voiceassist_db.provisioning import provision
 from voiceassist_db.rotation import retire, rotate
+from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
 pytestmark = pytest.mark.xdist_group("safety")
+
+
+def provisioned(connection: Connection) -> object:
+    """Provision."""
+    return provision(connection, ROLES)
+
+
+def checked(connection: Connection) -> object:
+    """Check."""
+    return check(connection)
+
+
+def looked_at(connection: Connection) -> object:
+    """Read the status."""
+    return read_status(connection)
+
 
 TYPES = ("text", "varchar", "bytea", "unknown_text")
 TRAP = """
@@ -82,7 +107,8 @@ def test_traps_on_the_search_path_capture_nothing(
     hostile: psycopg.Connection[tuple[object, ...]], deployment: Deployment
 ) -> None:
     """Write, read, search, change, rotate and verify: values are right, and no trap was stepped into."""
-    engine, rotator = create_engine(deployment.url()), create_engine(deployment.url(ROLES.rotator))
+    engine = create_engine(deployment.url(), allow_unsafe=True)
+    rotator = create_engine(deployment.url(ROLES.rotator), allow_unsafe=True)
     database = Database(engine, deployment.provider)
     try:
         with database.transaction() as tx:
@@ -96,7 +122,7 @@ def test_traps_on_the_search_path_capture_nothing(
             assert len(tx.patients.get_many([f"PT-{n}" for n in range(1, 300)])) == 299
         assert [each.failed for each in verify(engine, database.keys)] == [0, 0]
         assert captured(hostile) == []
-        owner = create_engine(deployment.url(ROLES.owner))
+        owner = create_engine(deployment.url(ROLES.owner), allow_unsafe=True)
         retire(owner, database.keys, grace_days=0)
         owner.dispose()
     finally:
@@ -105,6 +131,92 @@ def test_traps_on_the_search_path_capture_nothing(
                 tx.patients.delete(f"PT-{n}")
         engine.dispose()
         rotator.dispose()
+
+
+def test_no_key_is_sent_where_traps_could_be(
+    hostile: psycopg.Connection[tuple[object, ...]], deployment: Deployment
+) -> None:
+    """The error names the schemas, who may create in them, and what mends it; traps that are left count as well."""
+    engine = create_engine(deployment.url())
+    with pytest.raises(UnsafeConnectionError) as refused:
+        use(engine, deployment)
+    lines = str(refused.value)
+    assert "schema hostile: hostile owns it. ALTER SCHEMA hostile OWNER TO CURRENT_USER;" in lines
+    assert "schema public: hostile may create in it" in lines
+    assert "REVOKE CREATE ON SCHEMA public FROM hostile;" in lines
+    deployment.admin.execute("REVOKE CREATE ON SCHEMA public FROM hostile")
+    for role in (ROLES.app, ROLES.rotator):
+        deployment.admin.execute(f"ALTER ROLE {role} RESET search_path")
+    engine.dispose()
+    with pytest.raises(UnsafeConnectionError, match="schema public: hostile owns functions or operators in it"):
+        use(engine, deployment)
+    engine.dispose()
+
+
+def test_a_table_that_hides_another_is_refused(deployment: Deployment) -> None:
+    """Its triggers would run as whoever writes to it by its name."""
+    admin = deployment.admin
+    admin.execute(f"CREATE ROLE hostile LOGIN PASSWORD '{PASSWORD}'; CREATE SCHEMA other")
+    admin.execute("CREATE TABLE other.patient_data (id int); ALTER TABLE other.patient_data OWNER TO hostile")
+    admin.execute(f"GRANT USAGE ON SCHEMA other TO PUBLIC; ALTER ROLE {ROLES.app} SET search_path = other, public")
+    engine = create_engine(deployment.url())
+    try:
+        with pytest.raises(UnsafeConnectionError, match="table other.patient_data: hostile owns it"):
+            use(engine, deployment)
+    finally:
+        engine.dispose()
+        admin.execute(f"ALTER ROLE {ROLES.app} RESET search_path; DROP SCHEMA other CASCADE; DROP ROLE hostile")
+
+
+def test_a_table_of_somebody_unknown_is_not_rotated(deployment: Deployment) -> None:
+    """Anybody can declare a table as encrypted; its trigger would run as the rotator. It is an error, and check says so."""
+    admin = deployment.admin
+    admin.execute(f"CREATE ROLE hostile LOGIN PASSWORD '{PASSWORD}'; CREATE SCHEMA hostile AUTHORIZATION hostile")
+    with psycopg.connect(plain(deployment.url("hostile")), autocommit=True) as connection:
+        connection.execute("CREATE TABLE hostile.t (id int PRIMARY KEY, a_encrypted bytea, key_version int NOT NULL)")
+        connection.execute("COMMENT ON COLUMN hostile.t.a_encrypted IS 'encrypted hostile.t.a as text'")
+    rotator = create_engine(deployment.url(ROLES.rotator))
+    try:
+        with pytest.raises(SchemaNotMigratedError, match="hostile.t of hostile"):
+            rotate(rotator, Database(rotator, deployment.provider).keys)
+        with rotator.connect() as looking:
+            lines = {each.subject: each for each in check(looking)}
+        assert lines["encrypted tables"].verdict is Verdict.UNSAFE
+    finally:
+        rotator.dispose()
+        admin.execute("DROP OWNED BY hostile CASCADE; DROP ROLE hostile")
+    assert deployment.provider.fetch().previous_key is None
+
+
+@pytest.mark.parametrize("work", [provisioned, checked, looked_at])
+def test_an_operator_on_the_path_does_not_run_as_the_superuser(
+    deployment: Deployment, work: Callable[[Connection], object]
+) -> None:
+    """Tools look names up in the system's own schema: a better fitting operator of somebody else is not theirs to call."""
+    admin = deployment.admin
+    admin.execute(f"CREATE ROLE hostile LOGIN PASSWORD '{PASSWORD}'; GRANT CREATE ON SCHEMA public TO hostile")
+    with psycopg.connect(plain(deployment.url("hostile")), autocommit=True) as connection:
+        for left, right in (
+            ("oid", "int"),
+            ("oid", "regtype"),
+            ("name", "text"),
+            ("text", "name"),
+            ("oid", "regclass"),
+        ):
+            connection.execute(
+                f"CREATE FUNCTION public.trap({left}, {right}) RETURNS boolean LANGUAGE plpgsql AS $$ "
+                "BEGIN ALTER ROLE hostile SUPERUSER; RETURN true; END $$; "
+                f"CREATE OPERATOR public.= (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = public.trap)"
+            )
+    engine = create_engine(deployment.server.url())
+    try:
+        with engine.begin() as superuser:
+            work(superuser)
+        became = admin.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'hostile'").fetchone()
+        assert became == (False,)
+    finally:
+        engine.dispose()
+        admin.execute("ALTER ROLE hostile NOSUPERUSER; DROP OWNED BY hostile CASCADE; DROP ROLE hostile")
 
 
 def test_the_traps_work(hostile: psycopg.Connection[tuple[object, ...]], deployment: Deployment) -> None:

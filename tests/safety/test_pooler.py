@@ -74,6 +74,53 @@ def test_autocommit_behind_a_pooler_is_refused(pooled: Engine, deployment: Deplo
         tx.patients.page()
 
 
+@pytest.mark.parametrize("is_twophase", [False, True])
+def test_a_transaction_that_begins_elsewhere_gets_no_unchecked_key(
+    pooled: Engine, pooler: Pooler, deployment: Deployment, is_twophase: bool
+) -> None:
+    """On an engine of the same pool, and in two phases: each transaction is looked at, or gets no key."""
+    database = Database(pooled.execution_options(logging_token="x"), deployment.provider)
+    with psycopg.connect(plain(pooler.url), autocommit=True, prepare_threshold=None) as other:
+        with pooled.connect() as connection:
+            database.using(connection)  # in a session that is still safe
+        other.execute("SET plan_cache_mode = auto")
+        problem = (
+            "outside of a transaction that began on a prepared engine" if is_twophase else "plan_cache_mode: is auto"
+        )
+        with pooled.connect() as connection, pytest.raises(UnsafeConnectionError, match=problem):
+            connection.begin_twophase() if is_twophase else connection.begin()
+            database.using(connection).patients.page()
+        other.execute("RESET plan_cache_mode")
+
+
+def test_a_search_path_that_another_client_changed_is_refused(
+    pooled: Engine, pooler: Pooler, deployment: Deployment
+) -> None:
+    """Names could be found elsewhere, where nobody looked."""
+    use(pooled, deployment)
+    with psycopg.connect(plain(pooler.url), autocommit=True, prepare_threshold=None) as other:
+        other.execute("SET search_path = pg_catalog, public")
+        with pytest.raises(UnsafeConnectionError, match="search_path: was changed"):
+            use(pooled, deployment)
+        other.execute("RESET search_path")
+
+
+def test_a_temporary_table_that_hides_another_is_refused(
+    pooled: Engine, pooler: Pooler, deployment: Deployment
+) -> None:
+    """It belongs to the session, and so to whoever comes next; its triggers would run on the patients."""
+    deployment.admin.execute(f"GRANT TEMPORARY ON DATABASE postgres TO {ROLES.app}")
+    try:
+        with psycopg.connect(plain(pooler.url), autocommit=True, prepare_threshold=None) as other:
+            other.execute("CREATE TEMPORARY TABLE patient_data (id int)")
+            with pytest.raises(UnsafeConnectionError, match="table patient_data: is hidden by a temporary one"):
+                use(pooled, deployment)
+            other.execute("DROP TABLE pg_temp.patient_data")
+            use(pooled, deployment)
+    finally:
+        deployment.admin.execute(f"REVOKE TEMPORARY ON DATABASE postgres FROM {ROLES.app}")
+
+
 def test_a_pooler_that_sends_keys_on_without_tls_is_refused(pooled: Engine) -> None:
     """The server tells where it sees the connection come from, and whether that way is encrypted."""
     with pooled.connect() as connection:

@@ -62,6 +62,19 @@ def test_tls_that_verifies_is_safe(deployment: Deployment, far: URL) -> None:
     engine.dispose()
 
 
+@needs_a_network
+def test_the_way_is_that_of_the_socket_and_not_what_was_asked_for(deployment: Deployment, far: URL) -> None:
+    """Libpq goes to `hostaddr`, whatever `host` says; here host looks like a socket's directory."""
+    engine = create_engine(
+        far.set(host=None, port=None).update_query_dict(
+            {"host": "/var/run/postgresql", "hostaddr": OWN_ADDRESS, "port": str(far.port), "sslmode": "disable"}
+        )
+    )
+    with pytest.raises(UnsafeConnectionError, match=f"the connection to {OWN_ADDRESS}: is not encrypted"):
+        use(engine, deployment)
+    engine.dispose()
+
+
 def test_a_replica_is_asked_as_its_primary_is(deployment: Deployment) -> None:
     """It has the roles' settings by replication, and takes keys for reading; without them it gets none."""
     engine = create_engine(deployment.url())

@@ -44,6 +44,9 @@ class Keys:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("Keys cannot be pickled or copied")
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("Keys have no state to show")
+
 
 class Array:
     """Many values, which may be patients', as PostgreSQL's binary form of an array; the statement must cast it to its type.

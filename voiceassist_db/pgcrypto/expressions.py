@@ -143,8 +143,8 @@ def is_bound_to_row(table: EncryptedTable, field: EncryptedField) -> ColumnEleme
     plaintext = decrypt(field.kind, table.table.c[field.column], column_key(table, field, "current"))
     prefix = _prefix(table, field)
     if field.kind is Kind.BYTES:
-        return func.substring(plaintext, literal_column("1"), func.octet_length(prefix)) == prefix
-    return func.starts_with(plaintext, prefix, type_=Boolean)
+        return func.pg_catalog.substring(plaintext, literal_column("1"), func.pg_catalog.octet_length(prefix)) == prefix
+    return func.pg_catalog.starts_with(plaintext, prefix, type_=Boolean)
 
 
 def is_live(table: EncryptedTable) -> ColumnElement[bool]:
@@ -166,7 +166,7 @@ def _bind_to_row(
 
 def _prefix(table: EncryptedTable, field: EncryptedField) -> ColumnElement[Any]:
     text = _quoted(f"{field.context}:").concat(row_id(table.key)).concat(_quoted(":"))
-    return func.convert_to(text, _quoted("UTF8"), type_=LargeBinary) if field.kind is Kind.BYTES else text
+    return func.pg_catalog.convert_to(text, _quoted("UTF8"), type_=LargeBinary) if field.kind is Kind.BYTES else text
 
 
 def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
@@ -176,10 +176,10 @@ def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
         part: ColumnElement[str] = cast(column, Text)
         if isinstance(column.type, Date):
             # A cast to text would follow the session's DateStyle. There is no to_char of a date, only of a timestamp.
-            part = func.to_char(cast(column, DateTime), _quoted("YYYY-MM-DD"), type_=Text)
+            part = func.pg_catalog.to_char(cast(column, DateTime), _quoted("YYYY-MM-DD"), type_=Text)
         elif isinstance(column.type, String):
             for character, escaped in (("%", "%25"), (":", "%3A"), ("/", "%2F")):
-                part = func.replace(part, _quoted(character), _quoted(escaped), type_=Text)
+                part = func.pg_catalog.replace(part, _quoted(character), _quoted(escaped), type_=Text)
         parts.append(part)
     joined = parts[0]
     for part in parts[1:]:

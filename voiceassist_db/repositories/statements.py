@@ -181,7 +181,9 @@ class Statements:
         row = self._new_row(element)
         # Side by side in a target list, and not unnest(a, b) in FROM, whose rows the server gathers: plaintext, in a file on its
         # disk where they need more than work_mem.
-        arrays = (func.unnest(cast(bindparam(name), ARRAY(type_))).label(name) for name, type_ in elements.items())
+        arrays = (
+            func.pg_catalog.unnest(cast(bindparam(name), ARRAY(type_))).label(name) for name, type_ in elements.items()
+        )
         return insert(self.table.table).from_select(
             list(row),
             select(*row.values())
@@ -237,9 +239,7 @@ class Statements:
         arrays = [cast(bindparam(WHERE + each.name), ARRAY(_unlimited(each.type))) for each in self.lookup]
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
-        names = [f"k{position}" for position in range(len(arrays))]
-        given = func.unnest(*arrays).table_valued(*names, name="wanted").render_derived()
-        return and_(tuple_(*self.lookup).in_(select(*(given.c[name] for name in names))))
+        return and_(tuple_(*self.lookup).in_(select(*(func.pg_catalog.unnest(each) for each in arrays))))
 
 
 def _is_writable() -> ColumnElement[bool]:

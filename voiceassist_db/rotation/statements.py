@@ -100,12 +100,14 @@ def _in_window() -> ColumnElement[bool]:
 
 
 # Byte 5 of a tid is the low byte of the row's number on its page.
-_NUMBER: Final[ColumnElement[int]] = func.get_byte(func.tidsend(_CTID), literal_column("5"), type_=Integer)
+_NUMBER: Final[ColumnElement[int]] = func.pg_catalog.get_byte(
+    func.pg_catalog.tidsend(_CTID), literal_column("5"), type_=Integer
+)
 
 
 def _in_pass() -> ColumnElement[bool]:
     numbers = cast(bindparam("numbers", type_=LargeBinary), LargeBinary)
-    return func.get_byte(numbers, _NUMBER, type_=Integer) == bindparam("pass_", type_=Integer)
+    return func.pg_catalog.get_byte(numbers, _NUMBER, type_=Integer) == bindparam("pass_", type_=Integer)
 
 
 NAP_S: Final = 0.001
@@ -116,8 +118,8 @@ them; with naps of 2 ms, between which more rows gather into a burst, it was 1.5
 
 def _naps() -> ColumnElement[bool]:
     """Return a condition that always holds, and naps for a share of the rows that it is asked for."""
-    nap = func.pg_sleep(cast(literal_column(str(NAP_S)), Double)).is_not(None)
-    is_due = func.random(type_=Float) < bindparam("nap_share", type_=Float)
+    nap = func.pg_catalog.pg_sleep(cast(literal_column(str(NAP_S)), Double)).is_not(None)
+    is_due = func.pg_catalog.random(type_=Float) < bindparam("nap_share", type_=Float)
     return case((is_due, nap), else_=true())
 
 
@@ -154,10 +156,8 @@ class Statements:
         return self._table.version == version_parameter("previous")
 
     def _is_given(self) -> ColumnElement[bool]:
-        names = [f"k{position}" for position in range(len(self._table.key))]
         arrays = (cast(bindparam(f"key_{at}"), ARRAY(each.type)) for at, each in enumerate(self._table.key))
-        given = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
-        return tuple_(*self._table.key).in_(select(*(given.c[name] for name in names)))
+        return tuple_(*self._table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
 
     def _keys_of(self, keys: Sequence[Key]) -> dict[str, Any]:
         return {f"key_{position}": [key[position] for key in keys] for position in range(len(self._table.key))}
