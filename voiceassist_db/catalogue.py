@@ -51,6 +51,14 @@ def system_names(connection: Connection) -> Iterator[str | None]:
     execute(connection, set_path, {"path": row.path}, table="search_path")
 
 
+@contextmanager
+def _without_false_alarm() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # SQLAlchemy 2.1 trips over what it has itself read of a constraint that is NOT VALID yet.
+        warnings.filterwarnings("ignore", "Can't validate argument 'dialect_options'", SAWarning)
+        yield
+
+
 def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     """Return every encrypted table of the database, by name.
 
@@ -62,12 +70,10 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
         given = {"suffix": f"%{ENCRYPTED_SUFFIX}", "default": default}
         candidates = execute(connection, _CANDIDATES, given, table="pg_class").all()
         reflected = MetaData()
-        for schema in sorted({row.nspname for row in candidates}):
-            names = {row.relname for row in candidates if row.nspname == schema}
-            chosen = lambda name, _, names=names: name in names  # noqa: E731
-            with warnings.catch_warnings():
-                # SQLAlchemy 2.1 trips over what it has itself read of a constraint that is NOT VALID yet.
-                warnings.filterwarnings("ignore", "Can't validate argument 'dialect_options'", SAWarning)
+        with _without_false_alarm():
+            for schema in sorted({row.nspname for row in candidates}):
+                names = {row.relname for row in candidates if row.nspname == schema}
+                chosen = lambda name, _, names=names: name in names  # noqa: E731
                 reflected.reflect(connection, schema=schema, only=chosen, resolve_fks=False)
     if foreign := [f"{row.nspname}.{row.relname} of {row.owner}" for row in candidates if row.is_foreign]:
         raise SchemaNotMigratedError(
@@ -76,8 +82,9 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
             "OWNER TO one who may; or drop it."
         )
     metadata = MetaData()
-    for each in reflected.tables.values():
-        each.to_metadata(metadata, schema=None if each.schema == default else each.schema)  # type: ignore[arg-type]  # None is one
+    with _without_false_alarm():
+        for each in reflected.tables.values():
+            each.to_metadata(metadata, schema=None if each.schema == default else each.schema)  # type: ignore[arg-type]  # None is one
     if undeclared := undeclared_columns(metadata):
         raise SchemaNotMigratedError(
             f"{', '.join(undeclared)}: named as encrypted, but without the comment that says of what type and for what "
