@@ -113,7 +113,7 @@ class Statements:
         always = select(literal_column("1").label("one")).subquery("always")
 
         def build() -> Executable:
-            stored = self._stored(fields).select_from(always.outerjoin(self.table.table, condition))
+            stored = self._stored(fields).select_from(always.outerjoin(self.table.table, condition)).limit(_ALL)
             return self._opened(fields, stored).add_columns(_unknown_index_keys())
 
         return self._once(("find", index_column, fields), build)
@@ -202,11 +202,11 @@ class Statements:
 
     def _opened(self, fields: tuple[EncryptedField, ...], stored: Select[Any]) -> Select[Any]:
         """Decrypt what is selected, after it was sorted: a sort that needs more than work_mem writes its rows to disk."""
-        # OFFSET 0 keeps the server from pulling the inner query up into this one.
-        source = stored.offset(literal_column("0")).subquery("stored")
+        # The limit keeps the server from pulling the inner query up, and from working on it in parallel. An ORDER BY out here would
+        # let it sort once more where it cannot tell that the rows are in order already; and nothing here changes their order.
+        source = stored.subquery("stored")
         decrypted = (decrypt_stored(self.table, field, source).label(field.name) for field in fields)
-        plain = (source.c[each.name] for each in (*self.table.key, self.table.version, *self.plain))
-        return select(*plain, *decrypted).order_by(*(source.c[each.name] for each in self.table.key))
+        return select(*(source.c[each.name] for each in (*self.table.key, self.table.version, *self.plain)), *decrypted)
 
     def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         changes: dict[str, Any] = {
@@ -240,6 +240,9 @@ class Statements:
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
         return and_(tuple_(*self.lookup).in_(select(*(func.pg_catalog.unnest(each) for each in arrays))))
+
+
+_ALL: Final[ColumnElement[int]] = literal_column(str(2**63 - 1))
 
 
 def _is_writable() -> ColumnElement[bool]:
