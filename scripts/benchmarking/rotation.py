@@ -1,0 +1,201 @@
+"""Rotation: our engine with one and more workers, its ceiling, and all that one would use instead, in turns in one run.
+
+Owns the rounds and the figures. Each round measures the ceiling before and after each rotation of ours, on the same rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from benchmarking import tables
+from benchmarking.application import Application, Latencies
+from benchmarking.deployment import Deployment
+from benchmarking.engine import Engine
+from benchmarking.failures import described
+from benchmarking.tables import Shape
+from benchmarking.timing import Spread, in_turns, ratio_of
+from benchmarking.ways import Run, Way, measured
+
+ALONE_S: Final = 2.0
+"""How long the concurrent application is watched with nothing beside it."""
+
+OnStep = Callable[[str], None]
+
+
+@dataclass
+class Measured:
+    """What the rounds gave for one way.
+
+    Attributes:
+        way: The way.
+        runs: Its runs, one for each round.
+        latencies: The concurrent application's, beside a run of its own.
+        failure: Why there are no figures; None where there are.
+    """
+
+    way: Way
+    runs: list[Run] = field(default_factory=list)
+    latencies: Latencies = field(default_factory=Latencies)
+    failure: str | None = None
+
+    def rates(self) -> list[float]:
+        """Return the rows per second of each round."""
+        return [run.rows_per_second for run in self.runs]
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the report says of every way: the median rate, and what the worst run left behind."""
+        rate = Spread.of(self.rates()).rounded(0)
+        return {
+            "rows_per_second": rate.median,
+            "rows_per_second_range": rate.reach,
+            "rows": self.way.rows,
+            "table_growth": round(max(run.table_growth for run in self.runs), 3),
+            "index_growth": round(max(run.index_growth for run in self.runs), 3),
+            "hot_ratio": round(min(run.hot_ratio for run in self.runs), 3),
+            "wal_bytes_per_row": round(Spread.of(run.wal_bytes_per_row for run in self.runs).median),
+            **self.latencies.p99(),
+        }
+
+
+class Rounds:
+    """The rounds of one run: who is measured, and what came of it.
+
+    Args:
+        deployment: The database; the shape's table is there.
+        shape: The table that our engine rotates.
+        rows: How many rows it gets.
+        workers: With how many workers our engine runs.
+        others: The ways to compare with. One that fails has a failure instead of figures, and the others go on.
+        rounds: How often each way runs; then once more, with the concurrent application beside it.
+
+    Attributes:
+        engines: Our engine by its number of workers.
+        ceilings: Rows per second of the crypto alone, beside each of its runs.
+        others: The others.
+        alone: What the concurrent application took with nothing beside it.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        shape: Shape,
+        *,
+        rows: int,
+        workers: Sequence[int],
+        others: Sequence[Way],
+        rounds: int,
+    ) -> None:
+        self.engines = {count: Measured(Engine(deployment, shape, rows=rows, workers=count)) for count in workers}
+        self.ceilings: dict[int, list[float]] = {count: [] for count in workers}
+        self.others = [Measured(way) for way in others]
+        self.alone = Latencies()
+        self._deployment = deployment
+        self._shape = shape
+        self._rows = rows
+        self._rounds = rounds
+
+    @property
+    def steps(self) -> int:
+        """How many steps :meth:`run` tells of."""
+        return 2 + len(self.others) + (self._rounds + 1) * (len(self.engines) + len(self.others))
+
+    def run(self, on_step: OnStep) -> None:
+        """Measure everything in turns.
+
+        Args:
+            on_step: Called ahead of each step with what comes next.
+        """
+        on_step("making rows")
+        tables.fill(self._deployment, self._shape, self._rows)
+        for other in self.others:
+            on_step(f"{other.way.name}: making rows")
+            _guarded(other, other.way.create)
+        turns: dict[str, Callable[[], None]] = {}
+        turns |= {each.way.name: partial(self._with_ceiling, count) for count, each in self.engines.items()}
+        turns |= {each.way.name: partial(_guarded, each, partial(self._measure, each)) for each in self.others}
+        for round_ in range(self._rounds):
+            for name in in_turns(list(turns), round_):
+                on_step(f"{name}: round {round_ + 1} of {self._rounds}")
+                turns[name]()
+        with Application(self._deployment) as application:
+            on_step("a concurrent application alone")
+            with application.beside(self._shape.table) as self.alone:
+                time.sleep(ALONE_S)
+            for each in (*self.engines.values(), *self.others):
+                on_step(f"{each.way.name}: with a concurrent application")
+                _guarded(each, partial(self._with_application, each, application))
+
+    def _with_ceiling(self, workers: int) -> None:
+        each = self.engines[workers]
+        before = tables.ceiling(self._deployment, self._shape, self._rows)
+        each.runs.append(measured(self._deployment, each.way))
+        self._deployment.settle(self._shape.table)
+        after = tables.ceiling(self._deployment, self._shape, self._rows)
+        self.ceilings[workers].append((before + after) / 2)
+
+    def _measure(self, each: Measured) -> None:
+        run = measured(self._deployment, each.way)
+        if not each.runs:
+            each.way.prove()
+        each.runs.append(run)
+        each.way.restore(0)
+
+    def _with_application(self, each: Measured, application: Application) -> None:
+        each.way.restore(each.way.rows // 2)
+        self._deployment.settle(each.way.table)
+        with application.beside(each.way.table) as each.latencies:
+            each.way.run()
+        each.way.restore(0)
+
+
+def _guarded(each: Measured, step: Callable[[], None]) -> None:
+    """Run a step of a way, unless it failed before; where it fails, say so instead of ending the run."""
+    if each.failure is not None:
+        return
+    try:
+        step()
+    except Exception as error:  # what a library raises when it does not work is part of the report
+        if isinstance(each.way, Engine):
+            raise
+        each.failure = described(error)
+
+
+def figures(rounds: Rounds) -> dict[str, Any]:
+    """Return the report of our engine: rate, share of the ceiling, scaling, growth, HOT and write-ahead log."""
+    one, most = rounds.engines[1], max(rounds.engines)
+    engine = one.way
+    assert isinstance(engine, Engine)
+    share = ratio_of(one.rates(), rounds.ceilings[1]).rounded(3)
+    scaling = ratio_of(rounds.engines[most].rates(), one.rates()).rounded(2)
+    whole = Spread.of(engine.rows / seconds for seconds in engine.whole_seconds[: len(one.runs)]).rounded(0)
+    return {
+        **one.figures(),
+        "ceiling_rows_per_second": round(Spread.of(rounds.ceilings[1]).median),
+        "ratio": share.median,
+        "ratio_range": share.reach,
+        "workers": most,
+        "scaling": scaling.median,
+        "scaling_range": scaling.reach,
+        "rows_per_second_with_workers": Spread.of(rounds.engines[most].rates()).rounded(0).median,
+        "rows_per_second_with_proof": whole.median,
+        **{f"{name}_alone": value for name, value in rounds.alone.p99().items()},
+    }
+
+
+def peers(rounds: Rounds) -> list[dict[str, Any]]:
+    """Return the report of the others: how many times as fast ours is, with one worker, and what each leaves behind."""
+    ours = rounds.engines[1]
+    listed: list[dict[str, Any]] = []
+    for each in rounds.others:
+        entry: dict[str, Any] = {"name": each.way.name, "version": each.way.version, "note": each.way.note}
+        if each.failure is None:
+            times = ratio_of(ours.rates(), each.rates()).rounded(2)
+            entry |= each.figures() | {"ours_over_theirs": times.median, "ours_over_theirs_range": times.reach}
+        else:
+            entry |= {"failure": each.failure, "rows_per_second": None, "ours_over_theirs": None}
+        listed.append(entry)
+    return listed

@@ -1,0 +1,36 @@
+"""The ratios of the benchmark command, held to those of an earlier version."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarking.peers.installed import MODULES
+
+ROOT = Path(__file__).parents[2]
+BASELINE = Path(__file__).with_name("baseline.json")
+COMMAND = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--rows=50000"]
+PARTS = ("rotation", "peers", "single_row", "bulk", "command_line")
+LOST = 0.8
+"""Ratios may be a fifth lower, which is the machine's noise."""
+
+
+def test_no_ratio_fell_by_more_than_a_fifth(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """What was gained once is not lost unnoticed. The ratios found are in the figures, to be the next baseline."""
+    if missing := [name for name in MODULES if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"the extra benchmark is not installed ({', '.join(missing)}): pip install -e '.[benchmark]'")
+    file = tmp_path / "report.json"
+    subprocess.run([*COMMAND, f"--json={file}", *(f"--only={part}" for part in PARTS)], check=True)
+    found = json.loads(file.read_text(encoding="utf-8"))["ratios"]
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(lambda: None, rounds=1)  # type: ignore[no-untyped-call]  # untyped there; the figures are above
+    expected = json.loads(BASELINE.read_text(encoding="utf-8"))
+    assert found.keys() == expected.keys()
+    lost = {name: (value, found[name]) for name, value in expected.items() if found[name] < LOST * value}
+    assert lost == {}
