@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
@@ -146,17 +147,27 @@ class Prepared:
         self._columns = [each.type.dialect_impl(_DIALECT) for each in columns]
         self._results: list[Callable[[Any], Any] | None] | None = None
 
-    def rows(self, connection: Connection, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-        """Execute it and return its rows."""
+    def rows(
+        self, connection: Connection, parameters: dict[str, Any], *, prepare: bool | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Execute it and return its rows.
+
+        Args:
+            connection: A connection that may receive keys.
+            parameters: Its parameters, which may be secret.
+            prepare: False has the server plan it anew, for as large as its tables are now: a plan that was made while they were empty
+                is kept otherwise. By default the driver prepares what is executed often.
+        """
         rows: list[tuple[Any, ...]]
         if self._results is None:
-            rows, types = self._run(connection, self._bound(parameters), _all_rows_and_types)
+            rows, types = self._run(connection, self._bound(parameters), partial(_all_rows_and_types, prepare=prepare))
             found = [
                 column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
             ]
             self._results = found if any(found) else []
         else:
-            rows = self._run(connection, self._bound(parameters), _all_rows)
+            way = _all_rows if prepare is None else partial(_all_rows, prepare=prepare)
+            rows = self._run(connection, self._bound(parameters), way)
         return list(self._processed(rows)) if self._results else rows
 
     def read(
@@ -260,13 +271,21 @@ def _can_stream(connection: Connection) -> bool:
     )
 
 
-def _all_rows(cursor: Any, sql: str, parameters: dict[str, Any]) -> Any:
-    cursor.execute(sql, parameters)
+def _all_rows(cursor: Any, sql: str, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
+    _executed(cursor, sql, parameters, prepare)
     return cursor.fetchall()
 
 
-def _all_rows_and_types(cursor: Any, sql: str, parameters: dict[str, Any]) -> Any:
-    cursor.execute(sql, parameters)
+def _executed(cursor: Any, sql: str, parameters: dict[str, Any], prepare: bool | None) -> None:
+    # SQLAlchemy's cursor for asyncio knows no such argument.
+    if prepare is None or not isinstance(cursor, psycopg.Cursor):
+        cursor.execute(sql, parameters)
+    else:
+        cursor.execute(sql, parameters, prepare=prepare)
+
+
+def _all_rows_and_types(cursor: Any, sql: str, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
+    _executed(cursor, sql, parameters, prepare)
     return cursor.fetchall(), [column[1] for column in cursor.description]
 
 

@@ -18,8 +18,8 @@ LARGEST_OVER_ROWS: Final = 5
 
 LONG: Final = 10_000_000
 CEILING_ROWS: Final = 100_000
-ROUNDS: Final = {SMALLEST: 3, 100_000: 3}
-"""Rounds of the small tables, whose rotations are over before the machine's pace has evened out."""
+SMALL: Final = 1_000_000
+"""Below so many rows a rotation is over before the machine's pace has evened out, and is measured three times."""
 
 
 def sizes(rows: int, *, is_long: bool) -> list[int]:
@@ -30,9 +30,13 @@ def sizes(rows: int, *, is_long: bool) -> list[int]:
     return [*made, LONG] if is_long else made
 
 
+def _rounds(rows: int) -> int:
+    return 3 if rows < SMALL else 1
+
+
 def steps(many: list[int]) -> int:
     """Return how many steps :func:`measure` tells of."""
-    return sum(1 + ROUNDS.get(rows, 1) for rows in many)
+    return sum(1 + _rounds(rows) for rows in many)
 
 
 def measure(deployment: Deployment, many: list[int], on_step: Callable[[str], None]) -> dict[str, Any]:
@@ -50,8 +54,8 @@ def measure(deployment: Deployment, many: list[int], on_step: Callable[[str], No
         engine.create()
         runs, ceilings = [], []
         few = min(rows, CEILING_ROWS)
-        for round_ in range(ROUNDS.get(rows, 1)):
-            on_step(f"growth: {rows:,} rows, round {round_ + 1} of {ROUNDS.get(rows, 1)}")
+        for round_ in range(_rounds(rows)):
+            on_step(f"growth: {rows:,} rows, round {round_ + 1} of {_rounds(rows)}")
             before = tables.ceiling(deployment, TWO, few)
             runs.append(measured(deployment, engine))
             ceilings.append((before + tables.ceiling(deployment, TWO, few)) / 2)

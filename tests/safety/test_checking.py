@@ -21,8 +21,6 @@ from voiceassist_db import create_engine
 from voiceassist_db.checking import CVES, Line, Verdict, check
 from voiceassist_db.safety import SETTINGS
 
-pytestmark = pytest.mark.xdist_group("safety")
-
 
 def lines_of(deployment: Deployment, role: str = ROLES.app) -> dict[str, Line]:
     """Return what a role's check says, by subject."""

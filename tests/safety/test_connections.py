@@ -16,8 +16,6 @@ from voiceassist_db.errors import UnsafeConnectionError
 from voiceassist_db.safety import SETTINGS
 from voiceassist_db.status import read_status
 
-pytestmark = pytest.mark.xdist_group("safety")
-
 FLIPS = [
     ("log_parameter_max_length", "-1"),
     ("log_parameter_max_length", "1"),

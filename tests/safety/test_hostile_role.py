@@ -23,8 +23,6 @@ from voiceassist_db.rotation import retire, rotate
 from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
-pytestmark = pytest.mark.xdist_group("safety")
-
 
 def provisioned(connection: Connection) -> object:
     """Provision."""

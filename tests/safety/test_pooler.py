@@ -19,7 +19,6 @@ from voiceassist_db.safety import Session, unsafe_hop
 from voiceassist_db.verification import verify
 
 pytestmark = [
-    pytest.mark.xdist_group("safety"),
     pytest.mark.skipif(BINARY is None and "CI" not in os.environ, reason="pgbouncer is not installed"),
 ]
 

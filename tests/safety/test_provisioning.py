@@ -25,8 +25,6 @@ from voiceassist_db.schema import migrate
 from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
-pytestmark = pytest.mark.xdist_group("safety")
-
 PRIVILEGES = """
     SELECT 'table', c.relname, c.relowner::regrole::text, c.relacl::text FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'S')

@@ -15,7 +15,6 @@ from voiceassist_db.checking import Verdict, check
 from voiceassist_db.embedded.process import HOST, poll
 from voiceassist_db.errors import UnsafeConnectionError
 
-pytestmark = pytest.mark.xdist_group("safety")
 needs_a_network = pytest.mark.skipif(OWN_ADDRESS == HOST, reason="this machine has no address but loopback")
 
 

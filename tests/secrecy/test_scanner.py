@@ -12,8 +12,6 @@ import pytest
 
 from tests.secrecy.scanner import Scanner
 
-pytestmark = pytest.mark.xdist_group("secrecy")
-
 SECRETS: dict[str, str | bytes] = {
     "name": "Ælfþrÿð Žižková",
     "SSN": "917-54-3081",

@@ -262,7 +262,9 @@ class Repository(Generic[R]):
             return {}
         arrays = {name: [each[name] for each in wanted] for name in wanted[0]}
         chosen = self._chosen(fields)
-        found = self._read(self._statements.get_many(chosen), arrays, chosen, is_long=len(wanted) >= LONG_ROWS)
+        found = self._read(
+            self._statements.get_many(chosen), arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS
+        )
         return {self._lookup_key(each): each for each in found}
 
     @forgetful
@@ -306,7 +308,7 @@ class Repository(Generic[R]):
         # A token says where to look; only the value itself says that it is the one.
         found = [
             each
-            for each in self._read(statement, tokens, chosen, searches=True)
+            for each in self._read(statement, tokens, chosen, searches=True, is_many=len(wanted) > 1)
             if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted
         ]
         if field not in asked:
@@ -321,6 +323,7 @@ class Repository(Generic[R]):
         fields: tuple[EncryptedField, ...],
         *,
         searches: bool = False,
+        is_many: bool = False,
         is_long: bool = False,
     ) -> list[R]:
         connection = self._connection()
@@ -333,7 +336,7 @@ class Repository(Generic[R]):
             if is_long:
                 unknown = statement.read(connection, given, partial(self._rows.read, keyring, fields, found))
             else:
-                rows = statement.rows(connection, given)
+                rows = statement.rows(connection, given, prepare=False if is_many else None)
                 if searches and rows[0][-1]:  # there are tokens of a key that this process does not know yet
                     keyring = self._keys.renew(connection, keyring)
                     continue
