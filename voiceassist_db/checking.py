@@ -152,10 +152,9 @@ def _role(connection: Connection) -> Iterator[Line]:
     )
     if owners:
         names = ", ".join(each[0] for each in owners)
-        remedy_ = f"REVOKE {names} FROM {safety.quoted(name)};"
-        yield Line(
-            "role", Verdict.UNSAFE, f"{name} may become, or act as, {names}, which reach past every right", remedy_
-        )
+        detail = f"{name} may become, or act as, {names}, which reach past every right"
+        revoke = f"REVOKE {', '.join(safety.quoted(each[0]) for each in owners)} FROM {safety.quoted(name)};"
+        yield Line("role", Verdict.UNSAFE, detail, revoke)
     owned = [
         each.name
         for each in tables

@@ -105,6 +105,7 @@ def test_a_setting_is_a_line(deployment: Deployment, name: str) -> None:
         (f"ALTER ROLE {ROLES.app} SUPERUSER", f"ALTER ROLE {ROLES.app} NOSUPERUSER", "role"),
         (f"ALTER ROLE {ROLES.app} BYPASSRLS", f"ALTER ROLE {ROLES.app} NOBYPASSRLS", "role"),
         (f"ALTER ROLE {ROLES.app} CREATEROLE", f"ALTER ROLE {ROLES.app} NOCREATEROLE", "role"),
+        (f"GRANT pg_read_server_files TO {ROLES.app}", f"REVOKE pg_read_server_files FROM {ROLES.app}", "role"),
         (f"GRANT {ROLES.owner} TO {ROLES.app}", f"REVOKE {ROLES.owner} FROM {ROLES.app}", "role"),
     ],
 )
