@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from voiceassist_db.models.declaration import FILLFACTOR
 from voiceassist_db.rotation.schedule import (
     CAREFUL,
-    FIRST_WINDOW_PAGES,
+    FIRST_BYTES_PER_S,
     GROUP_WINDOWS,
     HOT_ENOUGH,
     MAX_FIRST_PASSES,
@@ -29,14 +29,23 @@ from voiceassist_db.rotation.schedule import (
 from voiceassist_db.rotation.statements import Part
 
 TARGET_S = 0.5
+FIRST_WINDOW_PAGES = 64
+"""That the schedules of these tests begin with."""
 
 
 def schedule(
     pages: int = 1 << 20, *, passes: int = 4, workers: int = 1, max_rows: float | None = None, rows_per_page: int = 1
 ) -> Schedule:
     """Return a schedule, of a relation that is too large to come to its end in a test."""
-    rows = pages * rows_per_page
-    return Schedule(pages, rows=rows, passes=passes, target_batch_s=TARGET_S, max_batch_rows=max_rows, workers=workers)
+    return Schedule(
+        pages,
+        rows=pages * rows_per_page,
+        size=int(pages * FIRST_BYTES_PER_S * TARGET_S * passes / FIRST_WINDOW_PAGES),
+        passes=passes,
+        target_batch_s=TARGET_S,
+        max_batch_rows=max_rows,
+        workers=workers,
+    )
 
 
 def part(pages: int = FIRST_WINDOW_PAGES, *, passes: int = 4) -> Part:
@@ -128,6 +137,25 @@ def test_halves_are_the_whole(first: int, pages: int) -> None:
     assert (one.first, one.end, other.end) == (first, other.first, whole.end)
     assert abs(one.pages - other.pages) <= 1
     assert {(one.passes, one.pass_), (other.passes, other.pass_)} == {(5, 3)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("page_bytes", [1 << 13, 1 << 20, 1 << 30])
+def test_first_parts_hold_what_fits_into_the_time_asked_for(page_bytes: int, workers: int) -> None:
+    """With whatever values rows keep outside their pages, the first part has no more bytes than that, or is a single page."""
+    pages = 1 << 20
+    known = Schedule(
+        pages,
+        rows=pages,
+        size=pages * page_bytes,
+        passes=4,
+        target_batch_s=TARGET_S,
+        max_batch_rows=None,
+        workers=workers,
+    )
+    first = next(known.groups())[0]
+    fitting = FIRST_BYTES_PER_S * TARGET_S * 4 / page_bytes
+    assert first.pages == max(1, min(MAX_WINDOW_PAGES, int(fitting)))
 
 
 @pytest.mark.parametrize("seconds_per_page", [0.0005, 0.002, 0.03, 0.4])

@@ -69,7 +69,7 @@ def test_a_batch_takes_as_long_as_was_asked_for(database: Database, monkeypatch:
         return done
 
     monkeypatch.setattr(Batches, "rotate", timed)
-    monkeypatch.setattr("voiceassist_db.rotation.schedule.FIRST_WINDOW_PAGES", 1)
+    monkeypatch.setattr("voiceassist_db.rotation.schedule.FIRST_BYTES_PER_S", 1)
     rotated(database, WIDE, pace=Pace(target_batch_s=TARGET_S))
     of_group = GROUP_WINDOWS * first_passes(FILLFACTOR)
     groups = [statistics.median(seconds[at : at + of_group]) for at in range(0, len(seconds), of_group)]

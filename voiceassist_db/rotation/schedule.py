@@ -22,8 +22,14 @@ with two workers and passes back to back, a third of the rows left their page (H
 SAMPLE_PAGES: Final = 32
 """Pages at the beginning of a group that are looked at, for how the rows of all of them are numbered."""
 
-FIRST_WINDOW_PAGES: Final = 64
+FIRST_BYTES_PER_S: Final = 4 << 20
+"""Of a table with its TOAST, how much the first parts hold for each second that they may take. Two columns of 100 bytes take half of
+that time, and large values less."""
+
 LAST_WINDOW_PAGES: Final = 32
+JUDGED_PAGES: Final = 64
+"""Over at least so many pages' rows it is judged whether there is a pass too few."""
+
 MAX_WINDOW_PAGES: Final = 4096
 MAX_PASSES: Final = 128
 """A pass takes the rows of a page by the low byte of their number, so that there can be no more than 256."""
@@ -47,6 +53,7 @@ class Schedule:
     Args:
         pages: How many pages it has.
         rows: How many rows are on them, under whichever key.
+        size: Bytes of the pages, and of what rows keep outside them (TOAST).
         passes: How many passes to begin with.
         target_batch_s: Seconds that one part should take.
         max_batch_rows: Rows that one part should have at most; None for any number.
@@ -58,6 +65,7 @@ class Schedule:
         pages: int,
         *,
         rows: int,
+        size: int,
         passes: int,
         target_batch_s: float,
         max_batch_rows: float | None = None,
@@ -71,7 +79,8 @@ class Schedule:
         self._next = 0
         self._workers = workers
         self.passes = passes
-        self.window_pages: float = FIRST_WINDOW_PAGES
+        fitting = FIRST_BYTES_PER_S * target_batch_s * passes * pages / max(size, 1)
+        self.window_pages: float = max(1.0, min(fitting, MAX_WINDOW_PAGES))
         self._is_careful = False
         self._rows = self._left = 0
 
@@ -131,14 +140,14 @@ class Schedule:
                 self.passes = min(MAX_PASSES, self.passes * 2 if slow else self.passes + 1)
 
     def _is_crowded(self, rows: int, hot_rows: int) -> bool:
-        """Say whether too many rows left their page, of as many as the first window has.
+        """Say whether too many rows left their page, of as many as :data:`JUDGED_PAGES` have.
 
         Judged by fewer, every moment in which something kept a page from being cleaned would add a pass. Where rows that cannot be
         read keep windows small, that came to 100 passes, and a run of 1,000,000 rows took an hour.
         """
         self._rows += rows
         self._left += rows - hot_rows
-        if self._rows < FIRST_WINDOW_PAGES * self._rows_per_page:
+        if self._rows < JUDGED_PAGES * self._rows_per_page:
             return False
         crowded = self._left > (1 - HOT_ENOUGH) * self._rows
         self._rows = self._left = 0

@@ -115,16 +115,17 @@ class Work:
     def rotate(self) -> None:
         """Re-encrypt every relation, window by window, with all workers."""
         self.throttle.begin()
-        counts = {each: self._ask(self._statements[each].count) for each in self._relations}
+        counts = self._ask(lambda connection: {each: of.count(connection) for each, of in self._statements.items()})
         self._tally.total = sum(old for _, old in counts.values())
         for relation, (rows, old) in counts.items():
             if old == 0 or (self._is_resumed and old <= SWEEP_ROWS):
                 continue
-            pages = self._ask(relation.pages)
+            pages, (size, _) = self._ask(lambda connection, of=relation: (of.pages(connection), of.sizes(connection)))
             limit = self._pace.max_rows_per_second
             schedule = Schedule(
                 pages,
                 rows=rows,
+                size=size,
                 passes=first_passes(relation.fillfactor),
                 target_batch_s=self._pace.target_batch_s,
                 max_batch_rows=limit and limit / BATCHES_PER_SECOND / self._pace.workers,
@@ -168,10 +169,10 @@ class Work:
         Returns:
             How many transactions of others are still open that may yet add rows under the older version.
         """
+        self._lease.settle(is_stopping=self.is_stopping)
         return sum(self._sweep_relation(each) for each in self._relations)
 
     def _sweep_relation(self, relation: Relation) -> int:
-        self._lease.settle(is_stopping=self.is_stopping)
         patient_until = time.monotonic() + self._pace.patience_s
         give_up = time.monotonic() + self._pace.patience_s * SWEEP_LIMIT
         batches = self._batches[relation]
