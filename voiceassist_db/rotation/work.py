@@ -120,7 +120,8 @@ class Work:
         for relation, (rows, old) in counts.items():
             if old == 0 or (self._is_resumed and old <= SWEEP_ROWS):
                 continue
-            pages, (size, _) = self._ask(lambda connection, of=relation: (of.pages(connection), of.sizes(connection)))
+            pages = self._ask(relation.pages)
+            size, _ = self._ask(relation.sizes)
             limit = self._pace.max_rows_per_second
             schedule = Schedule(
                 pages,
