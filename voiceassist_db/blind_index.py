@@ -21,7 +21,7 @@ SSN_DIGITS: Final = 9
 
 def ssn(value: str) -> str:
     """Return the nine digits of a social security number; hyphens, spaces and the form of its digits do not matter."""
-    digits = "".join(filter(str.isdecimal, unicodedata.normalize("NFKC", value)))
+    digits = "".join(filter(str.isdecimal, value if value.isascii() else unicodedata.normalize("NFKC", value)))
     if len(digits) != SSN_DIGITS or not digits.isascii():
         raise ValueError(f"must have {SSN_DIGITS} digits")
     return digits
@@ -29,17 +29,25 @@ def ssn(value: str) -> str:
 
 def mrn(value: str) -> str:
     """Return a medical record number in upper case, without white space and invisible characters, its dashes hyphens."""
-    return _not_empty(_plain("".join(_plain(_plain(value).upper()).split())))
+    return _not_empty("".join(value.upper().split()) if value.isascii() else _mrn(value))
 
 
 def name(value: str) -> str:
     """Return a name case-folded, without invisible characters, its dashes hyphens, runs of white space one space."""
-    return _not_empty(_plain(" ".join(_plain(_plain(value).casefold()).split())))
+    return _not_empty(" ".join(value.casefold().split()) if value.isascii() else _name(value))
+
+
+def _mrn(value: str) -> str:
+    return _plain("".join(_plain(_plain(value).upper()).split()))
+
+
+def _name(value: str) -> str:
+    return _plain(" ".join(_plain(_plain(value).casefold()).split()))
 
 
 def _plain(text: str) -> str:
     """Return text as it looks: compatibility forms composed (NFKC), dashes as hyphens, what cannot be seen left out."""
-    if text.isascii() or (unicodedata.is_normalized("NFKC", text) and _CHANGED.isdisjoint(text)):
+    if unicodedata.is_normalized("NFKC", text) and _CHANGED.isdisjoint(text):
         return text
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_AS_SEEN))
 

@@ -225,23 +225,36 @@ def test_a_byte_order_mark_and_crlf_are_tolerated(database: Database) -> None:
     assert stored(database)["PT-1"].name == "Zoë"
 
 
+class Pipe(io.BytesIO):
+    """A file whose size is not known."""
+
+    def seekable(self) -> bool:
+        """Say that it is none to go back in."""
+        return False
+
+
 def test_progress_ends_at_the_number_of_lines(database: Database) -> None:
     """The total is estimated from the size meanwhile, and a pipe's is not known before its end."""
     lines = [f"PT-{n:04},,,,," for n in range(2 * BATCH_LINES)]
     seen: list[tuple[int, int | None]] = []
     import_patients(database, file(*lines), on_progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (2000, 2000)
-    assert seen[0][0] == 1000
-    assert seen[0][1] == pytest.approx(2000, rel=0.05)
-
-    class Pipe(io.BytesIO):
-        def seekable(self) -> bool:
-            return False
-
+    assert seen[-1] == (len(lines), len(lines))
+    assert seen[0][0] == BATCH_LINES
+    assert seen[0][1] == pytest.approx(len(lines), rel=0.05)
     seen.clear()
     pipe = Pipe(cast("io.BytesIO", file(*lines)).getvalue())
     import_patients(database, pipe, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1000, None), (2000, None), (2000, 2000)]
+    assert seen == [(BATCH_LINES, None), (2 * BATCH_LINES, None), (2 * BATCH_LINES, 2 * BATCH_LINES)]
+
+
+def test_lines_are_read_while_the_server_encrypts_the_ones_before(database: Database) -> None:
+    """When a batch is written, the next one has been read, and the one after it has not."""
+    lines = [f"PT-{n:04},,,,," for n in range(3 * BATCH_LINES)]
+    pipe = Pipe(cast("io.BytesIO", file(*lines)).getvalue())
+    read: list[int] = []
+    import_patients(database, pipe, on_progress=lambda *_: read.append(pipe.getvalue()[: pipe.tell()].count(b"\n") - 1))
+    assert read[0] == 2 * BATCH_LINES
+    assert read[1] == 3 * BATCH_LINES
 
 
 def test_a_failure_halfway_leaves_nothing_behind(database: Database) -> None:

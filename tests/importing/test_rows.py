@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from voiceassist_db.errors import ImportFileError
-from voiceassist_db.importing.patients import _batches, _header, _lines
+from voiceassist_db.importing.patients import BATCH_LINES, _batches, _header, _lines
 from voiceassist_db.importing.rows import MAX_ROW_BYTES, Row, RowReader
 from voiceassist_db.repositories import Patient
 
@@ -159,9 +159,10 @@ def peak_bytes(source: BinaryIO, lines: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_file() -> None:
-    """Ten times as many lines take less than half as much memory again; the long form reads a million."""
-    small = peak_bytes(patients(2_000), 2_000)
-    assert peak_bytes(patients(20_000), 20_000) < 1.5 * small
+    """Six times as many lines take less than half as much memory again; the long form reads a million."""
+    few, many = 3 * BATCH_LINES, 18 * BATCH_LINES
+    small = peak_bytes(patients(few), few)
+    assert peak_bytes(patients(many), many) < 1.5 * small
 
 
 @pytest.mark.long

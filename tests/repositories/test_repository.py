@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -324,6 +325,35 @@ def test_a_value_that_cannot_be_stored_ends_a_bulk_add(
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))
     written = [each.patient_id for each in tx.patients.page()]
     assert written == [each.patient_id for each in patients[: position // 3 * 3]]
+
+
+@pytest.mark.parametrize("as_generator", [False, True])
+def test_what_is_done_meanwhile_is_done_while_the_server_works(
+    database: Database, monkeypatch: pytest.MonkeyPatch, as_generator: bool
+) -> None:
+    """Once, when the last records are sent and before they are written: here they wait for somebody else's row."""
+    monkeypatch.setattr(bulk, "FIRST_BATCH_ROWS", 2)
+    monkeypatch.setattr(bulk, "BATCH_ROWS", 2)
+    monkeypatch.setattr(bulk, "GROUP_BATCHES", 2)
+    patients = [Patient(patient_id=f"P{n}") for n in range(7)]
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT%'")
+    seen: list[int] = []
+    with database.engine.connect() as connection, database.transaction() as other:
+        other.patients.add(Patient(patient_id=patients[-1].patient_id))
+
+        def meanwhile() -> None:
+            give_up = time.monotonic() + 10
+            while not (found := connection.scalar(waiting)) and time.monotonic() < give_up:
+                connection.rollback()
+                time.sleep(0.01)
+            seen.append(found)
+            other.session.rollback()
+
+        with database.transaction() as tx:
+            records = iter(patients) if as_generator else patients
+            assert tx.patients.add_many(records, meanwhile=meanwhile) == 7
+            assert tx.patients.add_many([], meanwhile=meanwhile) == 0
+    assert seen == [1]
 
 
 def test_records_may_be_read_from_the_same_session(tx: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:

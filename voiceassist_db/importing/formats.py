@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from voiceassist_db import blind_index
 from voiceassist_db.errors import ImportFileError
@@ -172,13 +173,12 @@ EXPECTED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A field of the patient in one file: the positions of its cells, None where the file lacks one, and its reader."""
+class _Source(NamedTuple):
+    """A field of the patient in one file, as messages call it, what picks its cells of a row and an empty one, and its reader."""
 
     field: str
     label: str
-    positions: tuple[int | None, ...]
+    pick: Callable[[Sequence[str]], tuple[str, ...]]
     read: Read
 
 
@@ -209,14 +209,15 @@ class Layout:
             raise BadRowError(f"has {len(cells):,} columns, where the header has {self.width:,}")
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for source in self._sources:
-            given = ["" if position is None else cells[position] for position in source.positions]
-            if not any(given) and source.field != "patient_id":
+        row = (*cells, "")
+        for field, label, pick, read in self._sources:
+            given = pick(row)
+            if not any(given) and field != "patient_id":
                 continue
             try:
-                values[source.field] = source.read(given)
+                values[field] = read(given)
             except ValueError as error:
-                problem = f"{source.label} {error.args[0]}"
+                problem = f"{label} {error.args[0]}"
                 if problem not in problems:
                     problems.append(problem)
         if problems:
@@ -243,7 +244,7 @@ def recognise(header: Sequence[str]) -> Layout:
         _Source(
             field.name,
             "/".join(column for column in field.columns if column in position),
-            tuple(position.get(column) for column in field.columns),
+            _picking([position.get(column, len(columns)) for column in field.columns]),
             field.read,
         )
         for field in found.fields
@@ -255,6 +256,13 @@ def recognise(header: Sequence[str]) -> Layout:
         if column not in used
     )
     return Layout(found.name, len(columns), tuple(each.field for each in sources), ignored, sources)
+
+
+def _picking(positions: Sequence[int]) -> Callable[[Sequence[str]], tuple[str, ...]]:
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    (position,) = positions
+    return lambda row: (row[position],)
 
 
 def differing(layout: Layout, one: Patient, other: Patient) -> list[str]:

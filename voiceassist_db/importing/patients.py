@@ -18,9 +18,10 @@ from voiceassist_db.importing.formats import BadRowError, Layout, differing, rec
 from voiceassist_db.importing.report import BadLine, ImportReport
 from voiceassist_db.importing.rows import Row, RowReader
 from voiceassist_db.repositories import Patient
+from voiceassist_db.repositories.bulk import Ahead
 from voiceassist_db.tracebacks import forgetful
 
-BATCH_LINES: Final = 1000
+BATCH_LINES: Final = 2000
 BATCH_BYTES: Final = 8 << 20
 """8 MiB: ends a batch of unusually long lines early, so that memory stays flat."""
 
@@ -72,10 +73,12 @@ def import_patients(
     committed = True
     try:
         with database.transaction() as tx:
-            for batch in _batches(_lines(layout, rows)):
-                tally.write(tx, batch)
+            batches = Ahead(_batches(_lines(layout, rows)))
+            while batch := batches.take():
+                tally.write(tx, batch, meanwhile=batches.draw)
                 if on_progress is not None:
-                    on_progress(tally.lines, round(tally.lines * size / reader.bytes_read) if size else None)
+                    lines_read = tally.lines + (len(batches.draw()) if size else 0)
+                    on_progress(tally.lines, round(lines_read * size / reader.bytes_read) if size else None)
             if tally.bad and not skip_bad:
                 raise _UndoneError
     except _UndoneError:
@@ -145,35 +148,36 @@ class _Tally:
         self._unchanged = 0
         self._bad_lines: list[BadLine] = []
 
-    def write(self, tx: Repositories, batch: list[Line]) -> None:
-        """Add a batch's new patients in one statement, after a look at who is there and one at whose MRNs they are."""
+    def write(self, tx: Repositories, batch: list[Line], *, meanwhile: Callable[[], object]) -> None:
+        """Add a batch's new patients, after a look at who is there and one at whose MRNs they are."""
         patients = [patient for _, patient in batch if isinstance(patient, Patient)]
         there = tx.patients.get_many([each.patient_id for each in patients], fields=self._layout.fields)
         owners = _owners(tx, [each.mrn for each in patients if each.mrn and each.patient_id not in there])
         new: list[Patient] = []
         for line, patient in batch:
-            problem = patient if isinstance(patient, str) else self._conflict(patient, there, owners)
             self.lines += 1
-            if problem is not None:
+            if isinstance(patient, str):
+                self._broken(BadLine(line, patient))
+            elif known := there.get(patient.patient_id):
+                self._again(line, patient, known)
+            elif patient.mrn and (owner := owners.setdefault(blind_index.mrn(patient.mrn), patient.patient_id)) != (
+                patient.patient_id
+            ):
+                problem = f"duplicate mrn: patient {owner!r} has it, in the database or on an earlier line"
                 self._broken(BadLine(line, problem))
-            elif isinstance(patient, Patient) and patient.patient_id in there:
-                self._unchanged += 1
-            elif isinstance(patient, Patient):
+            else:
                 new.append(patient)
                 there[patient.patient_id] = patient
-                if patient.mrn:
-                    owners[blind_index.mrn(patient.mrn)] = patient.patient_id
-        self._imported += tx.patients.add_many(new)
+        self._imported += tx.patients.add_many(new, meanwhile=meanwhile)
 
-    def _conflict(self, patient: Patient, there: dict[str, Patient], owners: dict[str, str]) -> str | None:
-        if known := there.get(patient.patient_id):
-            fields = differing(self._layout, patient, known)
-            where = "the database or an earlier line has this patient with another"
-            return f"duplicate patient_id: {where} {', '.join(fields)}" if fields else None
-        owner = owners.get(blind_index.mrn(patient.mrn)) if patient.mrn else None
-        if owner is None:
-            return None
-        return f"duplicate mrn: patient {owner!r} has it, in the database or on an earlier line"
+    def _again(self, line: int, patient: Patient, known: Patient) -> None:
+        """Count a patient who is there already."""
+        fields = differing(self._layout, patient, known)
+        if not fields:
+            self._unchanged += 1
+            return
+        where = "the database or an earlier line has this patient with another"
+        self._broken(BadLine(line, f"duplicate patient_id: {where} {', '.join(fields)}"))
 
     def _broken(self, bad: BadLine) -> None:
         self.bad += 1

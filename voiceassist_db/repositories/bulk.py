@@ -1,6 +1,6 @@
 """Many records on their way into one table: in batches of one INSERT each, in groups of batches that are sent together.
 
-Owns how large both are, and batches that are encoded ahead of their statement. Executes nothing.
+Owns how large both are, and what is drawn or encoded ahead of its statement. Executes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import Rows
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 BATCH_ROWS: Final = 300
 """Rows of one INSERT."""
@@ -64,8 +65,39 @@ class Batch(Generic[R]):
         return encoded
 
 
-class Groups(Generic[R]):
-    """Draws records in groups of batches, one group ahead of the one that is being written.
+class Ahead(Generic[T]):
+    """Lists that are drawn one ahead of the one that is being worked on.
+
+    Args:
+        lists: The lists.
+    """
+
+    def __init__(self, lists: Iterator[list[T]]) -> None:
+        self._lists = lists
+        self._ahead: list[T] | None = None
+        self._error: Exception | None = None
+
+    def draw(self) -> list[T]:
+        """Draw the next list, unless it is drawn already, and return it. What fails here is raised by :meth:`take`."""
+        if self._ahead is None:
+            self._ahead = []
+            try:
+                self._ahead = next(self._lists, [])
+            except Exception as error:  # noqa: BLE001  # of the caller's own code, and raised again
+                self._error = error
+        return self._ahead
+
+    def take(self) -> list[T]:
+        """Return the next list; an empty one at the end."""
+        drawn = self.draw()
+        if self._error is not None:
+            raise self._error
+        self._ahead = None
+        return drawn
+
+
+class Groups(Ahead[Batch[R]]):
+    """Groups of batches of records.
 
     Args:
         records: The records.
@@ -74,29 +106,9 @@ class Groups(Generic[R]):
     """
 
     def __init__(self, records: Iterable[R], rows: Rows[R], names: Sequence[str]) -> None:
+        super().__init__(_grouped(records, rows, names))
         self.are_at_hand: Final = type(records) in (list, tuple)
         """Whether drawing runs no code of the caller's, which may use the very connection that the records are written by."""
-        self._groups = _grouped(records, rows, names)
-        self._ahead: list[Batch[R]] | None = None
-        self._error: Exception | None = None
-
-    def draw(self) -> list[Batch[R]]:
-        """Draw the next group, unless it is drawn already, and return it. What fails here is raised by :meth:`take`."""
-        if self._ahead is None:
-            self._ahead = []
-            try:
-                self._ahead = next(self._groups, [])
-            except Exception as error:  # noqa: BLE001  # of the caller's own code, and raised again
-                self._error = error
-        return self._ahead
-
-    def take(self) -> list[Batch[R]]:
-        """Return the next group; an empty one at the end."""
-        group = self.draw()
-        if self._error is not None:
-            raise self._error
-        self._ahead = None
-        return group
 
 
 def _grouped(records: Iterable[R], rows: Rows[R], names: Sequence[str]) -> Iterator[list[Batch[R]]]:

@@ -32,7 +32,7 @@ from voiceassist_db.repositories.freshness import (
     written_with,
 )
 from voiceassist_db.repositories.records import Record
-from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, checked, normalised
+from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
 from voiceassist_db.repositories.statements import WHERE, Statements
 from voiceassist_db.tracebacks import forgetful
 
@@ -62,6 +62,7 @@ class Repository(Generic[R]):
     _statements: ClassVar[Statements]
     _rows: ClassVar[Rows[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
+    _naming: ClassVar[list[tuple[str, Check]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -78,6 +79,7 @@ class Repository(Generic[R]):
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
+        cls._naming = [(WHERE + each.name, checker(each)) for each in cls._statements.lookup]
 
     @classmethod
     def _plain_columns(cls) -> list[Column[Any]]:
@@ -117,8 +119,13 @@ class Repository(Generic[R]):
         self._insert(connection, self._statements.insert(), values, [record])
 
     @forgetful
-    def add_many(self, records: Iterable[R]) -> int:
+    def add_many(self, records: Iterable[R], *, meanwhile: Callable[[], object] = lambda: None) -> int:
         """Write many new rows, streaming: only a few thousand are held in memory.
+
+        Args:
+            records: The records.
+            meanwhile: What to do while the server works on the last of them, such as reading what comes next; not done where there
+                is nothing to wait for. It may neither raise nor use the transaction.
 
         Returns:
             How many rows were written.
@@ -132,10 +139,10 @@ class Repository(Generic[R]):
         while group := groups.take():
             if not groups.are_at_hand:
                 groups.draw()
-            written += self._insert_group(group, groups)
+            written += self._insert_group(group, groups, meanwhile)
         return written
 
-    def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R]) -> int:
+    def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R], meanwhile: Callable[[], object]) -> int:
         """Insert batches, each encoded while the server encrypts the ones before it, and so the first of the next group."""
         connection = self._connection()
         statement = self._statements.insert_many()
@@ -150,6 +157,8 @@ class Repository(Generic[R]):
                     yield batch.values(keyring) | written_with(keyring, CURRENT)
                 for batch in groups.draw()[:1]:
                     batch.encode(keyring)
+                if not groups.draw():
+                    meanwhile()
 
             counts = statement.counts(connection, encoded())
         # What could not be encoded, or met a registry that is ahead of the keyring, is not written yet.
@@ -379,8 +388,7 @@ class Repository(Generic[R]):
     def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
         if len(key) != len(self.lookup):
             raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
-        columns = zip(self._statements.lookup, key, strict=True)
-        return {WHERE + column.name: checked(column, value) for column, value in columns}
+        return {name: check(value) for (name, check), value in zip(self._naming, key, strict=True)}
 
     def _lookup_key(self, record: R) -> Any:
         key = tuple(getattr(record, name) for name in self.lookup)

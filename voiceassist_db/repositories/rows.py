@@ -5,7 +5,6 @@ Owns encoding and decoding of whole rows: values, blind-index tokens, keys. Exec
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
@@ -30,6 +29,7 @@ BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
 
 Row = tuple[Any, ...]
 Setter = Callable[[Any, Any], None]
+Check = Callable[[Any], Any]
 Layout = tuple[list[tuple[Setter, int]], list[tuple[Setter, int, codec.Decoder]]]
 
 
@@ -50,9 +50,10 @@ class Rows(Generic[R]):
         self._record = record
         self._key = tuple(each.name for each in table.key)
         self._plain = tuple(each.name for each in plain)
-        self._naming = frozenset({*self._key, *lookup})
+        naming = frozenset({*self._key, *lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
-        self._written = [(each, attrgetter(each.name)) for each in written]
+        self._checks = {each.name: checker(each) if each.name in naming else text_checker(each) for each in written}
+        self._written = [(each.name, attrgetter(each.name), self._checks[each.name]) for each in written]
         self._dumpers = self._array_dumpers(plain)
         self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
         self._encoded = [(name, each, attrgetter(name), self._encoders[name]) for name, each in table.fields.items()]
@@ -91,11 +92,11 @@ class Rows(Generic[R]):
             if type(record) is not self._record:
                 raise ValueError(f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}")
         key: list[list[Any]] = []
-        for column, value_of in self._written:
-            values = [self._plain_value(column, value_of(record)) for record in records]
+        for name, value_of, check in self._written:
+            values = [check(value_of(record)) for record in records]
             if len(key) < len(self._key):
                 key.append(values)
-            yield column.name, values
+            yield name, values
         row_ids = [codec.row_id(each) for each in zip(*key, strict=True)]
         scheme = keyring.current.scheme
         for name, field, value_of, encode in self._encoded:
@@ -114,17 +115,12 @@ class Rows(Generic[R]):
         for name, value in changes.items():
             field = self._table.fields.get(name)
             if field is None:
-                values[name] = self._plain_value(self._table.table.c[name], value)
+                values[name] = self._checks[name](value)
                 continue
             values[name] = self._encoders[name](Scheme.DIRECT, "", value)
             if field.index_column:
                 values[field.index_column] = self._tokens(field, [value], keyring)[0]
         return values
-
-    def _plain_value(self, column: Column[Any], value: Any) -> Any:
-        if column.name in self._naming:
-            return checked(column, value)
-        return checked_text(column, value) if isinstance(value, str) else value
 
     def _tokens(self, field: EncryptedField, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
         if not any(value is not None for value in values):
@@ -177,32 +173,37 @@ class Rows(Generic[R]):
         return plain, encrypted
 
 
-def checked(column: Column[Any], value: Any) -> Any:
-    """Return a value of a column by which rows are named, after a look whether it is what the server will give back.
+def checker(column: Column[Any]) -> Check:
+    """Return a function that gives back a value of a column by which rows are named, if it is what the server will give back.
 
     Values are bound to the primary key, and a UUID that is written as the client spells it would never be found again.
 
-    Raises:
-        ValueError: It is of another type, or text that PostgreSQL cannot hold; the message does not hold it.
+    The function raises ValueError where the value is of another type, or text that PostgreSQL cannot hold; the message does not
+    hold it.
     """
-    expected = _python_type(column)
-    if type(value) is not expected and (not isinstance(value, expected) or isinstance(value, bool | datetime | Enum)):
-        raise ValueError(f"{column.name} must be of type {expected.__name__}, not {type(value).__name__}")
-    return checked_text(column, value) if isinstance(value, str) else value
+    expected, check_text = column.type.python_type, text_checker(column)
+
+    def check(value: Any) -> Any:
+        if type(value) is not expected and (
+            not isinstance(value, expected) or isinstance(value, bool | datetime | Enum)
+        ):
+            raise ValueError(f"{column.name} must be of type {expected.__name__}, not {type(value).__name__}")
+        return check_text(value)
+
+    return check
 
 
-@functools.cache
-def _python_type(column: Column[Any]) -> type[Any]:
-    return column.type.python_type
+def text_checker(column: Column[Any]) -> Check:
+    """Return a function that gives back a value, if it is not text that PostgreSQL cannot hold: psycopg's own error would quote it."""
 
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and ("\x00" in value or not _is_unicode(value)):
+            raise ValueError(
+                f"{column.name} holds a NUL character or a lone surrogate, which PostgreSQL's text cannot hold"
+            )
+        return value
 
-def checked_text(column: Column[Any], value: str) -> str:
-    """Return text, after a look whether PostgreSQL can hold it; psycopg's own error would quote it."""
-    if "\x00" in value or not _is_unicode(value):
-        raise ValueError(
-            f"{column.name} holds a NUL character or a lone surrogate, which PostgreSQL's text cannot hold"
-        )
-    return value
+    return check
 
 
 def _is_unicode(text: str) -> bool:
