@@ -80,6 +80,8 @@ class RowReader:
         except (csv.Error, _TooLongError) as error:
             self._again.extendleft(reversed(taken[1:]))
             return Row(first.number, first.number, first.size, [], _malformed(error, spread=len(taken) > 1))
+        if len(taken) == 1:
+            return Row(first.number, first.number, first.size, [] if first.problem else cells, first.problem)
         problem = next((line.problem for line in taken if line.problem), None)
         size = sum(line.size for line in taken)
         return Row(first.number, taken[-1].number, size, [] if problem else cells, problem)

@@ -60,6 +60,10 @@ def _binary(example: Any) -> Dump:
     return dumped
 
 
+dumped_tokens: Final = dumper(LargeBinary())
+"""Gives blind-index tokens as one parameter."""
+
+
 def _as_text(value: Any) -> str | None:
     if value is None:
         return None

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import DuplicateError, KeyNotRegisteredError, KeyStoreError
 from voiceassist_db.keyring import REFUSALS, Keyring, KeyringSource
+from voiceassist_db.repositories.arrays import dumped_tokens
 from voiceassist_db.repositories.rows import normalised
 from voiceassist_db.repositories.statements import INDEX_CHECK, TOLERATED, Statements
 
@@ -92,7 +93,8 @@ def require_untaken(
         values = [value for each in given if (value := getattr(each, field.name, None)) is not None]
         older = keyring.index_column_keys(field.context)[1:]
         tokens = [token(key, normalised(field, value)) for value in values for key in older]
-        taken = statements.taken(field.index_column).rows(connection, {"tokens": tokens}) if tokens else []
+        sought = {"tokens": dumped_tokens(tokens)}
+        taken = statements.taken(field.index_column).rows(connection, sought) if tokens else []
         if any(tuple(row) != but for row in taken):
             raise DuplicateError(
                 f"another row of {table.name} already has this {field.name}: nothing was written",

@@ -22,6 +22,7 @@ from voiceassist_db.execution import Prepared, connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.expressions import parameters
+from voiceassist_db.repositories.arrays import dumped_tokens
 from voiceassist_db.repositories.bulk import Batch, Groups
 from voiceassist_db.repositories.freshness import (
     CURRENT,
@@ -62,7 +63,8 @@ class Repository(Generic[R]):
     _statements: ClassVar[Statements]
     _rows: ClassVar[Rows[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
-    _naming: ClassVar[list[tuple[str, Check]]]
+    _named: ClassVar[tuple[str, ...]]
+    _checks: ClassVar[tuple[Check, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -79,7 +81,8 @@ class Repository(Generic[R]):
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
-        cls._naming = [(WHERE + each.name, checker(each)) for each in cls._statements.lookup]
+        cls._named = tuple(WHERE + each.name for each in cls._statements.lookup)
+        cls._checks = tuple(checker(each) for each in cls._statements.lookup)
 
     @classmethod
     def _plain_columns(cls) -> list[Column[Any]]:
@@ -266,10 +269,10 @@ class Repository(Generic[R]):
         Returns:
             The records by key; a key that has no row is not in it.
         """
-        wanted = [self._where(key if isinstance(key, tuple) else (key,)) for key in keys]
+        wanted = [self._checked(key if isinstance(key, tuple) else (key,)) for key in keys]
         if not wanted:
             return {}
-        arrays = {name: [each[name] for each in wanted] for name in wanted[0]}
+        arrays = dict(zip(self._named, self._rows.lookups(wanted), strict=True))
         chosen = self._chosen(fields)
         found = self._read(
             self._statements.get_many(chosen), arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS
@@ -310,7 +313,7 @@ class Repository(Generic[R]):
         def tokens(keyring: Keyring) -> dict[str, Any]:
             keys = keyring.index_column_keys(field.context)
             return {
-                "tokens": [token(key, value) for key in keys for value in wanted],
+                "tokens": dumped_tokens([token(key, value) for key in keys for value in wanted]),
                 "known": list(keyring.index_checks),
             }
 
@@ -385,10 +388,13 @@ class Repository(Generic[R]):
             raise ValueError(f"{self._table.name} has no field {', '.join(sorted(unknown))}")
         return tuple(each for each in self._fields if each.name in wanted)
 
-    def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
+    def _checked(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(key) != len(self.lookup):
             raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
-        return {name: check(value) for (name, check), value in zip(self._naming, key, strict=True)}
+        return tuple([check(value) for check, value in zip(self._checks, key, strict=True)])
+
+    def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(self._named, self._checked(key), strict=True))
 
     def _lookup_key(self, record: R) -> Any:
         key = tuple(getattr(record, name) for name in self.lookup)

@@ -18,6 +18,7 @@ from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
 from voiceassist_db.repositories.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.repositories.records import Record
@@ -50,7 +51,8 @@ class Rows(Generic[R]):
         self._record = record
         self._key = tuple(each.name for each in table.key)
         self._plain = tuple(each.name for each in plain)
-        naming = frozenset({*self._key, *lookup})
+        self._lookup = tuple(lookup)
+        naming = frozenset({*self._key, *self._lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
         self._checks = {each.name: checker(each) if each.name in naming else text_checker(each) for each in written}
         self._written = [(each.name, attrgetter(each.name), self._checks[each.name]) for each in written]
@@ -104,6 +106,11 @@ class Rows(Generic[R]):
             yield name, [encode(scheme, row_id, value) for row_id, value in zip(row_ids, values, strict=True)]
             if field.index_column:
                 yield field.index_column, self._tokens(field, values, keyring)
+
+    def lookups(self, keys: Sequence[tuple[Any, ...]]) -> list[Array]:
+        """Return the values of many lookup keys, which are checked already, as one array for each of their columns."""
+        columns = zip(self._lookup, zip(*keys, strict=True), strict=True)
+        return [self._dumpers[name](list(values)) for name, values in columns]
 
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
         """Return the parameters of changed fields, not bound to a row: the statement does that.

@@ -236,7 +236,7 @@ class Statements:
         return each == bindparam(WHERE + each.name, type_=_unlimited(each.type))
 
     def _is_one_of(self) -> ColumnElement[bool]:
-        arrays = [cast(bindparam(WHERE + each.name), ARRAY(_unlimited(each.type))) for each in self.lookup]
+        arrays = [_array(WHERE + each.name, each.type) for each in self.lookup]
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
         return and_(tuple_(*self.lookup).in_(select(*(func.pg_catalog.unnest(each) for each in arrays))))
@@ -274,6 +274,13 @@ def _unknown_index_keys() -> ColumnElement[int]:
         .where(_INDEX_KEYS.c.state != literal_column("'retired'"), is_unknown)
         .scalar_subquery()
     )
+
+
+def _array(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return a parameter that ``arrays`` dumps, as an array of values of a column."""
+    element, wanted = element_type(type_), _unlimited(type_)
+    given = cast(bindparam(name), ARRAY(element))
+    return given if type(element) is type(wanted) else cast(given, ARRAY(wanted))
 
 
 def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:
