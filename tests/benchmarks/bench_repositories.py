@@ -36,13 +36,23 @@ def each_of(chosen: Sequence[Patient], call: Callable[[Patient], None]) -> None:
 
 
 def test_get_by_id(stores: Stores, benchmark: BenchmarkFixture) -> None:
-    """`get` by id costs at most 1.3 times psycopg with the same SQL and parameters."""
+    """`get` by id costs at most 1.2 times psycopg with the same SQL and parameters."""
     ours, raw = stores
     over = ratio(partial(each_of, PATIENTS, ours.get), partial(each_of, PATIENTS, raw.get))
     benchmark.extra_info.update(over.described())
     cycle = itertools.cycle(PATIENTS)
     benchmark(lambda: ours.get(next(cycle)))
-    assert over.median <= 1.3
+    assert over.median <= 1.2
+
+
+def test_update(stores: Stores, benchmark: BenchmarkFixture) -> None:
+    """An update of two fields, one of which is searched by, costs at most 1.2 times psycopg with the same SQL and parameters."""
+    ours, raw = stores
+    over = ratio(partial(each_of, PATIENTS, ours.update), partial(each_of, PATIENTS, raw.update))
+    benchmark.extra_info.update(over.described())
+    cycle = itertools.cycle(PATIENTS)
+    benchmark(lambda: ours.update(next(cycle)))
+    assert over.median <= 1.2
 
 
 def test_page_of_1000(stores: Stores, benchmark: BenchmarkFixture) -> None:
@@ -56,10 +66,19 @@ def test_page_of_1000(stores: Stores, benchmark: BenchmarkFixture) -> None:
 
 
 def test_bulk_add_of_10000(database: Database, benchmark: BenchmarkFixture) -> None:
-    """Adding 10,000 patients reaches 0.8 of the speed of one INSERT … SELECT of the same values on the server."""
+    """Adding 10,000 patients reaches 0.85 of the speed of one INSERT … SELECT of the same values on the server."""
     rows = patients(10_000)
     with bulk.writers(database, rows) as ways:
         over = ratio(ways["add_many"], ways["server"], rounds=21, before=lambda: truncate(database))
         benchmark.extra_info.update(over.described())
         benchmark.pedantic(ways["add_many"], setup=lambda: truncate(database), rounds=3)  # type: ignore[no-untyped-call]  # as above
-    assert 1 / over.median >= 0.8
+    assert 1 / over.median >= 0.85
+
+
+def test_import_of_10000(database: Database, benchmark: BenchmarkFixture) -> None:
+    """An import of 10,000 patients from a CSV file reaches 0.7 of the speed of adding them."""
+    with bulk.writers(database, patients(10_000)) as ways:
+        over = ratio(ways["import"], ways["add_many"], rounds=21, before=lambda: truncate(database))
+        benchmark.extra_info.update(over.described())
+        benchmark.pedantic(ways["import"], setup=lambda: truncate(database), rounds=3)  # type: ignore[no-untyped-call]  # as above
+    assert 1 / over.median >= 0.7

@@ -7,9 +7,9 @@ never commits and never rolls back: the transaction is the caller's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -63,8 +63,7 @@ class Repository(Generic[R]):
     _statements: ClassVar[Statements]
     _rows: ClassVar[Rows[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
-    _named: ClassVar[tuple[str, ...]]
-    _checks: ClassVar[tuple[Check, ...]]
+    _naming: ClassVar[list[tuple[str, Check]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,8 +80,7 @@ class Repository(Generic[R]):
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
-        cls._named = tuple(WHERE + each.name for each in cls._statements.lookup)
-        cls._checks = tuple(checker(each) for each in cls._statements.lookup)
+        cls._naming = [(WHERE + each.name, checker(each)) for each in cls._statements.lookup]
 
     @classmethod
     def _plain_columns(cls) -> list[Column[Any]]:
@@ -198,20 +196,23 @@ class Repository(Generic[R]):
             ValueError: No such field, or a value is not of its type.
             NotFoundError: There is no such row.
         """
-        unchangeable = set(changes) - self._changeable()
-        if unchangeable or not changes:
-            raise ValueError(f"{self._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
+        names = frozenset(changes)
+        changed = self._to_change(names)
         where = self._where(key)
-        changed = self._chosen(name for name in changes if name in self._table.fields)
         connection = self._connection()
         keyring = self._keys.keyring(connection)
         tolerated, version = CURRENT, 0
         for _ in range(3):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
-            statement = self._statements.update(frozenset(changes), schemes)
-            values = {**where, **self._rows.changed(changes, keyring), **parameters(keyring, self._table, changed)}
+            statement = self._statements.update(names, schemes)
+            values = {
+                **where,
+                **self._rows.changed(changes, keyring),
+                **parameters(keyring, self._table, changed),
+                **written_with(keyring, tolerated),
+            }
             require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
-            if statement.count(connection, values | written_with(keyring, tolerated)):
+            if statement.count(connection, values):
                 return
             versions = self._statements.version().rows(connection, dict(where))
             if not versions:
@@ -269,10 +270,13 @@ class Repository(Generic[R]):
         Returns:
             The records by key; a key that has no row is not in it.
         """
-        wanted = [self._checked(key if isinstance(key, tuple) else (key,)) for key in keys]
+        wanted = [self._where(key if isinstance(key, tuple) else (key,)) for key in keys]
         if not wanted:
             return {}
-        arrays = dict(zip(self._named, self._rows.lookups(wanted), strict=True))
+        arrays = {
+            name: self._rows.array(column, [each[name] for each in wanted])
+            for column, (name, _) in zip(self.lookup, self._naming, strict=True)
+        }
         chosen = self._chosen(fields)
         found = self._read(
             self._statements.get_many(chosen), arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS
@@ -346,7 +350,7 @@ class Repository(Generic[R]):
             given = {**given, **parameters(keyring, self._table, fields)}
             found: list[R] = []
             if is_long:
-                unknown = statement.read(connection, given, partial(self._rows.read, keyring, fields, found))
+                unknown = statement.read(connection, given, functools.partial(self._rows.read, keyring, fields, found))
             else:
                 rows = statement.rows(connection, given, prepare=False if is_many else None)
                 if searches and rows[0][-1]:  # there are tokens of a key that this process does not know yet
@@ -375,26 +379,39 @@ class Repository(Generic[R]):
         session = self._session
         return connection_of(session) if isinstance(session, Session) else session
 
-    def _changeable(self) -> set[str]:
-        plain = {each.name for each in self._statements.plain} - BOOKKEEPING
-        return plain | set(self._table.fields)
+    @classmethod
+    @functools.cache
+    def _to_change(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
+        """Return the encrypted ones of fields to change, after a look whether all can be changed."""
+        plain = {each.name for each in cls._statements.plain} - BOOKKEEPING
+        unchangeable = names - plain - set(cls._table.fields)
+        if unchangeable or not names:
+            raise ValueError(f"{cls._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
+        return cls._named_by(names)
 
     def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:
-        if fields is None:
-            return self._fields
-        wanted = frozenset(fields)
-        known = {each.name for each in dataclasses.fields(self.record)}  # type: ignore[arg-type]  # made by @record
-        if unknown := wanted - known:
-            raise ValueError(f"{self._table.name} has no field {', '.join(sorted(unknown))}")
-        return tuple(each for each in self._fields if each.name in wanted)
+        return self._fields if fields is None else self._to_read(frozenset(fields))
 
-    def _checked(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(key) != len(self.lookup):
-            raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
-        return tuple([check(value) for check, value in zip(self._checks, key, strict=True)])
+    @classmethod
+    @functools.cache
+    def _to_read(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
+        """Return the encrypted ones of fields to read, after a look whether the record has all of them."""
+        known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # made by @record
+        if unknown := names - known:
+            raise ValueError(f"{cls._table.name} has no field {', '.join(sorted(unknown))}")
+        return cls._named_by(names)
+
+    @classmethod
+    def _named_by(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
+        return tuple(each for each in cls._fields if each.name in names)
 
     def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(self._named, self._checked(key), strict=True))
+        if len(key) != len(self.lookup):
+            raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
+        where = {}
+        for (name, check), value in zip(self._naming, key, strict=True):
+            where[name] = check(value)
+        return where
 
     def _lookup_key(self, record: R) -> Any:
         key = tuple(getattr(record, name) for name in self.lookup)

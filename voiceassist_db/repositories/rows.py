@@ -51,8 +51,7 @@ class Rows(Generic[R]):
         self._record = record
         self._key = tuple(each.name for each in table.key)
         self._plain = tuple(each.name for each in plain)
-        self._lookup = tuple(lookup)
-        naming = frozenset({*self._key, *self._lookup})
+        naming = frozenset({*self._key, *lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
         self._checks = {each.name: checker(each) if each.name in naming else text_checker(each) for each in written}
         self._written = [(each.name, attrgetter(each.name), self._checks[each.name]) for each in written]
@@ -105,12 +104,11 @@ class Rows(Generic[R]):
             values = [value_of(record) for record in records]
             yield name, [encode(scheme, row_id, value) for row_id, value in zip(row_ids, values, strict=True)]
             if field.index_column:
-                yield field.index_column, self._tokens(field, values, keyring)
+                yield field.index_column, _tokens(field, values, keyring)
 
-    def lookups(self, keys: Sequence[tuple[Any, ...]]) -> list[Array]:
-        """Return the values of many lookup keys, which are checked already, as one array for each of their columns."""
-        columns = zip(self._lookup, zip(*keys, strict=True), strict=True)
-        return [self._dumpers[name](list(values)) for name, values in columns]
+    def array(self, column: str, values: Sequence[Any]) -> Array:
+        """Return many values of a column by which rows are named, which are checked already, as one parameter."""
+        return self._dumpers[column](values)
 
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
         """Return the parameters of changed fields, not bound to a row: the statement does that.
@@ -126,14 +124,8 @@ class Rows(Generic[R]):
                 continue
             values[name] = self._encoders[name](Scheme.DIRECT, "", value)
             if field.index_column:
-                values[field.index_column] = self._tokens(field, [value], keyring)[0]
+                values[field.index_column] = None if value is None else _tokens_of(field, keyring)(value)
         return values
-
-    def _tokens(self, field: EncryptedField, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
-        if not any(value is not None for value in values):
-            return [None for _ in values]  # needs no index key, which the key store may not hold
-        key = keyring.index_column_keys(field.context)[0]
-        return [None if value is None else token(key, normalised(field, value)) for value in values]
 
     def read(
         self, keyring: Keyring, fields: tuple[EncryptedField, ...], found: list[R], rows: Iterable[Row]
@@ -191,6 +183,8 @@ def checker(column: Column[Any]) -> Check:
     expected, check_text = column.type.python_type, text_checker(column)
 
     def check(value: Any) -> Any:
+        if type(value) is expected is str and value.isascii() and "\x00" not in value:
+            return value
         if type(value) is not expected and (
             not isinstance(value, expected) or isinstance(value, bool | datetime | Enum)
         ):
@@ -221,6 +215,18 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _tokens(field: EncryptedField, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
+    if not any(value is not None for value in values):
+        return [None for _ in values]  # needs no index key, which the key store may not hold
+    token_of = _tokens_of(field, keyring)
+    return [None if value is None else token_of(value) for value in values]
+
+
+def _tokens_of(field: EncryptedField, keyring: Keyring) -> Callable[[Any], bytes]:
+    key = keyring.index_column_keys(field.context)[0]
+    return lambda value: token(key, normalised(field, value))
 
 
 def normalised(field: EncryptedField, value: Any) -> str:

@@ -108,21 +108,19 @@ class Statements:
 
         Where nothing is found there is one row of NULLs, so that the count is always told, of the same moment as the rows.
         """
-        tokens = cast(bindparam("tokens"), ARRAY(LargeBinary))
-        condition = self.table.table.c[index_column] == func.any(tokens)
-        always = select(literal_column("1").label("one")).subquery("always")
 
         def build() -> Executable:
-            stored = self._stored(fields).select_from(always.outerjoin(self.table.table, condition)).limit(_ALL)
-            return self._opened(fields, stored).add_columns(_unknown_index_keys())
+            always = select(literal_column("1").label("one")).subquery("always")
+            found = always.outerjoin(self.table.table, self._has_token(index_column))
+            return self._opened(fields, self._stored(fields).select_from(found).limit(_ALL)).add_columns(
+                _unknown_index_keys()
+            )
 
         return self._once(("find", index_column, fields), build)
 
     def taken(self, index_column: str) -> Prepared:
         """The lookup columns of rows whose blind index has one of ``tokens``."""
-        tokens = cast(bindparam("tokens"), ARRAY(LargeBinary))
-        condition = self.table.table.c[index_column] == func.any(tokens)
-        return self._once(("taken", index_column), lambda: select(*self.lookup).where(condition))
+        return self._once(("taken", index_column), lambda: select(*self.lookup).where(self._has_token(index_column)))
 
     def page(self, fields: tuple[EncryptedField, ...], within: tuple[str, ...], after: bool) -> Prepared:
         """At most ``limit`` rows in the order of the primary key, after a given one, within equal columns."""
@@ -234,6 +232,9 @@ class Statements:
 
     def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
         return each == bindparam(WHERE + each.name, type_=_unlimited(each.type))
+
+    def _has_token(self, index_column: str) -> ColumnElement[bool]:
+        return self.table.table.c[index_column] == func.any(cast(bindparam("tokens"), ARRAY(LargeBinary)))
 
     def _is_one_of(self) -> ColumnElement[bool]:
         arrays = [_array(WHERE + each.name, each.type) for each in self.lookup]
