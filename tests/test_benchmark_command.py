@@ -69,6 +69,7 @@ def require_peers(report: dict[str, Any]) -> None:
         assert peer["version"]
         assert peer["rows_per_second"] > 0
         assert peer["ours_over_theirs"] > 0
+        assert peer["one_worker_over_theirs"] > 0
     assert {"sqlalchemy-utils", "advanced-alchemy", "django-pgcrypto-fields", "django-fernet-encrypted-fields"} <= {
         peer["name"].partition(" ")[0] for peer in report["peers"]
     }
@@ -102,7 +103,13 @@ def test_wrong_usage_is_refused(options: list[str]) -> None:
 def test_a_name_in_the_picture_cannot_break_it() -> None:
     """Names of peers and processors are text, whatever is in them."""
     rotation = {"ceiling_rows_per_second": 60_000, "rows_per_second": 50_000, "ratio": 0.8, "workers": 1}
-    peer = {"name": '<&> "quoted"', "rows_per_second": 900, "ours_over_theirs": 55.6}
+    peer = {
+        "name": '<&> "quoted"',
+        "rows_per_second": 900,
+        "ours_over_theirs": 55.6,
+        "one_worker_over_theirs": 31.2,
+    }
     machine = {"cores": 2, "cpu": "<&>", "postgresql": "17", "fsync": "on"}
     drawn = ET.fromstring(plot.svg({"rotation": rotation, "peers": [peer], "machine": machine}))  # noqa: S314  # as above
-    assert '<&> "quoted"' in {each.text for each in drawn.iter()}
+    texts = {each.text for each in drawn.iter()}
+    assert {'<&> "quoted"', "ours is x31.2 and x55.6"} <= texts

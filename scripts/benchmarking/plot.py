@@ -73,7 +73,12 @@ def _bars(report: Mapping[str, Any]) -> Iterator[_Bar]:
     yield _Bar("voiceassist-db, 1 worker", ours["rows_per_second"], f"{ours['ratio']:.2f} of the ceiling", "ours")
     peers = [peer for peer in report.get("peers", ()) if peer["rows_per_second"]]
     for peer in sorted(peers, key=lambda peer: -float(peer["rows_per_second"])):
-        yield _Bar(peer["name"], peer["rows_per_second"], f"ours is x{peer['ours_over_theirs']:.1f}", "theirs")
+        yield _Bar(peer["name"], peer["rows_per_second"], _times(peer), "theirs")
+
+
+def _times(peer: Mapping[str, Any]) -> str:
+    one, all_ = (f"{peer[name]:.1f}" for name in ("one_worker_over_theirs", "ours_over_theirs"))
+    return f"ours is x{one}" if one == all_ else f"ours is x{one} and x{all_}"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

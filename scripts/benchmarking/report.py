@@ -56,21 +56,33 @@ def _left(figures: Figures) -> str:
 
 
 def _peers(peers: Sequence[Figures]) -> Iterator[str]:
-    yield "The same job by others"
-    head = ["", "rows/s", "ours is", "", "table", "indexes", "HOT", "WAL/row", "p99 read", "p99 write"]
+    yield "The same job by others; ours with all workers, and with one"
+    head = [
+        "",
+        "rows/s",
+        "ours is",
+        "",
+        "one worker",
+        "",
+        "table",
+        "indexes",
+        "HOT",
+        "WAL/row",
+        "p99 read",
+        "p99 write",
+    ]
     rows = [head]
     for peer in peers:
         name = f"  {peer['name']} [{peer['version']}]"
         if peer.get("failure"):
             rows.append([name, peer["failure"]])
             continue
-        times = peer["ours_over_theirs"]
         rows.append(
             [
                 name,
                 f"{peer['rows_per_second']:,.0f}",
-                f"x{times:.2f}{_faster(times < 1)}",
-                _reach(peer["ours_over_theirs_range"]),
+                *_times(peer, "ours"),
+                *_times(peer, "one_worker"),
                 f"x{peer['table_growth']:.2f}",
                 f"x{peer['index_growth']:.2f}",
                 f"{peer['hot_ratio']:.2f}",
@@ -83,6 +95,11 @@ def _peers(peers: Sequence[Figures]) -> Iterator[str]:
     for peer in peers:
         if peer["note"]:
             yield f"  {peer['name']}: {peer['note']}."
+
+
+def _times(peer: Figures, ours: str) -> list[str]:
+    times = peer[f"{ours}_over_theirs"]
+    return [f"x{times:.2f}{_faster(times < 1)}", _reach(peer[f"{ours}_over_theirs_range"])]
 
 
 def _single_row(operations: Mapping[str, Figures]) -> Iterator[str]:

@@ -187,14 +187,16 @@ def figures(rounds: Rounds) -> dict[str, Any]:
 
 
 def peers(rounds: Rounds) -> list[dict[str, Any]]:
-    """Return the report of the others: how many times as fast ours is, with one worker, and what each leaves behind."""
-    ours = rounds.engines[1]
+    """Return the report of the others: how many times as fast ours is, with all workers and with one, and what each leaves."""
+    one, all_ = rounds.engines[1], rounds.engines[max(rounds.engines)]
     listed: list[dict[str, Any]] = []
     for each in rounds.others:
         entry: dict[str, Any] = {"name": each.way.name, "version": each.way.version, "note": each.way.note}
         if each.failure is None:
-            times = ratio_of(ours.rates(), each.rates()).rounded(2)
-            entry |= each.figures() | {"ours_over_theirs": times.median, "ours_over_theirs_range": times.reach}
+            entry |= each.figures()
+            for name, ours in (("ours", all_), ("one_worker", one)):
+                times = ratio_of(ours.rates(), each.rates()).rounded(2)
+                entry |= {f"{name}_over_theirs": times.median, f"{name}_over_theirs_range": times.reach}
         else:
             entry |= {"failure": each.failure, "rows_per_second": None, "ours_over_theirs": None}
         listed.append(entry)

@@ -90,7 +90,7 @@ class Benchmark:
 
     @cached_property
     def _rotations(self) -> Rounds:
-        workers = [1, self._workers] if "rotation" in self._parts and self._workers > 1 else [1]
+        workers = [1, self._workers] if self._workers > 1 else [1]
         others: list[Way] = []
         if "peers" in self._parts:
             others = [*installed.statements(self._deployment, self._rows), *self._libraries]
