@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, Engine, bindparam, cast, func, literal_column, null, select, text, tuple_
+from sqlalchemy import Connection, Engine, bindparam, func, literal_column, null, select, text, tuple_
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
@@ -22,6 +22,7 @@ from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.models.declaration import any_format, bound_format
 from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.arrays import array_parameter, dumper
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
 from voiceassist_db.tracebacks import forgetful
 
@@ -29,6 +30,7 @@ PAGE_ROWS: Final = 1000
 PAGE_BYTES: Final = 8 << 20
 """Ciphertext that is decrypted at once, 8 MiB: a page of long notes is read in parts."""
 
+_BOUND: Final = Scheme.BOUND
 KEPT_FAILURES: Final = 1000
 """How many failures of a table are kept with their row; all are counted."""
 
@@ -73,6 +75,14 @@ class TableReport:
         self.failed += 1
         if len(self.failures) < KEPT_FAILURES:
             self.failures.append(Failure(row_id, name, problem))
+
+    def add(self, part: TableReport) -> None:
+        """Count what was found in a part of the table."""
+        self.rows += part.rows
+        self.values += part.values
+        self.unindexed += part.unindexed
+        self.failed += part.failed
+        self.failures += part.failures[: KEPT_FAILURES - len(self.failures)]
 
 
 @forgetful
@@ -126,6 +136,7 @@ class _Walk:
         self._width = len(table.key)
         self._statements: dict[tuple[EncryptedField, ...], Prepared] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
+        self._dumpers = [dumper(each.type) for each in table.key]
         self.report = TableReport(table.name)
 
     def pages(self) -> Iterator[int]:
@@ -173,7 +184,7 @@ class _Walk:
     def _check(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> None:
         """Check these rows' fields: together if they open together, else in halves, else value by value."""
         try:
-            rows, keyring = self._read(page, fields)
+            self.report.add(self._read(page, fields))
         except DecryptionError:
             self._connection.rollback()
             if len(page) > 1:
@@ -189,67 +200,104 @@ class _Walk:
                 self.report.rows += 1
                 self.report.values += 1
                 self.report.fail(codec.row_id(page[0]), fields[0].name, "does not open: damaged, or under another key")
-            return
-        for row in rows:
-            self._check_row(row, fields, keyring)
 
-    def _read(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> tuple[list[Any], Keyring]:
+    def _read(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> TableReport:
+        """Return what is found in these rows, each looked at while the server decrypts the next ones."""
         statement = self._statements.get(fields)
         if statement is None:
             quote = self._connection.dialect.identifier_preparer.quote
             statement = self._statements[fields] = _select(self._table, fields, quote)
         see_all_rows(self._connection)
         keyring = self._keys.keyring(self._connection)
-        arrays = {f"key_{position}": [key[position] for key in page] for position in range(self._width)}
-        rows = statement.rows(self._connection, arrays | parameters(keyring, self._table, fields))
-        unknown = next((row[self._width] for row in rows if keyring.scheme(row[self._width]) is None), None)
-        if unknown is not None:
+        columns = zip(*page, strict=True)
+        keys = {
+            f"key_{position}": dump(list(values))
+            for position, (dump, values) in enumerate(zip(self._dumpers, columns, strict=True))
+        }
+        for is_last in (False, True):
+            part = _Part(self._table, fields, self._decoders, keyring, is_last=is_last)
+            unknown = statement.read(self._connection, keys | parameters(keyring, self._table, fields), part.examine)
+            if unknown is None:
+                break
             keyring = self._keys.refresh(self._connection, unknown)
-            rows = statement.rows(self._connection, arrays | parameters(keyring, self._table, fields))
         self._connection.rollback()
-        return rows, keyring
+        return part.report
 
-    def _check_row(self, row: tuple[Any, ...], fields: tuple[EncryptedField, ...], keyring: Keyring) -> None:
-        self.report.rows += 1
-        row_id = codec.row_id(row[: self._width])
-        version = row[self._width]
-        scheme = keyring.scheme(version)
-        if scheme is None:
-            self.report.fail(row_id, None, f"is under key version {version}, which the key store does not hold")
-            return
-        for position, each in enumerate(fields):
-            plaintext, is_bound, is_any, stored = row[self._width + 1 + 4 * position :][:4]
+
+class _Part:
+    """Looks at rows as :func:`_select` gives them.
+
+    Args:
+        table: Their table.
+        fields: The fields that are selected.
+        decoders: What decodes each field.
+        keyring: The keys that they were decrypted with.
+        is_last: Whether a row under a version that the keyring lacks is a failure, and not a reason to ask the key store.
+    """
+
+    def __init__(
+        self,
+        table: EncryptedTable,
+        fields: tuple[EncryptedField, ...],
+        decoders: Mapping[str, codec.Decoder],
+        keyring: Keyring,
+        *,
+        is_last: bool,
+    ) -> None:
+        self._width = len(table.key)
+        first = range(self._width + 1, self._width + 1 + 4 * len(fields), 4)
+        self._fields = [(each, decoders[each.name], position) for each, position in zip(fields, first, strict=True)]
+        self._keyring = keyring
+        self._is_last = is_last
+        self.report = TableReport(table.name)
+
+    def examine(self, rows: Iterable[tuple[Any, ...]]) -> int | None:
+        """Look at rows; return the version of the first that the keyring lacks, where looking has stopped, or None."""
+        for row in rows:
+            version = row[self._width]
+            scheme = self._keyring.scheme(version)
+            if scheme is None and not self._is_last:
+                unknown: int = version
+                return unknown
+            self.report.rows += 1
+            row_id = codec.row_id(row[: self._width])
+            if scheme is None:
+                self.report.fail(row_id, None, f"is under key version {version}, which the key store does not hold")
+            else:
+                self._examine_values(row, row_id, scheme)
+        return None
+
+    def _examine_values(self, row: tuple[Any, ...], row_id: str, scheme: Scheme) -> None:
+        for each, decode, position in self._fields:
+            plaintext, is_bound, is_any, stored = row[position : position + 4]
             if plaintext is None:
                 if stored is not None:
                     self.report.fail(row_id, each.name, "has a blind index, but no value")
                 continue
             self.report.values += 1
-            if not (is_bound if scheme is Scheme.BOUND else is_any):
+            if not (is_bound if scheme is _BOUND else is_any):
                 self.report.fail(row_id, each.name, f"is not in the format of scheme {scheme.value}")
                 continue
             try:
-                value = self._decoders[each.name](scheme, row_id, plaintext)
+                value = decode(scheme, row_id, plaintext)
             except BindingError:
                 self.report.fail(row_id, each.name, "was encrypted for another row or column")
             except ValueFormatError:
                 self.report.fail(row_id, each.name, f"is not of type {each.kind.value}")
             else:
-                self._check_token(row_id, each, value, stored, keyring)
+                if each.index_column is not None and each.normaliser is not None:
+                    self._examine_token(row_id, each, value, stored)
 
-    def _check_token(
-        self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None, keyring: Keyring
-    ) -> None:
-        if each.index_column is None or each.normaliser is None:
-            return
+    def _examine_token(self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None) -> None:
         if stored is None:
             self.report.unindexed += 1
             return
         try:
-            normalised = NORMALISERS[each.normaliser](value)
+            normalised = NORMALISERS[each.normaliser or ""](value)
         except ValueError:
             self.report.fail(row_id, each.name, "has a blind index, but a value that cannot be searched")
             return
-        if stored not in {token(key, normalised) for key in keyring.index_column_keys(each.context)}:
+        if all(stored != token(key, normalised) for key in self._keyring.index_column_keys(each.context)):
             self.report.fail(row_id, each.name, "has the blind index of another value")
 
 
@@ -263,6 +311,6 @@ def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...], quote: Ca
             literal_column(any_format(column)),
             table.table.c[each.index_column] if each.index_column else null(),
         ]
-    arrays = (cast(bindparam(f"key_{position}"), ARRAY(each.type)) for position, each in enumerate(table.key))
+    arrays = (array_parameter(f"key_{position}", each.type) for position, each in enumerate(table.key))
     condition = tuple_(*table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
     return Prepared(select(*table.key, table.version, *columns).where(condition), table=table.name)

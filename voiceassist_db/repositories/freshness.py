@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import DuplicateError, KeyNotRegisteredError, KeyStoreError
 from voiceassist_db.keyring import REFUSALS, Keyring, KeyringSource
-from voiceassist_db.repositories.arrays import dumped_tokens
+from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.repositories.rows import normalised
 from voiceassist_db.repositories.statements import INDEX_CHECK, TOLERATED, Statements
 

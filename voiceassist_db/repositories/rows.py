@@ -18,9 +18,9 @@ from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
-from voiceassist_db.repositories.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.repositories.records import Record
 
 R = TypeVar("R", bound=Record)

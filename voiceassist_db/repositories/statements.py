@@ -13,11 +13,9 @@ from sqlalchemy import (
     BindParameter,
     Column,
     ColumnElement,
-    Enum,
     Executable,
     LargeBinary,
     Select,
-    String,
     Text,
     and_,
     bindparam,
@@ -38,6 +36,7 @@ from sqlalchemy.types import TypeEngine
 from voiceassist_db.execution import Prepared
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, IndexKeyRow, table_of
+from voiceassist_db.pgcrypto.arrays import array_parameter, element_type, unlimited
 from voiceassist_db.pgcrypto.expressions import (
     decrypt_stored,
     encrypt_new,
@@ -46,7 +45,6 @@ from voiceassist_db.pgcrypto.expressions import (
     plaintext_type,
     version_parameter,
 )
-from voiceassist_db.repositories.arrays import element_type
 from voiceassist_db.repositories.rows import BOOKKEEPING
 
 _KEYS: Final = table_of(EncryptionKeyRow)
@@ -128,7 +126,7 @@ class Statements:
         def build() -> Executable:
             stored = self._stored(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
             if after:
-                key = [bindparam(f"after_{each.name}", type_=_unlimited(each.type)) for each in self.table.key]
+                key = [bindparam(f"after_{each.name}", type_=unlimited(each.type)) for each in self.table.key]
                 stored = stored.where(tuple_(*self.table.key) > tuple_(*key))
             return self._opened(fields, stored.limit(bindparam("limit")))
 
@@ -174,7 +172,7 @@ class Statements:
 
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
             given = elements[name] = Text() if name in plain else element_type(type_)
-            return cast(column(name, given), _unlimited(type_))
+            return cast(column(name, given), unlimited(type_))
 
         row = self._new_row(element)
         # Side by side in a target list, and not unnest(a, b) in FROM, whose rows the server gathers: plaintext, in a file on its
@@ -231,13 +229,13 @@ class Statements:
         return [self._equal(each) for each in self.lookup]
 
     def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
-        return each == bindparam(WHERE + each.name, type_=_unlimited(each.type))
+        return each == bindparam(WHERE + each.name, type_=unlimited(each.type))
 
     def _has_token(self, index_column: str) -> ColumnElement[bool]:
         return self.table.table.c[index_column] == func.any(cast(bindparam("tokens"), ARRAY(LargeBinary)))
 
     def _is_one_of(self) -> ColumnElement[bool]:
-        arrays = [_array(WHERE + each.name, each.type) for each in self.lookup]
+        arrays = [array_parameter(WHERE + each.name, each.type) for each in self.lookup]
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
         return and_(tuple_(*self.lookup).in_(select(*(func.pg_catalog.unnest(each) for each in arrays))))
@@ -277,17 +275,5 @@ def _unknown_index_keys() -> ColumnElement[int]:
     )
 
 
-def _array(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """Return a parameter that ``arrays`` dumps, as an array of values of a column."""
-    element, wanted = element_type(type_), _unlimited(type_)
-    given = cast(bindparam(name), ARRAY(element))
-    return given if type(element) is type(wanted) else cast(given, ARRAY(wanted))
-
-
 def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:
-    return bindparam(name, type_=_unlimited(type_))
-
-
-def _unlimited(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return a type for a parameter: a cast to ``varchar(n)`` would cut a longer text, where the column refuses it."""
-    return Text() if isinstance(type_, String) and not isinstance(type_, Enum) else type_
+    return bindparam(name, type_=unlimited(type_))
