@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, bindparam, func, literal_column, select
+from sqlalchemy import Connection, Engine, Integer, bindparam, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from voiceassist_db import create_async_engine
 from voiceassist_db.errors import DatabaseError, DatabaseUnavailableError
-from voiceassist_db.execution import Prepared
+from voiceassist_db.prepared import Prepared
 
 SERVER_S = 0.5
 SLEEP = Prepared(select(func.pg_sleep(bindparam("seconds"))), table="none")
 SERIES = Prepared(select(func.generate_series(literal_column("1"), bindparam("rows"))), table="none")
+ROOTS = Prepared(
+    select(
+        func.sqrt(
+            bindparam("top", type_=Integer)
+            - func.generate_series(literal_column("1"), bindparam("rows", type_=Integer))
+        )
+    ),
+    table="none",
+)
+"""Fails at the row after ``top``."""
+
 ROOT = Prepared(select(func.sqrt(bindparam("number"))), table="none")
 
 
@@ -93,6 +104,22 @@ def test_an_interrupt_does_not_bring_the_servers_text_into_the_log(
         ROOT.counts(connection, parameters())
     assert "InvalidArgumentForPowerFunction" in caplog.text
     assert "cannot take square root" not in caplog.text
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, LookupError])
+def test_what_ended_a_reading_is_what_is_told(connection: Connection, interrupt: type[BaseException]) -> None:
+    """And not that the rest of the rows, which nobody wanted any more, could not be read either."""
+
+    def consume(rows: Iterable[tuple[Any, ...]]) -> None:
+        next(iter(rows))
+        raise interrupt
+
+    assert len(ROOTS.rows(connection, {"top": 9, "rows": 9})) == 9
+    with pytest.raises(interrupt):
+        ROOTS.read(connection, {"top": 900, "rows": 1000}, consume)
+    connection.rollback()
+    with pytest.raises(DatabaseError, match="2201F"):
+        ROOTS.read(connection, {"top": 900, "rows": 1000}, list)
 
 
 def test_a_connection_that_ends_meanwhile_is_told(connection: Connection, engine: Engine) -> None:

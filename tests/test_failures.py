@@ -254,6 +254,30 @@ def test_an_error_at_commit_is_ours(database: Database) -> None:
     assert_clean(caught.value)
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_not_taken_for_what_it_led_to(database: Database, interrupt: type[BaseException]) -> None:
+    """Who presses ^C, and loses the connection by it, has pressed ^C; but an error in who handles one is an error."""
+    with pytest.raises(interrupt) as caught, database.transaction() as tx:
+        cut(tx)
+        raise interrupt
+    assert caught.value.__context__ is None
+    try:
+        raise interrupt
+    except interrupt:
+        with pytest.raises(DatabaseUnavailableError), database.transaction() as tx:
+            cut(tx)
+            tx.patients.page()
+
+
+def cut(tx: Repositories) -> None:
+    """Close a transaction's connection under it."""
+    session = tx.session
+    assert isinstance(session, Session)
+    driver = session.connection().connection.driver_connection
+    assert driver is not None
+    driver.close()
+
+
 def test_errors_of_the_callers_own_pass_unchanged(database: Database) -> None:
     """What application code raises in a transaction rolls it back and comes out as it is."""
     for error in (ZeroDivisionError("theirs"), NoResultFound("theirs")):

@@ -1,4 +1,4 @@
-"""The one place where statements execute, and where the driver's errors become ours.
+"""Where the driver's errors become ours, and where a statement that is executed now and then is executed.
 
 A driver's exception can carry parameters, a DETAIL line with the whole row, or a CONTEXT with the statement. So it is
 translated by its SQLSTATE alone, and ours is raised where no cause and no context hangs on it any more.
@@ -7,18 +7,16 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 import psycopg
-from sqlalchemy import ClauseElement, Connection, CursorResult, Executable, Table, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import Connection, CursorResult, Executable, Table, UniqueConstraint, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_only
 
 from voiceassist_db.errors import (
     ConstraintError,
@@ -47,7 +45,7 @@ FAILED: Final = (
     "or put what may fail into a savepoint (session.begin_nested())"
 )
 
-_DRIVER_ERRORS: Final = (StatementError, PendingRollbackError, PoolTimeoutError, psycopg.Error)
+DRIVER_ERRORS: Final = (StatementError, PendingRollbackError, PoolTimeoutError, psycopg.Error)
 """What can carry parameters or speaks of the connection. Others of SQLAlchemy's, such as NoResultFound, are the caller's."""
 
 
@@ -63,13 +61,7 @@ def _without_texts(record: logging.LogRecord) -> bool:
 
 logging.getLogger("psycopg").addFilter(_without_texts)
 
-_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-Result = TypeVar("Result")
-
-CHUNK_ROWS: Final = 50
-"""Rows that the driver hands over at once of a statement that is read while it runs. A page of 1,000 took 1.30 of the time of
-psycopg's ``fetchall`` when it was decoded afterwards; so it takes 0.91, with 20 to 100 rows."""
 
 
 def execute(
@@ -88,7 +80,7 @@ def execute(
     """
     try:
         return connection.execute(statement, parameters)
-    except _DRIVER_ERRORS as error:
+    except DRIVER_ERRORS as error:
         failure = translate(error, table=table)
     except BaseException as error:
         forget_locals(error)
@@ -107,7 +99,7 @@ def connection_of(session: Session) -> Connection:
     session.flush()
     try:
         return session.connection()
-    except _DRIVER_ERRORS as error:
+    except DRIVER_ERRORS as error:
         failure = translate(error, table="")
     raise failure
 
@@ -123,190 +115,33 @@ def regclass(connection: Connection, table: Table) -> str:
     return connection.dialect.identifier_preparer.format_table(table).replace("%%", "%")
 
 
-class Prepared:
-    """A statement that is compiled once and then handed to the driver's own cursor.
-
-    A repository executes the same few statements all the time. Past SQLAlchemy's execution layer, each costs a third less
-    (55 to 110 of 250 µs for a read by id), and no echo, event hook or result object there ever holds a key or a value.
-
-    Args:
-        statement: The statement; its text holds no secret.
-        table: Name of the table that it is about, for errors.
-    """
-
-    def __init__(self, statement: Executable, *, table: str) -> None:
-        compiled = cast(ClauseElement, statement).compile(dialect=_DIALECT)
-        self.sql: Final = str(compiled)
-        self._table = table
-        self._bind = {
-            name: processor
-            for name, bind in compiled.binds.items()  # type: ignore[attr-defined]  # SQLCompiler's, as documented
-            if (processor := bind.type.dialect_impl(_DIALECT).bind_processor(_DIALECT))
-        }
-        columns = getattr(statement, "selected_columns", ())
-        self._columns = [each.type.dialect_impl(_DIALECT) for each in columns]
-        self._results: list[Callable[[Any], Any] | None] | None = None
-
-    def rows(
-        self, connection: Connection, parameters: dict[str, Any], *, prepare: bool | None = None
-    ) -> list[tuple[Any, ...]]:
-        """Execute it and return its rows.
-
-        Args:
-            connection: A connection that may receive keys.
-            parameters: Its parameters, which may be secret.
-            prepare: False has the server plan it anew, for as large as its tables are now: a plan that was made while they were empty
-                is kept otherwise. By default the driver prepares what is executed often.
-        """
-        rows: list[tuple[Any, ...]]
-        if self._results is None:
-            rows, types = self._run(connection, self._bound(parameters), partial(_all_rows_and_types, prepare=prepare))
-            found = [
-                column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
-            ]
-            self._results = found if any(found) else []
-        else:
-            way = _all_rows if prepare is None else partial(_all_rows, prepare=prepare)
-            rows = self._run(connection, self._bound(parameters), way)
-        return list(self._processed(rows)) if self._results else rows
-
-    def read(
-        self, connection: Connection, parameters: dict[str, Any], consume: Callable[[Iterable[tuple[Any, ...]]], Result]
-    ) -> Result:
-        """Execute it and hand over its rows while the server still makes the next ones, where the driver can.
-
-        Args:
-            connection: A connection that may receive keys.
-            parameters: Its parameters, which may be secret.
-            consume: Called once, with the rows. It need not take all of them, and may not use the connection.
-
-        Returns:
-            What ``consume`` returns.
-        """
-        if self._results is None or not _can_stream(connection):
-            return consume(self.rows(connection, parameters))
-
-        def streamed(cursor: Any, sql: str, parameters: dict[str, Any]) -> Result:
-            rows = cursor.stream(sql, parameters, size=CHUNK_ROWS)
-            try:
-                return consume(self._processed(rows) if self._results else rows)
-            finally:
-                # To its end, or the driver would cancel the statement, and that would fail the caller's transaction.
-                for _ in rows:
-                    pass
-
-        read: Result = self._run(connection, self._bound(parameters), streamed)
-        return read
-
-    def _processed(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        results = self._results or ()
-        for row in rows:
-            yield tuple(process(value) if process else value for process, value in zip(results, row, strict=True))
-
-    def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
-        """Execute it and return how many rows it wrote."""
-        count: int = self._run(connection, self._bound(parameters), _row_count)
-        return count
-
-    def counts(self, connection: Connection, parameters: Iterable[dict[str, Any]]) -> list[int]:
-        """Execute it once for each of many parameters, one after the other.
-
-        Args:
-            connection: A connection that may receive keys.
-            parameters: The parameters, which may be secret, of each execution. They are asked for while the server works, where
-                the driver can; who makes them may neither raise nor use the connection.
-
-        Returns:
-            How many rows each execution wrote.
-        """
-
-        def executed(_: object, sql: str, __: object) -> list[int]:
-            # SQLAlchemy's cursor for asyncio could not tell the counts apart.
-            cursor = cast(Any, connection.connection.driver_connection).cursor()
-            done = cursor.executemany(sql, (self._bound(each) for each in parameters), returning=True)
-            if isinstance(cursor, psycopg.AsyncCursor):
-                await_only(done)
-            if cursor.pgresult is None:
-                return []
-            counts = [cursor.rowcount]
-            while cursor.nextset():
-                counts.append(cursor.rowcount)
-            return counts
-
-        found: list[int] = self._run(connection, {}, executed)
-        return found
-
-    def _bound(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        for name, process in self._bind.items():
-            parameters[name] = process(parameters[name])
-        return parameters
-
-    def _run(
-        self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, str, dict[str, Any]], Any]
-    ) -> Any:
-        """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
-        try:
-            if not connection.in_transaction():
-                connection.begin()
-            cursor = connection.connection.cursor()
-            try:
-                return way(cursor, self.sql, parameters)
-            finally:
-                cursor.close()
-        except _DRIVER_ERRORS as error:
-            failure = translate(error, table=self._table)
-        except BaseException as error:
-            forget_locals(error)
-            del parameters, way  # which can have parameters in it
-            raise
-        del parameters, way
-        if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
-            connection.invalidate()
-        raise failure
-
-
-def _can_stream(connection: Connection) -> bool:
-    return psycopg.capabilities.has_stream_chunked() and isinstance(
-        connection.connection.driver_connection, psycopg.Connection
-    )
-
-
-def _all_rows(cursor: Any, sql: str, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
-    _executed(cursor, sql, parameters, prepare)
-    return cursor.fetchall()
-
-
-def _executed(cursor: Any, sql: str, parameters: dict[str, Any], prepare: bool | None) -> None:
-    # SQLAlchemy's cursor for asyncio knows no such argument.
-    if prepare is None or not isinstance(cursor, psycopg.Cursor):
-        cursor.execute(sql, parameters)
-    else:
-        cursor.execute(sql, parameters, prepare=prepare)
-
-
-def _all_rows_and_types(cursor: Any, sql: str, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
-    _executed(cursor, sql, parameters, prepare)
-    return cursor.fetchall(), [column[1] for column in cursor.description]
-
-
-def _row_count(cursor: Any, sql: str, parameters: dict[str, Any]) -> Any:
-    cursor.execute(sql, parameters)
-    return cursor.rowcount
-
-
 @contextmanager
 def translated(table: str = "") -> Iterator[None]:
-    """Translate the driver's errors of a block that begins, commits or rolls back."""
+    """Translate the driver's errors of a block that begins, commits or rolls back.
+
+    Where an interrupt ended the block, and the rollback after it failed, the interrupt goes on.
+    """
+    outside = sys.exception()
+    failure: BaseException
     try:
         yield
-    except _DRIVER_ERRORS as error:
-        failure = translate(error, table=table)
+    except DRIVER_ERRORS as error:
+        failure = _interrupt(error, outside) or translate(error, table=table)
     else:
         return
     try:
         raise failure
     finally:
         failure.__context__ = None  # the with statement attached the driver's error, which can hold parameters
+
+
+def _interrupt(error: BaseException | None, outside: BaseException | None) -> BaseException | None:
+    """Return the interrupt, such as KeyboardInterrupt, that an error came after, up to what was handled before the block."""
+    while error is not None and error is not outside:
+        if not isinstance(error, Exception):
+            return error
+        error = error.__context__
+    return None
 
 
 def translate(error: Exception, *, table: str) -> VoiceAssistDBError:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, bindparam, func, literal_column, null
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import BindingError, DecryptionError, ValueFormatError
-from voiceassist_db.execution import Prepared, execute, regclass, see_all_rows, translated
+from voiceassist_db.execution import execute, regclass, see_all_rows, translated
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
@@ -24,6 +24,7 @@ from voiceassist_db.models.declaration import any_format, bound_format
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import array_parameter, dumper
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.tracebacks import forgetful
 
 PAGE_ROWS: Final = 1000

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
+    ARRAY,
     Column,
+    ColumnElement,
     Connection,
     Date,
     Engine,
@@ -26,13 +28,16 @@ from sqlalchemy import (
     Text,
     Uuid,
     bindparam,
+    cast,
     column,
     literal,
+    literal_column,
     null,
     select,
     text,
     values,
 )
+from sqlalchemy.sql.elements import Grouping
 
 from voiceassist_db.errors import DecryptionError, MissingKeyError
 from voiceassist_db.execution import execute
@@ -40,7 +45,7 @@ from voiceassist_db.keys import Key, Scheme
 from voiceassist_db.models import EncryptedField, Kind, PatientRow
 from voiceassist_db.models.declaration import EncryptedTable
 from voiceassist_db.pgcrypto import codec, expressions
-from voiceassist_db.pgcrypto.binding import KeyType, key_parameter
+from voiceassist_db.pgcrypto.binding import Keys, KeysType, keys_parameter
 
 KEY, OTHER = Key.generate(), Key.generate()
 ROW = "018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f"
@@ -58,17 +63,27 @@ def connection(engine: Engine) -> Iterator[Connection]:
         yield made
 
 
+def element(keys: Any, position: int = 1) -> ColumnElement[str]:
+    """Return one of the keys that a parameter or a literal holds."""
+    return Grouping(cast(keys, ARRAY(Text)))[literal_column(str(position), Integer)]
+
+
+def only(key: Key | None) -> ColumnElement[str]:
+    """Return a key as a literal, which stands in a statement's parameters and not in its text."""
+    return element(literal(Keys([key]), KeysType()))
+
+
 def encrypted(connection: Connection, kind: Kind, value: Any, key: Any = KEY) -> bytes | None:
     """Encrypt one plaintext on the server."""
     plaintext = literal(value, LargeBinary if kind is Kind.BYTES else Text)
-    statement = select(expressions.encrypt(kind, plaintext, literal(key, KeyType())))
+    statement = select(expressions.encrypt(kind, plaintext, only(key)))
     ciphertext: bytes | None = execute(connection, statement, table="none").scalar_one()
     return ciphertext
 
 
 def decrypted(connection: Connection, kind: Kind, ciphertext: bytes | None, key: Any = KEY) -> Any:
     """Decrypt one ciphertext on the server."""
-    statement = select(expressions.decrypt(kind, literal(ciphertext, LargeBinary), literal(key, KeyType())))
+    statement = select(expressions.decrypt(kind, literal(ciphertext, LargeBinary), only(key)))
     return execute(connection, statement, table="none").scalar_one()
 
 
@@ -165,10 +180,10 @@ def test_every_value_survives_the_server(connection: Connection, scheme: Scheme,
     given_values = values(column("n", Integer), column("v", plaintext_type), name="given").data(
         [(n, each) for n, each in enumerate(plaintexts)]
     )
-    key = key_parameter("key")
+    key = element(keys_parameter())
     there = select(given_values.c.n, expressions.encrypt(kind, given_values.c.v, key).label("c")).subquery()
     statement = select(expressions.decrypt(kind, there.c.c, key)).order_by(there.c.n)
-    read = [row[0] for row in execute(connection, statement, {"key": KEY}, table="none")]
+    read = [row[0] for row in execute(connection, statement, {"keys": Keys([KEY])}, table="none")]
     assert originals == [codec.decoder(field(kind), table="t")(scheme, ROW, each) for each in read]
     connection.rollback()
 
@@ -209,7 +224,7 @@ def test_a_connection_of_another_engine_cannot_send_a_key(database_url: Any) -> 
 
     stranger = sqlalchemy.create_engine(database_url)
     with stranger.connect() as connection, pytest.raises(MissingKeyError, match=r"voiceassist_db\.create_engine"):
-        execute(connection, select(bindparam("key", KEY, KeyType())), table="none")
+        execute(connection, select(bindparam("keys", Keys([KEY]), KeysType())), table="none")
     stranger.dispose()
 
 
@@ -224,8 +239,10 @@ def test_rotation_binds_direct_values_and_passes_bound_ones(
     connection.execute(text("CREATE TEMPORARY TABLE stored (id uuid, ssn_encrypted bytea)"))
     connection.execute(stored.insert().values(id=UUID(ROW), ssn_encrypted=old))
     declared = EncryptedTable(stored, (stored.c.id,), {"ssn": field(kind)})
-    keys = {"old": KEY, "new": OTHER}
-    changed = expressions.reencrypt(declared, field(kind), key_parameter("old"), scheme, key_parameter("new"))
+    keys = {"keys": Keys([KEY, OTHER])}
+    changed = expressions.reencrypt(
+        declared, field(kind), element(keys_parameter()), scheme, element(keys_parameter(), 2)
+    )
     new = execute(connection, select(changed), keys, table="stored").scalar_one()
     assert new[:6] == HEADER
     assert codec.encoder(field(kind))(Scheme.BOUND, ROW, value) == decrypted(connection, kind, new, OTHER)
@@ -233,7 +250,7 @@ def test_rotation_binds_direct_values_and_passes_bound_ones(
 
 def test_null_literals_do_not_break_the_expressions(connection: Connection) -> None:
     """An SQL NULL in place of the value is NULL, not an error."""
-    statement = select(expressions.encrypt(Kind.TEXT, null(), literal(KEY, KeyType())))
+    statement = select(expressions.encrypt(Kind.TEXT, null(), only(KEY)))
     assert execute(connection, statement, table="none").scalar_one() is None
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, column, func, literal_column, select, text
 
 from voiceassist_db import Database, Patient, Repositories
 from voiceassist_db.errors import BindingError, DecryptionError, UnknownKeyVersionError
-from voiceassist_db.execution import CHUNK_ROWS, Prepared
+from voiceassist_db.prepared import CHUNK_ROWS, Prepared
 
 PATIENTS = [Patient(patient_id=f"PT-{n:03d}", ssn=f"900-00-{n:04d}", name="Zoë") for n in range(4 * CHUNK_ROWS)]
 MIDDLE = PATIENTS[2 * CHUNK_ROWS].patient_id

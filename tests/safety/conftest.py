@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
@@ -12,15 +11,15 @@ from typing import Any
 
 import psycopg
 import pytest
-import trustme
 from sqlalchemy import URL, Engine
 
 from tests.conftest import FAST, VaultServer, in_memory, plain
+from tests.tls import certified
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.accounts import server_account
 from voiceassist_db.embedded.binaries import find_postgres
-from voiceassist_db.embedded.process import HOST, GuardedProcess, temporary_home, write_private
+from voiceassist_db.embedded.process import HOST
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.provisioning import Roles, provision
@@ -94,27 +93,17 @@ def has_pgaudit() -> bool:
 @pytest.fixture(scope="session")
 def deployment(vault: VaultServer) -> Iterator[Deployment]:
     """The server, with TLS, and with what modules of those that matter it has."""
-    account = server_account()
     with ExitStack() as stack:
-        home = GuardedProcess()
-        stack.callback(home.close)
-        directory = temporary_home("safety", account)
-        home.claim(temporary=directory)
-        if account is not None:
-            os.chown(directory, account.uid, account.gid)
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(directory / "authority.pem")
-        pem = authority.issue_cert(HOST, OWN_ADDRESS).private_key_and_cert_chain_pem.bytes().decode()
-        write_private(directory / "server.pem", pem, account=account)
-        settings = {name: str(directory / "server.pem") for name in ("ssl_cert_file", "ssl_key_file")}
-        settings["shared_preload_libraries"] = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"
+        tls = stack.enter_context(certified("safety", HOST, OWN_ADDRESS))
+        modules = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"
+        settings = FAST | TALKATIVE | tls.settings | {"shared_preload_libraries": modules, "wal_level": "replica"}
         with in_memory():
-            server = EmbeddedPostgres(settings=FAST | TALKATIVE | settings | {"ssl": "on", "wal_level": "replica"})
+            server = EmbeddedPostgres(settings=settings)
         stack.enter_context(server)
         provider = VaultKeyProvider(
             vault.address, TokenLogin(vault.root_token), mount="secret", path=f"test/{secrets.token_hex(6)}"
         )
-        made = Deployment(server, provider, directory / "authority.pem")
+        made = Deployment(server, provider, tls.authority)
         yield made
         made.admin.close()
 

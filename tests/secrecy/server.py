@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import select
 import socket
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
-import trustme
 from sqlalchemy import URL, create_engine
 
 from tests.conftest import FAST, in_memory, plain
+from tests.tls import certified
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.accounts import server_account
 from voiceassist_db.embedded.binaries import find_postgres
-from voiceassist_db.embedded.process import HOST, GuardedProcess, poll, temporary_home, write_private
+from voiceassist_db.embedded.process import HOST, poll
 from voiceassist_db.provisioning import Roles, provision
 
 DATABASE: Final = "secrecy"
@@ -73,7 +72,6 @@ _TALKATIVE: Final = {
     "auto_explain.log_format": "json",
     "pg_stat_statements.track": "all",
     "pg_stat_statements.track_utility": "on",
-    "ssl": "on",
 }
 _TALKATIVE_AUDIT: Final = {"pgaudit.log": "all", "pgaudit.log_parameter": "on"}
 
@@ -302,28 +300,18 @@ def talkative_server() -> Iterator[Server]:
     """Run it."""
     account = server_account()
     with in_memory(), ExitStack() as stack:
-        home = GuardedProcess()
-        stack.callback(home.close)
-        directory = temporary_home("secrecy", account)
-        home.claim(temporary=directory)
-        if account is not None:
-            os.chown(directory, account.uid, account.gid)
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(directory / "authority.pem")
-        certificate = directory / "server.pem"
-        pem = authority.issue_cert(HOST).private_key_and_cert_chain_pem.bytes().decode()
-        write_private(certificate, pem, account=account)
+        tls = stack.enter_context(certified("secrecy", HOST))
         binaries = find_postgres(account).directory
         found = subprocess.run([binaries / "pg_config", "--pkglibdir"], check=True, capture_output=True, text=True)
         modules = Path(found.stdout.strip())
-        settings = {**_TALKATIVE, "ssl_cert_file": str(certificate), "ssl_key_file": str(certificate)}
+        settings = _TALKATIVE | tls.settings
         loaded = ["auto_explain", "pg_stat_statements"]
         if (modules / "pgaudit.so").exists():
             loaded.append("pgaudit")
             settings |= _TALKATIVE_AUDIT
         settings["shared_preload_libraries"] = ",".join(loaded)
         postgres = stack.enter_context(EmbeddedPostgres(settings=settings))
-        server = Server(postgres, directory / "authority.pem", binaries, modules)
+        server = Server(postgres, tls.authority, binaries, modules)
         stack.callback(server.tap.close)
         stack.callback(server.watch.close)
         yield server

@@ -74,24 +74,6 @@ class KeysType(UserDefinedType[Keys]):
         return "TEXT[]"
 
 
-class KeyType(UserDefinedType[Key]):
-    """SQL ``text`` to the server, :class:`~voiceassist_db.keys.Key` to Python; it never touches the value itself."""
-
-    cache_ok = True
-    render_bind_cast = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        """Return the type's name in SQL."""
-        return "TEXT"
-
-
-class _KeyDumper(Dumper):
-    oid = psycopg.adapters.types["text"].oid
-
-    def dump(self, obj: Key) -> bytes:
-        return obj.expose()
-
-
 class _KeysDumper(Dumper):
     oid = psycopg.adapters.types["text"].array_oid
 
@@ -108,7 +90,6 @@ class _ArrayDumper(Dumper):
 
 def allow_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
     """Let this connection, and no other, send keys and arrays of values."""
-    connection.adapters.register_dumper(Key, _KeyDumper)
     connection.adapters.register_dumper(Keys, _KeysDumper)
     connection.adapters.register_dumper(Array, _ArrayDumper)
 
@@ -126,15 +107,10 @@ def refuse_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[An
             del obj  # a traceback that shows locals would show it
             raise UnsafeConnectionError(why)
 
-    for kind in (Key, Keys, Array):
+    for kind in (Keys, Array):
         connection.adapters.register_dumper(kind, Refusing)
 
 
 def keys_parameter() -> BindParameter[Keys]:
     """Return the bind parameter ``keys``, whose value must be given when the statement executes."""
     return bindparam("keys", type_=KeysType())
-
-
-def key_parameter(name: str) -> BindParameter[Key]:
-    """Return a bind parameter whose value must be given when the statement executes."""
-    return bindparam(name, type_=KeyType())

@@ -18,11 +18,12 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
-from voiceassist_db.execution import Prepared, connection_of
+from voiceassist_db.execution import connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.pgcrypto.expressions import parameters
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.bulk import Batch, Groups
 from voiceassist_db.repositories.freshness import (
     CURRENT,

@@ -33,7 +33,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from voiceassist_db.execution import Prepared
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, IndexKeyRow, table_of
 from voiceassist_db.pgcrypto.arrays import array_parameter, element_type, unlimited
@@ -45,6 +44,7 @@ from voiceassist_db.pgcrypto.expressions import (
     plaintext_type,
     version_parameter,
 )
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.rows import BOOKKEEPING
 
 _KEYS: Final = table_of(EncryptionKeyRow)

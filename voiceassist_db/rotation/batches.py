@@ -23,9 +23,10 @@ from voiceassist_db.errors import (
     TransactionConflictError,
     VoiceAssistDBError,
 )
-from voiceassist_db.execution import Prepared, execute
+from voiceassist_db.execution import execute
 from voiceassist_db.models import KeyRotationFailureRow, table_of
 from voiceassist_db.pgcrypto.codec import row_id
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.rotation.lease import Lease, commit_durably
 from voiceassist_db.rotation.relations import Relation
 from voiceassist_db.rotation.schedule import SAMPLE_PAGES, spread

@@ -26,12 +26,13 @@ from voiceassist_db.errors import (
     RowError,
     TransactionConflictError,
 )
-from voiceassist_db.execution import Prepared, see_all_rows, translated
+from voiceassist_db.execution import see_all_rows, translated
 from voiceassist_db.keyring import Keyring, KeyringSource, count_index_keys, register, retire_index_keys
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedField, EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import relations_of

@@ -40,8 +40,9 @@ from voiceassist_db.errors import (
     RotationActiveError,
     TransactionConflictError,
 )
-from voiceassist_db.execution import Prepared, execute, translated
+from voiceassist_db.execution import execute, translated
 from voiceassist_db.models import KeyRotationRow, table_of
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.rotation.transactions import persistently
 
 logger = logging.getLogger(__name__)

@@ -34,10 +34,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import UserDefinedType
 
-from voiceassist_db.execution import Prepared
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.pgcrypto.expressions import column_key, is_bound_to_row, parameters, reencrypt, version_parameter
+from voiceassist_db.prepared import Prepared
 
 Key = tuple[Any, ...]
 """A primary key's values."""

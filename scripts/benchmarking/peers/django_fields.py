@@ -10,6 +10,7 @@ import importlib.metadata
 import secrets
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def configure(url: URL) -> None:
     django.setup()
 
 
-class DjangoPeer(Copied):
+class DjangoPeer(Copied, ABC):
     """One such field.
 
     Args:
@@ -76,13 +77,13 @@ class DjangoPeer(Copied):
         fields = {"plain": models.CharField(max_length=100, unique=True), "a": self.field(), "b": self.field()}
         self._model = _model(self.table, fields | {"created_at": models.DateTimeField(db_default=Now())})
 
+    @abstractmethod
     def field(self) -> Any:
         """Make one of its fields."""
-        raise NotImplementedError
 
-    def hash_field(self) -> Any:
-        """Make the field that a medical record number is found by."""
-        raise NotImplementedError
+    def hash_field(self) -> Any | None:
+        """Make the field that a medical record number is found by, where there is one."""
+        return None
 
     def use_keys(self, *, old: bool, new: bool) -> None:
         """Let values be read under the old key, the new one, or both, and written under the newest."""
