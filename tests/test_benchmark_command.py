@@ -14,6 +14,7 @@ import pytest
 
 from benchmarking import plot
 from benchmarking.peers.installed import MODULES
+from benchmarking.ratios import fallen
 
 COMMAND = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "benchmark.py")]
 MISSING = [name for name in MODULES if importlib.util.find_spec(name) is None]
@@ -84,6 +85,16 @@ def require_single_rows_and_bulk(report: dict[str, Any]) -> None:
     assert report["bulk"]["add_many"]["ratio"] > 0
     assert report["bulk"]["import"]["over_add_many"] > 0
     assert report["bulk"]["verify"]["ratio"] > 0
+
+
+def test_a_ratio_that_falls_by_more_than_a_fifth_is_found() -> None:
+    """Held to the baseline: 0.81 of a ratio is noise, 0.79 is not, and neither is a ratio that nobody measures any more."""
+    baseline = json.loads((Path(__file__).parent / "benchmarks" / "baseline.json").read_text(encoding="utf-8"))
+    assert fallen(baseline, {name: 0.81 * value for name, value in baseline.items()}) == {}
+    name = "get as speed over psycopg"
+    assert set(fallen(baseline, baseline | {name: 0.79 * baseline[name]})) == {name}
+    measured = {each: value for each, value in baseline.items() if each != name}
+    assert fallen(baseline, measured) == {name: (baseline[name], None)}
 
 
 @pytest.mark.skipif(not MISSING, reason="the extra benchmark is installed, so that nothing is missing")

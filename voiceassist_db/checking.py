@@ -129,6 +129,17 @@ def _connection(connection: Connection, session: safety.Session) -> Iterator[Lin
         yield Line("cursors", Verdict.OK, "send parameters apart from the text of statements")
 
 
+_GRANTED: Final = """
+    SELECT DISTINCT g.rolname FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles g ON g.oid = a.roleid
+    JOIN pg_catalog.pg_roles m ON m.oid = a.member
+    WHERE m.rolname = current_user AND EXISTS (
+        SELECT FROM pg_catalog.pg_roles r
+        WHERE (r.rolsuper OR r.rolname = ANY(:predefined)) AND pg_catalog.pg_has_role(g.oid, r.oid, 'MEMBER'))
+    ORDER BY 1
+"""
+"""The roles by whose grant this one may become, or act as, one that reaches past every right, or may become one that may."""
+
+
 def _role(connection: Connection) -> Iterator[Line]:
     name, is_super, bypasses, creates = _all(
         connection,
@@ -153,7 +164,8 @@ def _role(connection: Connection) -> Iterator[Line]:
     if owners:
         names = ", ".join(each[0] for each in owners)
         detail = f"{name} may become, or act as, {names}, which reach past every right"
-        revoke = f"REVOKE {', '.join(safety.quoted(each[0]) for each in owners)} FROM {safety.quoted(name)};"
+        granted = _all(connection, _GRANTED, predefined=list(PREDEFINED))
+        revoke = f"REVOKE {', '.join(safety.quoted(each[0]) for each in granted)} FROM {safety.quoted(name)};"
         yield Line("role", Verdict.UNSAFE, detail, revoke)
     owned = [
         each.name

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
+
+KEPT: Final = 0.8
+"""A ratio may be a fifth lower than it was: so much is the machine's noise."""
+
+
+def fallen(expected: Mapping[str, float], found: Mapping[str, float]) -> dict[str, tuple[float, float | None]]:
+    """Return the ratios that are lower than they may be, or are no longer there: what was expected, and what was found."""
+    return {
+        name: (value, found.get(name))
+        for name, value in expected.items()
+        if name not in found or found[name] < KEPT * value
+    }
 
 
 def ratios(report: Mapping[str, Any]) -> dict[str, float]:

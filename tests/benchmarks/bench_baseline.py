@@ -12,13 +12,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarking.peers.installed import MODULES
+from benchmarking.ratios import fallen
 
 ROOT = Path(__file__).parents[2]
 BASELINE = Path(__file__).with_name("baseline.json")
 COMMAND = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--rows=50000"]
 PARTS = ("rotation", "peers", "single_row", "bulk", "command_line")
-LOST = 0.8
-"""Ratios may be a fifth lower, which is the machine's noise."""
 
 
 def test_no_ratio_fell_by_more_than_a_fifth(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
@@ -32,5 +31,4 @@ def test_no_ratio_fell_by_more_than_a_fifth(benchmark: BenchmarkFixture, tmp_pat
     benchmark.pedantic(lambda: None, rounds=1)  # type: ignore[no-untyped-call]  # untyped there; the figures are above
     expected = json.loads(BASELINE.read_text(encoding="utf-8"))
     assert found.keys() == expected.keys()
-    lost = {name: (value, found[name]) for name, value in expected.items() if found[name] < LOST * value}
-    assert lost == {}
+    assert fallen(expected, found) == {}

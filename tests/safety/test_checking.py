@@ -117,6 +117,18 @@ def test_each_unsafe_thing_is_a_line(deployment: Deployment, do: str, undo: str,
     assert unsafe(deployment) == set()
 
 
+@pytest.mark.parametrize("power", ["pg_read_server_files", "between"])
+def test_what_mends_a_membership_mends_it(deployment: Deployment, power: str) -> None:
+    """Through however many roles it goes: it is the grant to this one that is taken back."""
+    make = "CREATE ROLE between; GRANT pg_read_server_files TO between"
+    with changed(deployment, f"{make}; GRANT {power} TO {ROLES.app}", "DROP ROLE between"):
+        line = lines_of(deployment)["role"]
+        assert "pg_read_server_files" in line.detail
+        assert line.remedy.replace('"', "") == f"REVOKE {power} FROM {ROLES.app};"
+        deployment.admin.execute(line.remedy)
+        assert unsafe(deployment) == set()
+
+
 def test_the_owner_and_the_superuser_are_no_applications(deployment: Deployment) -> None:
     """They work, and check says that they should not."""
     assert unsafe(deployment, ROLES.owner) == {"role"}
