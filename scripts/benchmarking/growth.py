@@ -17,7 +17,6 @@ LARGEST_OVER_ROWS: Final = 5
 """The largest table over the one that the rotation is measured on."""
 
 LONG: Final = 10_000_000
-CEILING_ROWS: Final = 100_000
 SMALL: Final = 1_000_000
 """Below so many rows a rotation is over before the machine's pace has evened out, and is measured three times."""
 
@@ -53,12 +52,11 @@ def measure(deployment: Deployment, many: list[int], on_step: Callable[[str], No
         engine = Engine(deployment, TWO, rows=rows)
         engine.create()
         runs, ceilings = [], []
-        few = min(rows, CEILING_ROWS)
         for round_ in range(_rounds(rows)):
             on_step(f"growth: {rows:,} rows, round {round_ + 1} of {_rounds(rows)}")
-            before = tables.ceiling(deployment, TWO, few)
+            before = tables.ceiling(deployment, TWO, rows)
             runs.append(measured(deployment, engine))
-            ceilings.append((before + tables.ceiling(deployment, TWO, few)) / 2)
+            ceilings.append((before + tables.ceiling(deployment, TWO, rows)) / 2)
         rates = [run.rows_per_second for run in runs]
         share = ratio_of(rates, ceilings).rounded(3)
         points.append(

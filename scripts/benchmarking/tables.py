@@ -69,6 +69,9 @@ class Shape:
         }
 
 
+CEILING_ROWS: Final = 100_000
+"""At most; it takes two seconds, and does not depend on the number of rows."""
+
 TWO: Final = Shape("two", {"a": "'123-45-' || n", "b": "'MRN-' || n"}, {"plain": "'PT-' || n"})
 TOKEN: Final = "substring(sha256(n::text::bytea) from 1 for 16)"  # noqa: S105  # of a blind index, and of no secret
 PATIENTS: Final = Shape(
@@ -108,9 +111,10 @@ def fill(deployment: Deployment, shape: Shape, rows: int) -> None:
 
 
 def ceiling(deployment: Deployment, shape: Shape, rows: int) -> float:
-    """Return the rows per second of decrypting and encrypting alone, on one core, of the first rows of a table."""
+    """Return the rows per second of decrypting and encrypting alone, on one core, of the first rows of a table that has so many."""
+    few = min(rows, CEILING_ROWS)
     keys = shape.both_keys(deployment.provider.fetch().key, Key.generate())
     crypto = ", ".join(f"count({each})" for each in shape.crypto().values())
     started = time.perf_counter()
-    deployment.raw.execute(f"SELECT {crypto} FROM (SELECT * FROM {shape.table} LIMIT {rows}) first", keys)
-    return rows / (time.perf_counter() - started)
+    deployment.raw.execute(f"SELECT {crypto} FROM (SELECT * FROM {shape.table} LIMIT {few}) first", keys)
+    return few / (time.perf_counter() - started)
