@@ -266,7 +266,6 @@ def test_an_interrupt_is_not_taken_for_what_it_led_to(database: Database, interr
     except interrupt:
         with pytest.raises(DatabaseUnavailableError), database.transaction() as tx:
             cut(tx)
-            tx.patients.page()
 
 
 def cut(tx: Repositories) -> None:

@@ -350,6 +350,7 @@ def test_what_is_done_meanwhile_is_done_while_the_server_works(
             other.session.rollback()
 
         with database.transaction() as tx:
+            tx.session.execute(text("SET LOCAL lock_timeout = '20s'"))
             records = iter(patients) if as_generator else patients
             assert tx.patients.add_many(records, meanwhile=meanwhile) == 7
             assert tx.patients.add_many([], meanwhile=meanwhile) == 0
