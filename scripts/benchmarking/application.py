@@ -57,14 +57,24 @@ class Application:
         self._answer()
         try:
             yield latencies
-        finally:
-            self._pipe.send("stop")
-            latencies.read_ms, latencies.write_ms = self._answer()
+        except Exception:  # and no interrupt, after which nobody waits for an answer
+            self._stop()
+            raise
+        latencies.read_ms, latencies.write_ms = self._stop()
+
+    def _stop(self) -> Any:
+        self._pipe.send("stop")
+        return self._answer()
 
     def _answer(self) -> Any:
-        if not self._pipe.poll(TIMEOUT_S):
-            raise TimeoutError("the concurrent application does not answer")
-        return self._pipe.recv()
+        try:
+            if self._pipe.poll(TIMEOUT_S):
+                return self._pipe.recv()
+        except (EOFError, OSError):
+            pass
+        raise ChildProcessError(
+            "the concurrent application has ended, or does not answer: nothing can be measured beside it"
+        )
 
     def __enter__(self) -> Self:
         return self

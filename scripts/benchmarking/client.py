@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -14,6 +15,7 @@ IDS: Final = 5000
 
 def serve(dsn: str, parent: Connection) -> None:
     """Work on each table that the parent names, from when this process is ready until the parent says so; None ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the parent, which ends this process
     with psycopg.connect(dsn, autocommit=True) as connection:
         while table := parent.recv():
             parent.send(_work(connection, table, parent))

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import psycopg
 from psycopg import sql
 from sqlalchemy import URL, Engine
 
 from voiceassist_db import Database, config, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
+from voiceassist_db.errors import VoiceAssistDBError
 from voiceassist_db.execution import translated
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
@@ -29,6 +31,7 @@ from voiceassist_db.schema import migrate
 SETTINGS: Final = {"shared_buffers": "1GB", "max_wal_size": "8GB", "min_wal_size": "2GB"}
 """Of the embedded server. All that makes data durable is as PostgreSQL has it."""
 
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 POOL_SIZE: Final = 70
 """Room for the most workers that a rotation may have, and its own connections."""
 
@@ -106,13 +109,22 @@ def deployed(dsn: str | None = None) -> Iterator[Deployment]:
     with ExitStack() as stack:
         if dsn is None:
             server = stack.enter_context(EmbeddedPostgres(settings=SETTINGS)).url()
+            url = stack.enter_context(_new_database(server))
         else:
-            server = config.parse_database_url(dsn)
+            try:
+                url = stack.enter_context(_new_database(config.parse_database_url(dsn)))
+            except VoiceAssistDBError as error:
+                raise click.ClickException(_of_dsn(error)) from None
         openbao = stack.enter_context(EmbeddedOpenBao())
         provider = VaultKeyProvider(openbao.address, TokenLogin(openbao.root_token), mount="secret", path="benchmark")
-        url = stack.enter_context(_new_database(server))
         with made(url, provider, is_embedded=dsn is None) as deployment:
             yield deployment
+
+
+def _of_dsn(error: VoiceAssistDBError) -> str:
+    if getattr(error, "sqlstate", None) == INSUFFICIENT_PRIVILEGE:
+        return "--dsn: this role may not create databases, of which a run makes one of its own: ALTER ROLE … CREATEDB"
+    return str(error).replace(config.DATABASE_URL, "--dsn")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Engine:
         self.version = importlib.metadata.version("voiceassist-db")
         self.table = shape.table
         self.rows = rows
+        self.connections = workers
         self.whole_seconds: list[float] = []
         self._pace = Pace(workers=workers)
         self._deployment = deployment

@@ -24,7 +24,7 @@ SMALL: Final = 1_000_000
 def sizes(rows: int, *, is_long: bool) -> list[int]:
     """Return the powers of ten to measure, given the rows of the rotation's own measurement."""
     made = [SMALLEST]
-    while 10 * made[-1] <= LARGEST_OVER_ROWS * rows:
+    while 10 * made[-1] <= min(LARGEST_OVER_ROWS * rows, LONG // 10):
         made.append(10 * made[-1])
     return [*made, LONG] if is_long else made
 

@@ -66,7 +66,7 @@ def _bars(report: Mapping[str, Any]) -> Iterator[_Bar]:
     if ours["workers"] > 1:
         yield _Bar(
             f"voiceassist-db, {ours['workers']} workers",
-            ours["rows_per_second_with_workers"],
+            ours["with_workers"]["rows_per_second"],
             f"x{ours['scaling']:.2f} of one",
             "ours",
         )
@@ -77,8 +77,8 @@ def _bars(report: Mapping[str, Any]) -> Iterator[_Bar]:
 
 
 def _times(peer: Mapping[str, Any]) -> str:
-    one, all_ = (f"{peer[name]:.1f}" for name in ("one_worker_over_theirs", "ours_over_theirs"))
-    return f"ours is x{one}" if one == all_ else f"ours is x{one} and x{all_}"
+    alike, all_ = f"ours is x{peer['ours_over_theirs']:.1f}", peer.get("with_workers_over_theirs")
+    return alike if all_ is None else f"{alike} and x{all_:.1f}"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ def _ratios(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"rotation with {rotation['workers']} workers over one", rotation["scaling"]
     for peer in report.get("peers", ()):
         if peer["ours_over_theirs"] is not None:
-            yield f"rotation over {peer['name']}", peer["one_worker_over_theirs"]
+            yield f"rotation over {peer['name']}", peer["ours_over_theirs"]
     for operation, figures in report.get("single_row", {}).items():
         yield f"{operation} as speed over psycopg", 1 / figures["ratio"]
     if bulk := report.get("bulk"):

@@ -17,6 +17,7 @@ def lines(report: Figures) -> Iterator[str]:
         f"{machine['synchronous_commit']}); Python {machine['python']}, psycopg {machine['psycopg']}, SQLAlchemy "
         f"{machine['sqlalchemy']}"
     )
+    yield f"Measured in {report['seconds'] // 60} min {report['seconds'] % 60} s."
     yield "Medians of rounds that were measured in turns in this one run; in brackets, how far they reach."
     for part, show in _PARTS.items():
         if part in report:
@@ -26,26 +27,37 @@ def lines(report: Figures) -> Iterator[str]:
 
 def _rotation(figures: Figures) -> Iterator[str]:
     yield f"Rotation of {figures['rows']:,} rows with two encrypted columns"
+    all_ = figures["with_workers"]
+    workers = [
+        [
+            f"  {figures['workers']} workers",
+            f"x{figures['scaling']:.2f} {_reach(figures['scaling_range'])}: {_rates(all_)}; {_left(all_)}; p99 {_p99(all_)}",
+        ]
+    ]
     yield from _table(
         [
-            [
-                "  rate",
-                f"{figures['rows_per_second']:,.0f} rows/s; {figures['rows_per_second_with_proof']:,.0f} with its proof",
-            ],
+            ["  rate", _rates(figures)],
             [
                 "  of the ceiling",
                 f"{figures['ratio']:.2f} {_reach(figures['ratio_range'])} of {figures['ceiling_rows_per_second']:,.0f} rows/s, "
                 "the crypto alone on one core",
             ],
-            [f"  {figures['workers']} workers", f"x{figures['scaling']:.2f} {_reach(figures['scaling_range'])}"],
             ["  leaves", _left(figures)],
             [
                 "  p99 beside it",
-                f"read {_ms(figures['p99_read_ms'])} ms ({_ms(figures['p99_read_ms_alone'])} alone), write "
-                f"{_ms(figures['p99_write_ms'])} ms ({_ms(figures['p99_write_ms_alone'])} alone)",
+                f"{_p99(figures)}; alone read {_ms(figures['p99_read_ms_alone'])}, write {_ms(figures['p99_write_ms_alone'])} ms",
             ],
+            *(workers if figures["workers"] > 1 else []),
         ]
     )
+
+
+def _rates(figures: Figures) -> str:
+    return f"{figures['rows_per_second']:,.0f} rows/s; {figures['rows_per_second_with_proof']:,.0f} with its proof"
+
+
+def _p99(figures: Figures) -> str:
+    return f"read {_ms(figures['p99_read_ms'])}, write {_ms(figures['p99_write_ms'])} ms"
 
 
 def _left(figures: Figures) -> str:
@@ -56,22 +68,8 @@ def _left(figures: Figures) -> str:
 
 
 def _peers(peers: Sequence[Figures]) -> Iterator[str]:
-    yield "The same job by others; ours with all workers, and with one"
-    head = [
-        "",
-        "rows/s",
-        "ours is",
-        "",
-        "one worker",
-        "",
-        "table",
-        "indexes",
-        "HOT",
-        "WAL/row",
-        "p99 read",
-        "p99 write",
-    ]
-    rows = [head]
+    yield "The same job by others: ours has as many workers as they have connections; then with all of them over one connection"
+    rows = [["", "rows/s", "ours is", "", "all", "", "table", "indexes", "HOT", "WAL/row", "p99 read", "p99 write"]]
     for peer in peers:
         name = f"  {peer['name']} [{peer['version']}]"
         if peer.get("failure"):
@@ -82,7 +80,7 @@ def _peers(peers: Sequence[Figures]) -> Iterator[str]:
                 name,
                 f"{peer['rows_per_second']:,.0f}",
                 *_times(peer, "ours"),
-                *_times(peer, "one_worker"),
+                *_times(peer, "with_workers"),
                 f"x{peer['table_growth']:.2f}",
                 f"x{peer['index_growth']:.2f}",
                 f"{peer['hot_ratio']:.2f}",
@@ -93,12 +91,27 @@ def _peers(peers: Sequence[Figures]) -> Iterator[str]:
         )
     yield from _table(rows)
     for peer in peers:
+        if peer.get("better_at"):
+            yield f"  {peer['name']}: better than ours at {', '.join(_NAMES[each] for each in peer['better_at'])}."
+    for peer in peers:
         if peer["note"]:
             yield f"  {peer['name']}: {peer['note']}."
 
 
+_NAMES: Final = {
+    "rows_per_second": "rows/s",
+    "table_growth": "the table's growth",
+    "index_growth": "the indexes' growth",
+    "wal_bytes_per_row": "WAL",
+    "p99_read_ms": "p99 of reads",
+    "p99_write_ms": "p99 of writes",
+}
+
+
 def _times(peer: Figures, ours: str) -> list[str]:
-    times = peer[f"{ours}_over_theirs"]
+    times = peer.get(f"{ours}_over_theirs")
+    if times is None:
+        return ["", ""]
     return [f"x{times:.2f}{_faster(times < 1)}", _reach(peer[f"{ours}_over_theirs_range"])]
 
 
@@ -122,7 +135,7 @@ def _other(figures: Figures, names: Sequence[str], digits: int) -> list[str]:
     over = figures["our_time_over_theirs"]
     reach = f" {_reach(figures['range'])}" if "range" in figures else ""
     values = [f"{figures[name]:,.{digits}f}" for name in names]
-    return [figures["name"], *values, f"{over:.2f}{reach}{_faster(over > 1 and 'range' not in figures)}"]
+    return [figures["name"], *values, f"{over:.2f}{reach}{_faster(over > 1)}"]
 
 
 def _bulk(figures: Figures) -> Iterator[str]:

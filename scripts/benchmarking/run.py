@@ -5,6 +5,7 @@ Owns which parts there are, how often each is measured, and the order. What a pa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
 from functools import cached_property
@@ -65,20 +66,27 @@ class Benchmark:
         self._on_step = on_step
         self._done = 0
 
-    def run(self) -> dict[str, Any]:
-        """Measure everything, and return the report."""
+    def run(self, report: dict[str, Any]) -> None:
+        """Measure everything.
+
+        Args:
+            report: Where each part's figures go as soon as they are there: what is measured is not lost where a later part fails.
+        """
+        started = time.monotonic()
         tables.create(self._deployment)
-        report: dict[str, Any] = {"machine": described(self._deployment)}
-        if {"rotation", "peers"} & set(self._parts):
-            report |= self._rotation()
-        if {"single_row", "bulk"} & set(self._parts):
-            report |= self._patients()
-        if "growth" in self._parts:
-            report["growth"] = growth.measure(self._deployment, self._sizes, self._step)
-        if "command_line" in self._parts:
-            self._step("the command line's cold start")
-            report["command_line"] = command_line.measure(rounds=self._rounds)
-        return report | {"ratios": ratios(report)}
+        report["machine"] = described(self._deployment)
+        try:
+            if {"rotation", "peers"} & set(self._parts):
+                report |= self._rotation()
+            if {"single_row", "bulk"} & set(self._parts):
+                report |= self._patients()
+            if "growth" in self._parts:
+                report["growth"] = growth.measure(self._deployment, self._sizes, self._step)
+            if "command_line" in self._parts:
+                self._step("the command line's cold start")
+                report["command_line"] = command_line.measure(rounds=self._rounds)
+        finally:
+            report |= {"ratios": ratios(report), "seconds": round(time.monotonic() - started)}
 
     def _step(self, note: str) -> None:
         self._on_step(self._done, self._steps, note)
@@ -93,7 +101,7 @@ class Benchmark:
         workers = [1, self._workers] if self._workers > 1 else [1]
         others: list[Way] = []
         if "peers" in self._parts:
-            others = [*installed.statements(self._deployment, self._rows), *self._libraries]
+            others = [*installed.statements(self._deployment, self._rows, self._workers), *self._libraries]
         return Rounds(
             self._deployment,
             TWO,
@@ -138,17 +146,18 @@ class Benchmark:
         return report
 
 
-def run(dsn: str | None, **asked: Any) -> dict[str, Any]:
-    """Start what is needed, measure, and return the report.
+def run(dsn: str | None, report: dict[str, Any], **asked: Any) -> None:
+    """Start what is needed, and measure.
 
     Args:
         dsn: Address of the server; None starts one.
+        report: Where the figures go, as :meth:`Benchmark.run` says.
         asked: The arguments of :class:`Benchmark`, but for the deployment.
 
     Raises:
-        click.ClickException: A part needs libraries that are not installed.
+        click.ClickException: A part needs libraries that are not installed, or the server is not fit for it.
     """
     if WITH_LIBRARIES & set(asked["parts"]):
         installed.require_extra()
     with deployed(dsn) as deployment:
-        return Benchmark(deployment, **asked).run()
+        Benchmark(deployment, **asked).run(report)

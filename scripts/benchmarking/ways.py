@@ -29,6 +29,7 @@ class Way(Protocol):
         note: What a reader must know to judge its figures; may be empty.
         table: The table.
         rows: How many rows it has.
+        connections: How many work on it at the same time.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Way(Protocol):
     note: str
     table: str
     rows: int
+    connections: int
 
     def create(self) -> None:
         """Create the table with its rows under the old key."""
@@ -111,6 +113,8 @@ class Copied:
         deployment: The database.
         table: The way's table.
     """
+
+    connections = 1
 
     def __init__(self, deployment: Deployment, table: str) -> None:
         self._raw = deployment.raw

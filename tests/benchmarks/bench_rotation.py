@@ -48,7 +48,7 @@ def test_rotation_over_its_ceiling(deployment: Deployment, benchmark: BenchmarkF
     """No bloat; the share of the ceiling, the scaling and the WAL are in the figures."""
     found = rotated(deployment, shape)
     if shape is TWO:
-        others = PrimaryKeyBatches(deployment, table="by_primary_key", rows=ROWS)
+        others = PrimaryKeyBatches(deployment, rows=ROWS)
         others.create()
         wal = measured(deployment, others).wal_bytes_per_row
         found["wal_over_primary_key_batches"] = round(found["wal_bytes_per_row"] / wal, 2)

@@ -31,11 +31,14 @@ def require_extra() -> None:
         )
 
 
-def statements(deployment: Deployment, rows: int) -> list[Way]:
-    """Return the ways that need no library, for a table of as many rows; slow ones get a share."""
+def statements(deployment: Deployment, rows: int, workers: int) -> list[Way]:
+    """Return the ways that need no library, for a table of as many rows; slow ones get a share.
+
+    Those that can be shared out are there with one connection, and with as many as ours has workers.
+    """
     return [
-        PrimaryKeyBatches(deployment, table="by_primary_key", rows=rows),
-        SkipLockedBatches(deployment, table="skip_locked", rows=rows),
+        *(PrimaryKeyBatches(deployment, rows=rows, connections=each) for each in sorted({1, workers})),
+        *(SkipLockedBatches(deployment, rows=rows, connections=each) for each in sorted({1, workers})),
         Recipe(deployment, rows=share(rows, 40)),
         FernetRowByRow(deployment, table="fernet_row_by_row", rows=share(rows, 40)),
         FernetInBatches(deployment, table="fernet_in_batches", rows=share(rows, 5)),
