@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.test_running_process import change_key
 from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine
-from voiceassist_db.errors import DuplicateError
+from voiceassist_db.errors import DatabaseUnavailableError, DuplicateError
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 
@@ -126,3 +126,26 @@ async def test_a_cancelled_task_leaves_nothing(async_database: AsyncDatabase) ->
             await task
     async with async_database.transaction() as tx:
         assert await tx.run(lambda tx: tx.patients.page()) == []
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_lost_connection_is_told_unless_the_task_was_cancelled(
+    async_database: AsyncDatabase, is_cancelled: bool
+) -> None:
+    """A timeout within the block, which asyncio makes of a cancellation, does not make the loss one."""
+    lost = asyncio.Event()
+
+    async def write() -> None:
+        async with async_database.transaction() as tx:
+            await tx.session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 50"))
+            async with asyncio.timeout(60 if is_cancelled else 0.5):
+                await asyncio.sleep(0.3)
+                lost.set()
+                await asyncio.sleep(60)
+
+    task = asyncio.create_task(write())
+    await lost.wait()
+    if is_cancelled:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError if is_cancelled else DatabaseUnavailableError):
+        await task

@@ -130,14 +130,20 @@ def _connection(connection: Connection, session: safety.Session) -> Iterator[Lin
 
 
 _GRANTED: Final = """
-    SELECT DISTINCT g.rolname FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles g ON g.oid = a.roleid
+    SELECT pg_catalog.format('REVOKE %I FROM %I', g.rolname, m.rolname)
+           || CASE WHEN a.grantor <> :bootstrap AND pg_catalog.current_setting('server_version_num')::int >= 160000
+                   THEN pg_catalog.format(' GRANTED BY %I', pg_catalog.pg_get_userbyid(a.grantor)) ELSE '' END || ';'
+    FROM pg_catalog.pg_auth_members a JOIN pg_catalog.pg_roles g ON g.oid = a.roleid
     JOIN pg_catalog.pg_roles m ON m.oid = a.member
     WHERE m.rolname = current_user AND EXISTS (
         SELECT FROM pg_catalog.pg_roles r
         WHERE (r.rolsuper OR r.rolname = ANY(:predefined)) AND pg_catalog.pg_has_role(g.oid, r.oid, 'MEMBER'))
     ORDER BY 1
 """
-"""The roles by whose grant this one may become, or act as, one that reaches past every right, or may become one that may."""
+"""What takes back the grants by which this role may become, or act as, one that reaches past every right. From PostgreSQL 16 on each
+grantor's grant is one of its own, and those of others than the bootstrap superuser must be named."""
+
+BOOTSTRAP_SUPERUSER: Final = 10
 
 
 def _role(connection: Connection) -> Iterator[Line]:
@@ -164,8 +170,8 @@ def _role(connection: Connection) -> Iterator[Line]:
     if owners:
         names = ", ".join(each[0] for each in owners)
         detail = f"{name} may become, or act as, {names}, which reach past every right"
-        granted = _all(connection, _GRANTED, predefined=list(PREDEFINED))
-        revoke = f"REVOKE {', '.join(safety.quoted(each[0]) for each in granted)} FROM {safety.quoted(name)};"
+        granted = _all(connection, _GRANTED, predefined=list(PREDEFINED), bootstrap=BOOTSTRAP_SUPERUSER)
+        revoke = " ".join(each[0] for each in granted)
         yield Line("role", Verdict.UNSAFE, detail, revoke)
     owned = [
         each.name

@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 
 from voiceassist_db import config
 from voiceassist_db.engine import create_async_engine, create_engine, prepare
-from voiceassist_db.execution import translated
+from voiceassist_db.execution import Interrupt, translated
 from voiceassist_db.keyring import DEFAULT_TTL_S, KeyringSource
 from voiceassist_db.keys import KeyProvider
 from voiceassist_db.repositories import ClinicalNoteRepository, PatientRepository, Repository
@@ -65,7 +65,8 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Repositories]:
         """Give repositories in a transaction that commits at the end of the block, and rolls back on an exception."""
-        with translated(), Session(self.engine) as session, session.begin():
+        interrupt = Interrupt()
+        with interrupt.outlasts(), translated(), Session(self.engine) as session, session.begin(), interrupt.seen():
             yield Repositories(session, self.keys)
 
     def using(self, session: Session | Connection) -> Repositories:
@@ -130,9 +131,11 @@ class AsyncDatabase:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:
         """Give a transaction that commits at the end of the block, and rolls back on an exception."""
-        with translated():
+        interrupt = Interrupt()
+        with interrupt.outlasts(), translated():
             async with AsyncSession(self.engine) as session, session.begin():
-                yield AsyncTransaction(session, self.keys)
+                with interrupt.seen():
+                    yield AsyncTransaction(session, self.keys)
 
     def using(self, session: AsyncSession) -> AsyncTransaction:
         """Give repositories on an async session of the caller's own, who keeps its transaction.

@@ -7,7 +7,6 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -117,16 +116,11 @@ def regclass(connection: Connection, table: Table) -> str:
 
 @contextmanager
 def translated(table: str = "") -> Iterator[None]:
-    """Translate the driver's errors of a block that begins, commits or rolls back.
-
-    Where an interrupt ended the block, and the rollback after it failed, the interrupt goes on.
-    """
-    outside = sys.exception()
-    failure: BaseException
+    """Translate the driver's errors of a block that begins, commits or rolls back."""
     try:
         yield
     except DRIVER_ERRORS as error:
-        failure = _interrupt(error, outside) or translate(error, table=table)
+        failure = translate(error, table=table)
     else:
         return
     try:
@@ -135,13 +129,34 @@ def translated(table: str = "") -> Iterator[None]:
         failure.__context__ = None  # the with statement attached the driver's error, which can hold parameters
 
 
-def _interrupt(error: BaseException | None, outside: BaseException | None) -> BaseException | None:
-    """Return the interrupt, such as KeyboardInterrupt, that an error came after, up to what was handled before the block."""
-    while error is not None and error is not outside:
-        if not isinstance(error, Exception):
-            return error
-        error = error.__context__
-    return None
+class Interrupt:
+    """An interrupt, such as KeyboardInterrupt, that leaves a block: it goes on, though the rollback after it fails."""
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    @contextmanager
+    def seen(self) -> Iterator[None]:
+        """Look at what leaves the block, within the transaction."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException as error:
+            self._error = error
+            raise
+
+    @contextmanager
+    def outlasts(self) -> Iterator[None]:
+        """Raise the interrupt that was seen instead of our error that came after it; around the transaction."""
+        try:
+            yield
+        except VoiceAssistDBError:
+            if self._error is None:
+                raise
+        else:
+            return
+        raise self._error
 
 
 def translate(error: Exception, *, table: str) -> VoiceAssistDBError:

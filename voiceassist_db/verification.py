@@ -22,7 +22,7 @@ from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.models.declaration import any_format, bound_format
 from voiceassist_db.pgcrypto import codec
-from voiceassist_db.pgcrypto.arrays import array_parameter, dumper
+from voiceassist_db.pgcrypto.arrays import array_parameter, dumper, element_type
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.tracebacks import forgetful
@@ -312,6 +312,9 @@ def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...], quote: Ca
             literal_column(any_format(column)),
             table.table.c[each.index_column] if each.index_column else null(),
         ]
-    arrays = (array_parameter(f"key_{position}", each.type) for position, each in enumerate(table.key))
+    arrays = (
+        array_parameter(f"key_{position}", each.type, element_type(each.type))
+        for position, each in enumerate(table.key)
+    )
     condition = tuple_(*table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
     return Prepared(select(*table.key, table.version, *columns).where(condition), table=table.name)

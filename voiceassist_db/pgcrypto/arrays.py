@@ -12,9 +12,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from psycopg.adapt import PyFormat, Transformer
-from sqlalchemy import ARRAY, ColumnElement, Enum, LargeBinary, String, Text, Uuid, bindparam, cast
+from sqlalchemy import ARRAY, CHAR, ColumnElement, Enum, LargeBinary, String, Text, Uuid, bindparam, cast
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeEngine, UserDefinedType
 
 from voiceassist_db.pgcrypto.binding import Array
 
@@ -28,11 +28,25 @@ def element_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     return type_ if isinstance(type_, Uuid | LargeBinary) else Text()
 
 
-def array_parameter(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """Return a parameter that a dumper gave, as an array of values of a column."""
-    element, wanted = element_type(type_), unlimited(type_)
+def array_parameter(name: str, type_: TypeEngine[Any], element: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return a parameter that a dumper gave, as an array of values of a column.
+
+    Args:
+        name: The parameter's name.
+        type_: The column's type.
+        element: The type in which the values travel: of :func:`dumper`, :func:`element_type`; of :func:`dumper_of_any`, text.
+    """
+    # Compared as text, CHAR would lose the blanks at its end.
+    wanted = _AnyLengthOfChar() if isinstance(type_, CHAR) else unlimited(type_)
     given = cast(bindparam(name), ARRAY(element))
     return given if type(element) is type(wanted) else cast(given, ARRAY(wanted))
+
+
+class _AnyLengthOfChar(UserDefinedType[str]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "BPCHAR"
 
 
 def unlimited(type_: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -71,7 +71,7 @@ class Repository(Generic[R]):
         for name, each in list(vars(cls).items()):
             if inspect.isfunction(each) and not name.startswith("_"):
                 setattr(cls, name, forgetful(each))  # a team's own finders have values for arguments too
-        if "model" not in cls.__dict__:
+        if not {"model", "record", "lookup"} & vars(cls).keys() or not hasattr(cls, "model"):
             return
         if cls.record.__repr__ is not Record.__repr__:
             raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")

@@ -167,11 +167,10 @@ class Statements:
         )
 
     def _insert_many(self) -> Executable:
-        plain = {each.name for each in self.plain}
         elements: dict[str, TypeEngine[Any]] = {}
 
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            given = elements[name] = Text() if name in plain else element_type(type_)
+            given = elements[name] = self._element(name, type_)
             return cast(column(name, given), unlimited(type_))
 
         row = self._new_row(element)
@@ -231,11 +230,17 @@ class Statements:
     def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
         return each == bindparam(WHERE + each.name, type_=unlimited(each.type))
 
+    def _element(self, name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
+        """Return the type in which many values of a column travel: those of plain columns as text, for they are of any type."""
+        return Text() if any(each.name == name for each in self.plain) else element_type(type_)
+
     def _has_token(self, index_column: str) -> ColumnElement[bool]:
         return self.table.table.c[index_column] == func.any(cast(bindparam("tokens"), ARRAY(LargeBinary)))
 
     def _is_one_of(self) -> ColumnElement[bool]:
-        arrays = [array_parameter(WHERE + each.name, each.type) for each in self.lookup]
+        arrays = [
+            array_parameter(WHERE + each.name, each.type, self._element(each.name, each.type)) for each in self.lookup
+        ]
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
         return and_(tuple_(*self.lookup).in_(select(*(func.pg_catalog.unnest(each) for each in arrays))))
