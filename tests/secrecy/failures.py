@@ -30,6 +30,7 @@ from voiceassist_db.errors import (
     WrongKeyError,
 )
 from voiceassist_db.keys import KeySet
+from voiceassist_db.pgcrypto.binding import Keys
 from voiceassist_db.pgcrypto.expressions import OPTIONS
 
 PATIENCE_S: Final = 20.0
@@ -132,11 +133,11 @@ def _read_damaged(product: Product, database: Database) -> None:
             product.fail(kind, database, lambda tx: tx.patients.get("PT-0104"), lambda tx: tx.patients.page(limit=1000))
     context = "patient_data.date_of_birth"
     value = f"'{context}\\:' || id || '\\:' || CAST(:value AS text)"
-    encrypted = f"pgcrypto.pgp_sym_encrypt({value}, :key, '{OPTIONS}')"
+    encrypted = f"pgcrypto.pgp_sym_encrypt({value}, (CAST(:keys AS text[]))[1], '{OPTIONS}')"
     update = text(f"UPDATE patient_data SET date_of_birth_encrypted = {encrypted} WHERE patient_id = 'PT-0102'")
     given = {
         "value": product.secrets.refused("1811-13-42-no-date"),
-        "key": product.provider.fetch().key.derive(context),
+        "keys": Keys([product.provider.fetch().key.derive(context)]),
     }
     with database.transaction() as tx:
         tx.session.execute(update, given)

@@ -47,7 +47,7 @@ TRACES = {
     "standard output of commands": ("quarantined", "unchanged", "retired"),
     "standard error of commands": ("line 42: ssn must have",),
     "errors: str": ("somebody moved it", "another row of patient_data already has"),
-    "errors: traceback": ("pgcrypto/codec.py", "execution.py", "KeyboardInterrupt"),
+    "errors: traceback": ("pgcrypto/codec.py", "prepared.py", "KeyboardInterrupt"),
     "errors: traceback with local variables": ("_run ",),
     "objects: repr": ("Patient(", "ssn=•••", "Array(•••)"),
     "keys: repr": ("KeySet(", "Keyring(", "Key(•••)", "Keys(•••)"),
