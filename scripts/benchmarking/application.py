@@ -53,21 +53,17 @@ class Application:
     def beside(self, table: str) -> Iterator[Latencies]:
         """Let it work on a table while the block runs; what this gives is complete when the block has ended."""
         latencies = Latencies()
-        self._pipe.send(table)
-        self._answer()
+        self._ask(table)
         try:
             yield latencies
         except Exception:  # and no interrupt, after which nobody waits for an answer
-            self._stop()
+            self._ask("stop")
             raise
-        latencies.read_ms, latencies.write_ms = self._stop()
+        latencies.read_ms, latencies.write_ms = self._ask("stop")
 
-    def _stop(self) -> Any:
-        self._pipe.send("stop")
-        return self._answer()
-
-    def _answer(self) -> Any:
+    def _ask(self, message: str) -> Any:
         try:
+            self._pipe.send(message)
             if self._pipe.poll(TIMEOUT_S):
                 return self._pipe.recv()
         except (EOFError, OSError):
