@@ -1,6 +1,7 @@
 """How commands speak: results to standard output, progress to standard error, one JSON object on the last line.
 
-Owns the progress display and the JSON contract; knows no database.
+Owns the progress display and the JSON contract, and that no text which others chose reaches a terminal as it is: commands
+print by :func:`say` and nothing else. Knows no database.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 import click
+
+from voiceassist_db.escaping import escaped
 
 PLAIN_LINE_EVERY_S: Final = 5.0
 
@@ -29,9 +32,29 @@ json_option: Final = click.option(
 )
 
 
+def say(line: str, *, err: bool = False, bold: bool = False, dim: bool = False) -> None:
+    """Print one line, in which names and ids may hold anything: what cannot be seen is escaped, line breaks included.
+
+    Args:
+        line: The line, without a line break at its end.
+        err: Print to standard error.
+        bold: Print it bold on a terminal.
+        dim: Print it dim on a terminal.
+    """
+    shown = escaped(line)
+    if err:
+        # Not click.echo, which writes past Rich: a progress bar on a terminal gives way only to what sys.stderr receives.
+        sys.stderr.write(f"{shown}\n")
+    else:
+        click.secho(shown, bold=bold or None, dim=dim or None)
+
+
 def emit_json(result: dict[str, Any]) -> None:
-    """Print a result as one line: the last one on standard output, as ``--json`` promises."""
-    click.echo(json.dumps(result, ensure_ascii=False, default=_plain))
+    """Print a result as one line: the last one on standard output, as ``--json`` promises.
+
+    It is ASCII, with every other character as JSON's escape: the data is exact, and no terminal and no locale changes it.
+    """
+    click.echo(json.dumps(result, default=_plain))
 
 
 def _plain(value: Any) -> str:
@@ -57,20 +80,20 @@ def _bar(what: str, unit: str) -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{{task.fields[rate]}} {unit}/s"),
+        TextColumn(f"{{task.fields[rate]}} {unit}/s", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, rate="…", note="")
+        task = bar.add_task(escaped(what), total=None, rate="…", note="")
 
         def report(done: int, total: int | None, note: str = "", /) -> None:
             rate = f"{done / max(time.monotonic() - started, 1e-3):,.0f}"
-            bar.update(task, completed=done, total=total, rate=rate, note=note)
+            bar.update(task, completed=done, total=total, rate=rate, note=escaped(note))
 
         yield report
 
@@ -87,6 +110,6 @@ def _lines(what: str, unit: str) -> Iterator[Report]:
             of = f" of {total:,}" if total is not None else ""
             rate = done / (now - started)
             left = f", {(total - done) / rate:,.0f} s left" if total is not None and rate else ""
-            click.echo(f"{what}: {done:,}{of} {unit}, {rate:,.0f}/s{left}{f' ({note})' if note else ''}", err=True)
+            say(f"{what}: {done:,}{of} {unit}, {rate:,.0f}/s{left}{f' ({note})' if note else ''}", err=True)
 
     yield report

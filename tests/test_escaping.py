@@ -1,0 +1,48 @@
+"""Names and ids that others chose are shown, and cannot act on a terminal or pass for another line."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voiceassist_db.escaping import escaped, is_visible
+
+ACTING = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode's categories of what is not seen, or moves what is."""
+
+
+@pytest.mark.parametrize(
+    ("given_text", "shown"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("one\ntwo\r\tthree", r"one\ntwo\r\tthree"),
+        ("\x9b2J\x85", r"\x9b2J\x85"),
+        ("\u202eslennac", r"\u202eslennac"),
+        ("a\u200bb\u2066c\ufeff", r"a\u200bb\u2066c\ufeff"),
+        ("no\xa0break so\xadft", r"no\xa0break so\xadft"),
+        ("filler\u3164 \U000e0041", r"filler\u3164 \U000e0041"),
+        ("\udcff", r"\udcff"),
+        ("José Núñez 日本 [bold]→…", "José Núñez 日本 [bold]→…"),
+    ],
+)
+def test_what_cannot_be_seen_is_escaped(given_text: str, shown: str) -> None:
+    """Sequences of a terminal, line breaks, overrides and invisible characters show themselves; letters stay."""
+    assert escaped(given_text) == shown
+
+
+@given(st.text(st.characters()))
+def test_every_character_is_seen(text: str) -> None:
+    """Nothing that is left acts on a terminal, whatever the text; showing it again changes nothing."""
+    shown = escaped(text)
+    assert not [character for character in shown if unicodedata.category(character) in ACTING]
+    assert escaped(shown) == shown
+    assert is_visible(text) is (shown == text)
+
+
+def test_a_line_break_may_be_kept() -> None:
+    """A message of several lines keeps them, and nothing else."""
+    assert escaped("a\x1b\nb\r\n", keep="\n") == "a\\x1b\nb\\r\n"
