@@ -139,6 +139,10 @@ class ValueFormatError(RowError):
     """A value opens and is in its place, but is not of the field's type."""
 
 
+class WrongRowError(RowError):
+    """The server answered with a row that was not asked for: somebody else uses the same connection. Nothing was returned."""
+
+
 class NotFoundError(RowError):
     """No row has this key."""
 

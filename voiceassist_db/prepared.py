@@ -44,6 +44,7 @@ class Prepared:
     def __init__(self, statement: Executable, *, table: str) -> None:
         compiled = cast(ClauseElement, statement).compile(dialect=_DIALECT)
         self.sql: Final = str(compiled)
+        self.names: Final = frozenset(compiled.binds)  # type: ignore[attr-defined]  # SQLCompiler's, as documented
         self._table = table
         self._bind = {
             name: processor

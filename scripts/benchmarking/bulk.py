@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 import psycopg
 
@@ -141,11 +142,9 @@ def verified(deployment: Deployment, *, rows: int, rounds: int) -> dict[str, Any
 
 def stage(raw: psycopg.Connection[Any], encoded: list[dict[str, Any]]) -> None:
     """Put the values where the server can insert them from without a client."""
-    raw.execute(
-        "CREATE TEMPORARY TABLE stage (id uuid, patient_id text, ssn text, ssn_index bytea, mrn text, mrn_index bytea, "
-        "name text, name_index bytea, date_of_birth text, address text)"
-    )
-    columns = list(encoded[0])
+    types = {UUID: "uuid", bytes: "bytea"}
+    columns = {name: types.get(type(value), "text") for name, value in encoded[0].items()}
+    raw.execute(f"CREATE TEMPORARY TABLE stage ({', '.join(f'{name} {type_}' for name, type_ in columns.items())})")
     with raw.cursor().copy(f"COPY stage ({', '.join(columns)}) FROM STDIN") as copy:
         for row in encoded:
             copy.write_row([row[name] for name in columns])

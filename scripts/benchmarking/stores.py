@@ -24,6 +24,8 @@ STATEMENTS: Final = PatientRepository._statements
 """The same SQL is the point of the comparison."""
 
 FIELDS: Final = tuple(STATEMENTS.table.fields.values())
+_PATIENT_ID: Final = STATEMENTS.parameters.where("patient_id")
+
 CHANGED: Final = ("name", "address")
 """The fields that an update changes: one that is searched by, and one that is not."""
 
@@ -134,12 +136,13 @@ class RawStore:
         self._new = {each.patient_id: rows.new(each, keyring) | writes for each in patients}
         known = list(keyring.index_checks)
         self._wanted = {
-            name: {"tokens": [values["mrn_index"]], "known": known, **keys} for name, values in self._new.items()
+            name: {"tokens": [values[STATEMENTS.parameters.token("mrn_index")]], "known": known, **keys}
+            for name, values in self._new.items()
         }
         self._changes = {
             each.patient_id: writes
             | rows.changed({name: getattr(each, name) for name in CHANGED}, keyring)
-            | {"where_patient_id": each.patient_id}
+            | {_PATIENT_ID: each.patient_id}
             for each in patients
         }
 
@@ -162,7 +165,7 @@ class RawStore:
 
     def get(self, patient: Patient) -> None:
         """Read a patient by ``patient_id``."""
-        assert self._raw.execute(self._get, {**self._keys, "where_patient_id": patient.patient_id}).fetchone()
+        assert self._raw.execute(self._get, {**self._keys, _PATIENT_ID: patient.patient_id}).fetchone()
 
     def find(self, patient: Patient) -> None:
         """Find a patient by medical record number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from voiceassist_db import Database, Record, Repository, field, record, uuid7
+from voiceassist_db import ClinicalNote, Database, Patient, Record, Repositories, Repository, field, record, uuid7
+from voiceassist_db.errors import WrongRowError
 from voiceassist_db.models import EncryptedRow, Kind, encrypted_column
+from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories import PatientRepository
 
 
@@ -31,13 +34,14 @@ class Grade(enum.Enum):
 class DeviceRow(EncryptedRow, OwnBase):
     __tablename__ = "devices"
     id: Mapped[UUID] = mapped_column(primary_key=True)
-    tenant: Mapped[UUID]
-    serial: Mapped[bytes] = mapped_column(sa.LargeBinary)
-    number: Mapped[int]
-    made: Mapped[date]
-    label: Mapped[str] = mapped_column(sa.String(40))
-    code: Mapped[str] = mapped_column(sa.CHAR(5))
-    grade: Mapped[Grade]
+    tenant: Mapped[UUID] = mapped_column(unique=True)
+    serial: Mapped[bytes] = mapped_column(sa.LargeBinary, unique=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    made: Mapped[date] = mapped_column(unique=True)
+    label: Mapped[str] = mapped_column(sa.String(40), unique=True)
+    code: Mapped[str] = mapped_column(sa.CHAR(5), unique=True)
+    grade: Mapped[Grade] = mapped_column(unique=True)
+    hint: Mapped[str | None]
     note_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
 
 
@@ -50,6 +54,7 @@ class Device(Record):
     label: str
     code: str
     grade: Grade
+    hint: str | None = None
     note: str | None = None
     id: UUID = field(default_factory=uuid7)
 
@@ -122,3 +127,58 @@ def test_a_subclass_may_name_rows_by_another_column(database: Database) -> None:
         tx.repository(ById).update(patient.id, name="Zoë")
         assert tx.repository(ById).get_many([patient.id]) == {patient.id: replace(patient, name="Zoë")}
         assert tx.patients.get("PT-1").name == "Zoë"
+
+
+def test_columns_that_several_rows_may_share_name_no_row() -> None:
+    """One of them would be read, and all of them would be changed."""
+    with pytest.raises(TypeError, match="several rows of devices may have the same hint"):
+        type("ByHint", (Devices,), {"lookup": ("hint",)})
+
+
+Read = Callable[[Repositories], Any]
+OWN_ID = uuid7()
+OTHERS_ID = uuid7()
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        (lambda tx: tx.patients.get("PT-1"), lambda tx: tx.patients.get("PT-2")),
+        (lambda tx: tx.patients.get("PT-1", fields=[]), lambda tx: tx.patients.get("PT-2", fields=[])),
+        (lambda tx: tx.patients.get_many(["PT-1", "PT-3"]), lambda tx: tx.patients.get_many(["PT-2"])),
+        (
+            lambda tx: tx.clinical_notes.of_patient(OWN_ID, limit=9),
+            lambda tx: tx.clinical_notes.of_patient(OTHERS_ID, limit=9),
+        ),
+    ],
+    ids=["get", "get without values", "get_many", "of_patient"],
+)
+def test_a_row_that_was_not_asked_for_is_never_returned(
+    database: Database, monkeypatch: pytest.MonkeyPatch, asked: Read, answered: Read
+) -> None:
+    """Where two processes share a connection, one may get the answer to the other's question."""
+    with database.transaction() as tx:
+        tx.patients.add_many(
+            [
+                Patient(patient_id="PT-1", name="Name 1", id=OWN_ID),
+                Patient(patient_id="PT-2", name="Name 2", id=OTHERS_ID),
+            ]
+        )
+        tx.clinical_notes.add(ClinicalNote(patient=OTHERS_ID, note="a note"))
+    rows = Prepared.rows
+    answers = []
+
+    def kept(*args: Any, **options: Any) -> Any:
+        answers.append(rows(*args, **options))
+        return answers[-1]
+
+    with monkeypatch.context() as patch, database.transaction() as tx:
+        patch.setattr(Prepared, "rows", kept)
+        assert answered(tx)
+    monkeypatch.setattr(Prepared, "rows", lambda *_, **__: answers[-1])
+    with database.engine.connect() as connection:
+        tx = database.using(connection)
+        with pytest.raises(WrongRowError, match="another process or thread") as raised:
+            asked(tx)
+        assert "Name" not in str(raised.value)
+        assert connection.invalidated

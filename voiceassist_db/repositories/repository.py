@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from sqlalchemy import Column, Connection
+from sqlalchemy import Column, Connection, Table, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError
+from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, WrongRowError
 from voiceassist_db.execution import connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
@@ -35,7 +35,7 @@ from voiceassist_db.repositories.freshness import (
 )
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
-from voiceassist_db.repositories.statements import WHERE, Statements
+from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.tracebacks import forgetful
 
 R = TypeVar("R", bound=Record)
@@ -77,11 +77,16 @@ class Repository(Generic[R]):
             raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")
         cls._table = EncryptedTable.of(table_of(cls.model))
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
+        if not _is_unique(cls._table.table, cls.lookup):
+            raise TypeError(
+                f"{cls.__name__}.lookup: several rows of {cls._table.name} may have the same {', '.join(cls.lookup)}, so that it "
+                "names none of them: add a unique constraint, or choose other columns"
+            )
         plain = cls._plain_columns()
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
-        cls._naming = [(WHERE + each.name, checker(each)) for each in cls._statements.lookup]
+        cls._naming = [(cls._statements.parameters.where(each.name), checker(each)) for each in cls._statements.lookup]
 
     @classmethod
     def _plain_columns(cls) -> list[Column[Any]]:
@@ -251,6 +256,7 @@ class Repository(Generic[R]):
 
         Raises:
             NotFoundError: There is no such row.
+            WrongRowError: The server answered with another row.
             DecryptionError, BindingError, ValueFormatError: A stored value was damaged or moved.
         """
         chosen = self._chosen(fields)
@@ -258,6 +264,9 @@ class Repository(Generic[R]):
         found = self._read(self._statements.get(chosen), where, chosen)
         if not found:
             raise self._not_found(where)
+        asked = tuple(where.values())
+        if self._named(found[0]) != asked:
+            raise self._wrong_row(asked)
         return found[0]
 
     @forgetful
@@ -282,6 +291,10 @@ class Repository(Generic[R]):
         found = self._read(
             self._statements.get_many(chosen), arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS
         )
+        asked = {tuple(each.values()) for each in wanted}
+        for each in found:
+            if self._named(each) not in asked:
+                raise self._wrong_row(self._named(each))
         return {self._lookup_key(each): each for each in found}
 
     @forgetful
@@ -299,11 +312,16 @@ class Repository(Generic[R]):
         if limit < 1:
             raise ValueError("limit must be 1 or more")
         chosen = self._chosen(fields)
-        values: dict[str, Any] = {WHERE + name: value for name, value in within.items()} | {"limit": limit}
+        names = self._statements.parameters
+        values: dict[str, Any] = {names.where(column): value for column, value in within.items()} | {"limit": limit}
         if after is not None:
-            values |= {f"after_{each.name}": getattr(after, each.name) for each in self._table.key}
+            values |= {names.after(each.name): getattr(after, each.name) for each in self._table.key}
         statement = self._statements.page(chosen, tuple(within), after is not None)
-        return self._read(statement, values, chosen, is_long=limit >= LONG_ROWS)
+        found = self._read(statement, values, chosen, is_long=limit >= LONG_ROWS)
+        for column, value in within.items():
+            if any(getattr(each, column) != value for each in found):
+                raise self._wrong_row((value,))
+        return found
 
     def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
         field = self._table.fields[name]
@@ -415,9 +433,37 @@ class Repository(Generic[R]):
         return where
 
     def _lookup_key(self, record: R) -> Any:
-        key = tuple(getattr(record, name) for name in self.lookup)
+        key = self._named(record)
         return key[0] if len(key) == 1 else key
+
+    def _named(self, record: R) -> tuple[Any, ...]:
+        return tuple([getattr(record, name) for name in self.lookup])
+
+    def _wrong_row(self, key: tuple[Any, ...]) -> WrongRowError:
+        """Give up the connection, whose answers are not to be trusted, and return the error."""
+        self._connection().invalidate()
+        row = "/".join(map(str, key))
+        return WrongRowError(
+            f"the server did not answer with row {row} of {self._table.name} alone, which was asked for: another process or thread "
+            "uses this connection. Nothing was returned, and the connection was closed. Give each process its own engine.",
+            table=self._table.name,
+            row_id=row,
+        )
 
     def _not_found(self, where: dict[str, Any]) -> NotFoundError:
         row = "/".join(str(value) for value in where.values())
         return NotFoundError(f"{self._table.name} has no row {row}", table=self._table.name, row_id=row)
+
+
+def _is_unique(table: Table, names: Iterable[str]) -> bool:
+    """Say whether no two rows of a table can have the same values in these columns."""
+    columns = {table.c[name] for name in names}
+    constraints = (each.columns for each in table.constraints if isinstance(each, UniqueConstraint))
+    indexes = (
+        each.columns
+        for each in table.indexes
+        if each.unique
+        and not each.dialect_options["postgresql"]["where"]
+        and len(each.columns) == len(each.expressions)
+    )
+    return any(set(each) <= columns for each in (table.primary_key.columns, *constraints, *indexes))

@@ -21,6 +21,7 @@ from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
+from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -53,21 +54,28 @@ class Rows(Generic[R]):
         self._plain = tuple(each.name for each in plain)
         naming = frozenset({*self._key, *lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
+        self._names = Parameters(table.table)
         self._checks = {each.name: checker(each) if each.name in naming else text_checker(each) for each in written}
-        self._written = [(each.name, attrgetter(each.name), self._checks[each.name]) for each in written]
-        self._dumpers = self._array_dumpers(plain)
+        self._written = [
+            (self._names.plain(each.name), attrgetter(each.name), self._checks[each.name]) for each in written
+        ]
+        self._lookup_dumpers = {each.name: dumper_of_any(each.type) for each in plain}
+        self._lookup_dumpers |= {each.name: dumper(each.type) for each in table.key}
+        self._dumpers = self._array_dumpers()
         self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
-        self._encoded = [(name, each, attrgetter(name), self._encoders[name]) for name, each in table.fields.items()]
+        self._encoded = [
+            (self._names.plaintext(each.column), each, attrgetter(name), self._encoders[name])
+            for name, each in table.fields.items()
+        ]
         self._layouts: dict[tuple[EncryptedField, ...], Layout] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
 
-    def _array_dumpers(self, plain: Sequence[Column[Any]]) -> dict[str, Dump]:
-        dumpers = {each.name: dumper_of_any(each.type) for each in plain}
-        dumpers |= {each.name: dumper(each.type) for each in self._table.key}
-        for name, field in self._table.fields.items():
-            dumpers[name] = dumper(plaintext_type(field))
+    def _array_dumpers(self) -> dict[str, Dump]:
+        dumpers = {self._names.plain(column): dump for column, dump in self._lookup_dumpers.items()}
+        for field in self._table.fields.values():
+            dumpers[self._names.plaintext(field.column)] = dumper(plaintext_type(field))
             if field.index_column:
-                dumpers[field.index_column] = dumper(LargeBinary())
+                dumpers[self._names.token(field.index_column)] = dumper(LargeBinary())
         return dumpers
 
     def new(self, record: R, keyring: Keyring) -> dict[str, Any]:
@@ -104,11 +112,11 @@ class Rows(Generic[R]):
             values = [value_of(record) for record in records]
             yield name, [encode(scheme, row_id, value) for row_id, value in zip(row_ids, values, strict=True)]
             if field.index_column:
-                yield field.index_column, _tokens(field, values, keyring)
+                yield self._names.token(field.index_column), _tokens(field, values, keyring)
 
     def array(self, column: str, values: Sequence[Any]) -> Array:
         """Return many values of a column by which rows are named, which are checked already, as one parameter."""
-        return self._dumpers[column](values)
+        return self._lookup_dumpers[column](values)
 
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
         """Return the parameters of changed fields, not bound to a row: the statement does that.
@@ -120,11 +128,12 @@ class Rows(Generic[R]):
         for name, value in changes.items():
             field = self._table.fields.get(name)
             if field is None:
-                values[name] = self._checks[name](value)
+                values[self._names.plain(name)] = self._checks[name](value)
                 continue
-            values[name] = self._encoders[name](Scheme.DIRECT, "", value)
+            values[self._names.plaintext(field.column)] = self._encoders[name](Scheme.DIRECT, "", value)
             if field.index_column:
-                values[field.index_column] = None if value is None else _tokens_of(field, keyring)(value)
+                token_name = self._names.token(field.index_column)
+                values[token_name] = None if value is None else _tokens_of(field, keyring)(value)
         return values
 
     def read(

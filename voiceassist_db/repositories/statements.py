@@ -5,7 +5,7 @@ Owns the SQL of a repository. Holds no key and no value: both come with the para
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Executable,
+    FromClause,
     LargeBinary,
     Select,
     Text,
@@ -45,6 +46,7 @@ from voiceassist_db.pgcrypto.expressions import (
     version_parameter,
 )
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.rows import BOOKKEEPING
 
 _KEYS: Final = table_of(EncryptionKeyRow)
@@ -56,15 +58,12 @@ TOLERATED: Final = "tolerated_state"
 INDEX_CHECK: Final = "index_check"
 """Parameter of every write of a token: the check value of the index key that it was made with."""
 
-WHERE: Final = "where_"
-"""Prefix of the parameters that say which row is meant, to keep them apart from the values of the same columns."""
-
 
 class Statements:
     """Builds the statements of one table on first use, and keeps them.
 
     Every ``SELECT`` returns the primary key, the key version, the plain columns, then the decrypted fields that were asked
-    for. Parameters are named after columns and fields; keys and versions as ``pgcrypto.expressions.parameters`` names them.
+    for. Values are named as :attr:`parameters` says; keys and versions as ``pgcrypto.expressions.parameters`` names them.
 
     Args:
         table: The table.
@@ -76,6 +75,7 @@ class Statements:
         self.table = table
         self.plain = tuple(plain)
         self.lookup = tuple(lookup)
+        self.parameters: Final = Parameters(table.table)
         self._written = [*table.key, *(each for each in self.plain if each.name not in BOOKKEEPING)]
         self._prepared: dict[object, Prepared] = {}
 
@@ -126,7 +126,7 @@ class Statements:
         def build() -> Executable:
             stored = self._stored(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
             if after:
-                key = [bindparam(f"after_{each.name}", type_=unlimited(each.type)) for each in self.table.key]
+                key = [_scalar(self.parameters.after(each.name), each.type) for each in self.table.key]
                 stored = stored.where(tuple_(*self.table.key) > tuple_(*key))
             return self._opened(fields, stored.limit(bindparam("limit")))
 
@@ -152,12 +152,14 @@ class Statements:
         return self._once("delete", lambda: delete(self.table.table).where(*self._is_row()))
 
     def _new_row(self, value: Callable[[str, TypeEngine[Any]], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
-        row = {each.name: value(each.name, each.type) for each in self._written}
+        names = self.parameters
+        row = {each.name: value(names.plain(each.name), each.type) for each in self._written}
         row[self.table.version.name] = version_parameter("current")
         for field in self.table.fields.values():
-            row[field.column] = encrypt_new(self.table, field, value(field.name, plaintext_type(field)))
+            plaintext = value(names.plaintext(field.column), plaintext_type(field))
+            row[field.column] = encrypt_new(self.table, field, plaintext)
             if field.index_column:
-                row[field.index_column] = value(field.index_column, LargeBinary())
+                row[field.index_column] = value(names.token(field.index_column), LargeBinary())
         return row
 
     def _insert(self) -> Executable:
@@ -168,9 +170,11 @@ class Statements:
 
     def _insert_many(self) -> Executable:
         elements: dict[str, TypeEngine[Any]] = {}
+        as_text = {self.parameters.plain(each.name) for each in self.plain}
 
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-            given = elements[name] = self._element(name, type_)
+            # Those of plain columns travel as text, for they are of any type.
+            given = elements[name] = Text() if name in as_text else element_type(type_)
             return cast(column(name, given), unlimited(type_))
 
         row = self._new_row(element)
@@ -187,8 +191,13 @@ class Statements:
         )
 
     def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
-        decrypted = (decrypt_stored(self.table, field).label(field.name) for field in fields)
-        return select(*self.table.key, self.table.version, *self.plain, *decrypted)
+        return select(*self.table.key, self.table.version, *self.plain, *self._decrypted(fields))
+
+    def _decrypted(
+        self, fields: tuple[EncryptedField, ...], source: FromClause | None = None
+    ) -> Iterator[ColumnElement[Any]]:
+        for field in fields:
+            yield decrypt_stored(self.table, field, source).label(self.parameters.plaintext(field.column))
 
     def _stored(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
         """Select what is stored of rows, in the order of the primary key."""
@@ -200,19 +209,19 @@ class Statements:
         # The limit keeps the server from pulling the inner query up, and from working on it in parallel. An ORDER BY out here would
         # let it sort once more where it cannot tell that the rows are in order already; and nothing here changes their order.
         source = stored.subquery("stored")
-        decrypted = (decrypt_stored(self.table, field, source).label(field.name) for field in fields)
-        return select(*(source.c[each.name] for each in (*self.table.key, self.table.version, *self.plain)), *decrypted)
+        columns = (source.c[each.name] for each in (*self.table.key, self.table.version, *self.plain))
+        return select(*columns, *self._decrypted(fields, source))
 
     def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         changes: dict[str, Any] = {
-            each.name: _scalar(each.name, each.type) for each in self.plain if each.name in names
+            each.name: _scalar(self.parameters.plain(each.name), each.type) for each in self.plain if each.name in names
         }
         for field in self.table.fields.values():
             if field.name in names:
-                value = _scalar(field.name, plaintext_type(field))
+                value = _scalar(self.parameters.plaintext(field.column), plaintext_type(field))
                 changes[field.column] = encrypt_stored(self.table, field, value, schemes)
                 if field.index_column:
-                    changes[field.index_column] = _scalar(field.index_column, LargeBinary())
+                    changes[field.index_column] = _scalar(self.parameters.token(field.index_column), LargeBinary())
         if "updated_at" in self.table.table.c:
             changes["updated_at"] = func.now()
         return changes
@@ -228,18 +237,20 @@ class Statements:
         return [self._equal(each) for each in self.lookup]
 
     def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
-        return each == bindparam(WHERE + each.name, type_=unlimited(each.type))
-
-    def _element(self, name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
-        """Return the type in which many values of a column travel: those of plain columns as text, for they are of any type."""
-        return Text() if any(each.name == name for each in self.plain) else element_type(type_)
+        return each == _scalar(self.parameters.where(each.name), each.type)
 
     def _has_token(self, index_column: str) -> ColumnElement[bool]:
         return self.table.table.c[index_column] == func.any(cast(bindparam("tokens"), ARRAY(LargeBinary)))
 
     def _is_one_of(self) -> ColumnElement[bool]:
+        plain = {each.name for each in self.plain}
         arrays = [
-            array_parameter(WHERE + each.name, each.type, self._element(each.name, each.type)) for each in self.lookup
+            array_parameter(
+                self.parameters.where(each.name),
+                each.type,
+                Text() if each.name in plain else element_type(each.type),
+            )
+            for each in self.lookup
         ]
         if len(self.lookup) == 1:
             return self.lookup[0] == func.any(arrays[0])
