@@ -53,8 +53,8 @@ class Relation:
     fillfactor: int
 
     def pages(self, connection: Connection) -> int:
-        """Return how many pages it has now."""
-        return int(execute(connection, _PAGES, {"oid": self.oid}, table=self.table.name).scalar_one())
+        """Return how many pages it has now; none where it was dropped."""
+        return int(execute(connection, _PAGES, {"oid": self.oid}, table=self.table.name).scalar_one() or 0)
 
     def sizes(self, connection: Connection) -> tuple[int, int]:
         """Return the bytes of its rows, TOAST included, and of its indexes."""

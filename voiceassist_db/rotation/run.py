@@ -110,6 +110,7 @@ def rotate(
                 engine,
                 lease,
                 keyring,
+                preflight.chosen,
                 relations,
                 pace=pace,
                 tally=tally,

@@ -32,12 +32,17 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.types import UserDefinedType
 
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.models import EncryptedTable
+from voiceassist_db.models.declaration import bound_format
+from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto.expressions import column_key, is_bound_to_row, parameters, reencrypt, version_parameter
 from voiceassist_db.prepared import Prepared
+
+_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 Key = tuple[Any, ...]
 """A primary key's values."""
@@ -261,13 +266,17 @@ class Statements:
         return self._prepare(self._proof().where(self._is_given(), current))
 
     def _proof(self) -> Any:
-        wrong = or_(
-            *(
-                and_(self._table.table.c[field.column].is_not(None), ~is_bound_to_row(self._table, field))
-                for field in self._table.fields.values()
-            )
-        )
-        return select(func.count(), func.count().filter(wrong)).select_from(self._table.table)
+        return select(func.count(), func.count().filter(self._is_wrong())).select_from(self._table.table)
+
+    def _is_wrong(self) -> ColumnElement[bool]:
+        """Return the condition that a row holds a value of another place, or of a format in which no key need have been used."""
+        quote = _DIALECT.identifier_preparer.quote
+        wrong = []
+        for field in self._table.fields.values():
+            column = quote(field.column).replace("%%", "%")  # which literal_column() doubles itself
+            is_ours = case((literal_column(bound_format(column)), is_bound_to_row(self._table, field)), else_=false())
+            wrong.append(and_(self._table.table.c[field.column].is_not(None), ~is_ours))
+        return or_(*wrong)
 
     def prove(self, connection: Connection, part: Part) -> tuple[int, int]:
         """Open every value of a window's rows under the current version, inside the server.
@@ -290,3 +299,22 @@ class Statements:
         """Return the primary keys of a window's rows under the current version."""
         newer = {"version_current": self._keys["version_current"]}
         return self._current_in_window.rows(connection, newer | part.parameters())
+
+    def look_back(self, connection: Connection, since: Moment) -> dict[int, tuple[int, int, int]]:
+        """Count the rows under the current version by relation, and open those that were written since a moment.
+
+        Returns:
+            By the relation's number in the catalogue: rows that were there at that moment, rows that were written since, and how
+            many of these cannot be trusted.
+
+        Raises:
+            DecryptionError: A value of a row that was written since does not open.
+        """
+        had_row = since.had_row()
+        wrong = case((had_row, false()), else_=self._is_wrong())
+        counts = (func.count().filter(each) for each in (had_row, ~had_row, wrong))
+        is_current = self._table.version == version_parameter("current")
+        oid: ColumnElement[int] = literal_column("CAST(tableoid AS pg_catalog.int8)")
+        statement = select(oid, *counts).select_from(self._table.table).where(is_current).group_by(oid)
+        rows = self._prepare(statement).rows(connection, dict(self._keys))
+        return {row[0]: (row[1], row[2], row[3]) for row in rows}

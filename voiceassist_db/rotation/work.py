@@ -14,12 +14,15 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
+from voiceassist_db.errors import DecryptionError, SchemaNotMigratedError
 from voiceassist_db.execution import execute, see_all_rows
 from voiceassist_db.keyring import Keyring
+from voiceassist_db.models import EncryptedTable
+from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto.codec import row_id
 from voiceassist_db.rotation.batches import Batches, Tally
 from voiceassist_db.rotation.lease import Lease
-from voiceassist_db.rotation.relations import Relation
+from voiceassist_db.rotation.relations import Relation, relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.schedule import HOT_ENOUGH, Overlaps, Schedule, first_passes
 from voiceassist_db.rotation.statements import Key, Part, Statements
@@ -32,6 +35,9 @@ SWEEP_ROWS: Final = 1000
 SWEEP_ROUNDS_BEFORE_WAITING: Final = 3
 SWEEP_LIMIT: Final = 10
 """Times the patience that a sweep lasts at most, though it makes progress: somebody may go on adding rows for ever."""
+
+PROOF_ROUNDS: Final = 3
+"""Times that relations of which rows were missed are read before the proof fails."""
 
 PROOF_PAGES: Final = 512
 LIMITED_PROOF_PAGES: Final = 16
@@ -58,6 +64,7 @@ class Work:
         engine: An engine whose connections may receive keys.
         lease: The lease of the run.
         keyring: The two keys.
+        tables: What is rotated.
         relations: Where the rows are.
         pace: How hard to work.
         tally: What the run counts.
@@ -71,6 +78,7 @@ class Work:
         engine: Engine,
         lease: Lease,
         keyring: Keyring,
+        tables: Sequence[EncryptedTable],
         relations: Sequence[Relation],
         *,
         pace: Pace,
@@ -81,6 +89,8 @@ class Work:
     ) -> None:
         self._engine = engine
         self._lease = lease
+        self._tables = tables
+        self._keyring = keyring
         self._relations = relations
         self._pace = pace
         self._tally = tally
@@ -89,19 +99,20 @@ class Work:
         self._failed = threading.Event()
         self._on_progress = on_progress
         self._statements = {each: Statements(each.table, keyring) for each in relations}
-        self._batches = {
-            each: Batches(
-                engine,
-                lease=lease,
-                relation=each,
-                statements=self._statements[each],
-                tally=tally,
-                is_stopping=self.is_stopping,
-            )
-            for each in relations
-        }
+        self._batches = {each: self._batches_of(each) for each in relations}
         self._overlaps = Overlaps()
         self.throttle = Throttle(engine, pace, is_stopping=self.is_stopping, on_hold=self._held)
+
+    def _batches_of(self, relation: Relation) -> Batches:
+        statements = self._statements.get(relation) or Statements(relation.table, self._keyring)
+        return Batches(
+            self._engine,
+            lease=self._lease,
+            relation=relation,
+            statements=statements,
+            tally=self._tally,
+            is_stopping=self.is_stopping,
+        )
 
     def is_stopping(self) -> bool:
         """Say whether the run shall end."""
@@ -219,30 +230,84 @@ class Work:
     # --- proof ---------------------------------------------------------------------------------------------------------
 
     def prove(self) -> bool:
-        """Open every value under the new key inside the server; say whether all of them opened and are in their place."""
-        wrong = read = 0
+        """Open every value under the new key inside the server; say whether all of them opened and are in their place.
+
+        A row that was there when the proof began must have been read. Rows that others write in the meantime are read at the end,
+        in one statement that counts them too. So a partition that is attached in the meantime, or rows that another one moves, are
+        read in a further round.
+        """
+        proven = 0
+        relations = self._relations_now()
+        for _ in range(PROOF_ROUNDS):
+            since = self._ask(Moment.now)
+            read, wrong = self._prove_windows(relations, proven)
+            proven += sum(read.values())
+            if wrong or self.is_stopping():
+                return False
+            try:
+                rows = [self._look_back(each, since) for each in self._tables]
+            except DecryptionError:
+                return False
+            if any(wrong for table in rows for _, _, wrong in table.values()):
+                return False
+            unread = {oid for table in rows for oid, (there, _, _) in table.items() if there > read.get(oid, 0)}
+            if not unread:
+                proven += sum(written for table in rows for _, written, _ in table.values())
+                self._show("verifying", partial(int, proven))
+                return not self.is_stopping()
+            relations = [each for each in self._relations_now() if each.oid in unread]
+        return False
+
+    def _look_back(self, table: EncryptedTable, since: Moment) -> dict[int, tuple[int, int, int]]:
+        statements = Statements(table, self._keyring)
+        found: dict[int, tuple[int, int, int]] = self._ask(lambda connection: statements.look_back(connection, since))
+        return found
+
+    def _relations_now(self) -> list[Relation]:
+        return [part for table in self._tables for part in self._ask(partial(relations_of, table=table))]
+
+    def _prove_windows(self, relations: Sequence[Relation], proven: int) -> tuple[dict[int, int], int]:
+        """Open the values of relations, with all workers.
+
+        Args:
+            relations: The relations.
+            proven: Rows that were read before, to show them.
+
+        Returns:
+            Rows read, by the relation's number in the catalogue; and how many of all cannot be trusted.
+        """
+        read: dict[int, int] = dict.fromkeys((each.oid for each in relations), 0)
+        wrong = 0
         lock = threading.Lock()
 
         def prove_windows(relation: Relation, windows: Iterator[Part]) -> Iterator[None]:
-            nonlocal wrong, read
+            nonlocal wrong
+            batches = self._batches_of(relation)
             while True:
                 with lock:
                     window = next(windows, None)
                 if window is None:
                     return
                 started = time.perf_counter()
-                rows, failed = self._batches[relation].prove(window)
+                try:
+                    rows, failed = batches.prove(window)
+                except SchemaNotMigratedError:
+                    if any(each.oid == relation.oid for each in self._relations_now()):
+                        raise
+                    return  # the partition was dropped
                 with lock:
-                    read, wrong = read + rows, wrong + failed
+                    read[relation.oid] += rows
+                    wrong += failed
                 self.throttle.keep_rate(rows, seconds=time.perf_counter() - started)
                 yield
 
-        for relation in self._relations:
+        for relation in relations:
             pages = self._ask(relation.pages)
             size = LIMITED_PROOF_PAGES if self._pace.max_rows_per_second else PROOF_PAGES
             windows = iter([Part(start, min(start + size, pages)) for start in range(0, pages, size)])
-            self._together("verifying", partial(prove_windows, relation, windows), rows=lambda: read)
-        return wrong == 0 and not self.is_stopping()
+            work = partial(prove_windows, relation, windows)
+            self._together("verifying", work, rows=lambda: proven + sum(read.values()))
+        return read, wrong
 
     # --- workers -------------------------------------------------------------------------------------------------------
 
