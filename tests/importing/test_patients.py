@@ -19,6 +19,7 @@ from voiceassist_db import Database, Patient
 from voiceassist_db.errors import ImportFileError, VoiceAssistDBError
 from voiceassist_db.importing import BadLine, ImportReport, import_patients
 from voiceassist_db.importing.patients import BATCH_LINES, MAX_BAD_LINES
+from voiceassist_db.spelling import patient_id
 
 FIELDS = ("patient_id", "ssn", "mrn", "name", "date_of_birth", "address")
 HEADER = ",".join(FIELDS)
@@ -321,8 +322,8 @@ def test_what_is_written_reads_back_equal_or_is_reported(database: Database, rec
     assert report.lines == len(records) == report.imported + report.unchanged + report.bad
     good = [record for line, record in starts.items() if line not in bad]
     there = stored(database)
-    assert set(there) == {record[0] for record in good}
+    assert set(there) == {patient_id(record[0]) for record in good}
     for record in good:
-        *texts, birth, address = values(there[record[0]])
-        assert [*(each or "" for each in texts), str(birth or "")] == list(record[:5])
+        key, *texts, birth, address = values(there[patient_id(record[0])])
+        assert [key, *(each or "" for each in texts), str(birth or "")] == [patient_id(record[0]), *record[1:5]]
         assert address == (json.loads(record[5]) if record[5] else None)

@@ -13,12 +13,9 @@ from datetime import date
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from voiceassist_db import blind_index
+from voiceassist_db import blind_index, spelling
 from voiceassist_db.errors import ImportFileError
 from voiceassist_db.repositories import Patient
-
-MAX_PATIENT_ID_BYTES: Final = 1024
-"""Well below the 2,704 bytes that an entry of a PostgreSQL B-tree can hold."""
 
 MAX_ADDRESS_DEPTH: Final = 50
 """Levels of JSON, far below those at which Python's encoder gives up."""
@@ -35,12 +32,7 @@ class BadRowError(Exception):
 
 
 def _patient_id(cells: Sequence[str]) -> str:
-    value = cells[0]
-    if not value.strip():
-        raise ValueError("is missing")
-    if len(value.encode()) > MAX_PATIENT_ID_BYTES:
-        raise ValueError(f"is longer than {MAX_PATIENT_ID_BYTES:,} bytes")
-    return value
+    return spelling.patient_id(cells[0])
 
 
 def _ssn(cells: Sequence[str]) -> str:

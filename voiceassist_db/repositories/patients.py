@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MappingProxyType
 from uuid import UUID
 
 from voiceassist_db.models import ClinicalNoteRow, PatientRow
 from voiceassist_db.repositories.records import ClinicalNote, Patient
 from voiceassist_db.repositories.repository import PAGE_ROWS, Repository
+from voiceassist_db.spelling import require_patient_id
 
 
 class PatientRepository(Repository[Patient]):
-    """Patients, named by their external ``patient_id``."""
+    """Patients, named by their external ``patient_id``.
+
+    A new ``patient_id`` must have the form of ``voiceassist_db.spelling``, so that ids which look alike are one patient. Reading,
+    changing and deleting take an id exactly as it is stored: a row of an earlier version is named by the id that it has, and
+    ``update(old, patient_id=new)`` gives it another.
+    """
 
     model = PatientRow
     record = Patient
     lookup = ("patient_id",)
+    forms = MappingProxyType({"patient_id": require_patient_id})
 
     def find_by_ssn(self, ssn: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
         """Return the patients with a social security number, in any spelling; real exports have duplicates."""

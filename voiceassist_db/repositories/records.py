@@ -65,7 +65,8 @@ class Patient(Record):
     """One patient.
 
     Attributes:
-        patient_id: The external id, such as ``PT-001``; unique, and not encrypted.
+        patient_id: The external id, such as ``PT-001``; unique, and not encrypted. New ones have one form: no blanks at the ends,
+            no invisible characters, single spaces, plain hyphens, NFKC (``voiceassist_db.spelling``); case matters.
         ssn: Social security number, nine digits in any spelling; two patients may have the same.
         mrn: Medical record number; unique.
         name: Full name; like ssn and mrn, absent (None) rather than empty, for it is searched by.

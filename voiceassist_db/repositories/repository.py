@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -55,11 +55,13 @@ class Repository(Generic[R]):
         model: The table's model.
         record: The record class, made by ``@record``: fields named as the encrypted fields and the plain columns.
         lookup: Columns by which :meth:`get`, :meth:`update` and :meth:`delete` name a row: the primary key by default.
+        forms: By plain column, a function that gives back a new value or refuses it (ValueError). Stored values are read as they are.
     """
 
     model: ClassVar[type[DeclarativeBase]]
     record: ClassVar[type[Record]]
     lookup: ClassVar[tuple[str, ...]] = ()
+    forms: ClassVar[Mapping[str, Check]] = {}
     _table: ClassVar[EncryptedTable]
     _statements: ClassVar[Statements]
     _rows: ClassVar[Rows[Any]]
@@ -84,7 +86,7 @@ class Repository(Generic[R]):
             )
         plain = cls._plain_columns()
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
-        cls._rows = Rows(cls._table, cls.record, plain, cls.lookup)
+        cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._fields = tuple(cls._table.fields.values())
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each)) for each in cls._statements.lookup]
 
@@ -257,7 +259,7 @@ class Repository(Generic[R]):
         Raises:
             NotFoundError: There is no such row.
             WrongRowError: The server answered with another row.
-            DecryptionError, BindingError, ValueFormatError: A stored value was damaged or moved.
+            DecryptionError, BindingError: A stored value was damaged or moved.
         """
         chosen = self._chosen(fields)
         where = self._where(key)

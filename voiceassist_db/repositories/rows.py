@@ -43,10 +43,16 @@ class Rows(Generic[R]):
         record: The class of its records.
         plain: The unencrypted columns that the record has.
         lookup: Names of the columns by which application code names one row.
+        forms: By plain column, what refuses a new value without the column's form.
     """
 
     def __init__(
-        self, table: EncryptedTable, record: type[R], plain: Sequence[Column[Any]], lookup: Iterable[str]
+        self,
+        table: EncryptedTable,
+        record: type[R],
+        plain: Sequence[Column[Any]],
+        lookup: Iterable[str],
+        forms: Mapping[str, Check],
     ) -> None:
         self._table = table
         self._record = record
@@ -56,6 +62,7 @@ class Rows(Generic[R]):
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
         self._names = Parameters(table.table)
         self._checks = {each.name: checker(each) if each.name in naming else text_checker(each) for each in written}
+        self._checks |= {name: form_checker(name, self._checks[name], form) for name, form in forms.items()}
         self._written = [
             (self._names.plain(each.name), attrgetter(each.name), self._checks[each.name]) for each in written
         ]
@@ -201,6 +208,20 @@ def checker(column: Column[Any]) -> Check:
         return check_text(value)
 
     return check
+
+
+def form_checker(name: str, check: Check, form: Check) -> Check:
+    """Return a function that gives back a new value of a column, if it passes the column's check and has its form."""
+
+    def checked(value: Any) -> Any:
+        value = check(value)
+        try:
+            return form(value)
+        except ValueError as error:
+            problem = error.args[0]
+        raise ValueError(f"{name} {problem}")
+
+    return checked
 
 
 def text_checker(column: Column[Any]) -> Check:
