@@ -1,76 +1,98 @@
 """Keyed tokens by which an encrypted value can be found: HMAC-SHA256 of its normalised form, made in Python.
 
-Owns the normalisers and the token. Neither the index key nor the value ever reaches SQL; the token does. Whoever has the
+Owns the normalisers, which refuse what does not have the form of their value, and the token. Neither the index key nor the value ever reaches SQL; the token does. Whoever has the
 index key and the tokens can try all 10⁹ social security numbers in minutes: guard it like the encryption key.
 """
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from voiceassist_db.keys import Key
+from voiceassist_db.spelling import as_seen, require_no_control
 
 TOKEN_BYTES: Final = 16
 """Length of a token. 128 bits, so that among 10⁹ values two tokens meet by chance with a probability below 10⁻²⁰."""
 
 SSN_DIGITS: Final = 9
 
+SPREADSHEET_NUMBER: Final = (
+    "is a number as a spreadsheet writes it, which may have lost digits: format the column as text and export it again"
+)
+
+_GROUPED_SSN: Final = re.compile(r"([0-9]{3})(?:\s*-)?\s*([0-9]{2})(?:\s*-)?\s*([0-9]{4})")
+_SPREADSHEET_NUMBER: Final = re.compile(
+    r"[+-]?(?:[0-9]+[.,]0+|[0-9]+(?:[.,][0-9]*)?E\+[0-9]+|[0-9]+[.,][0-9]+E-?[0-9]+)", re.IGNORECASE
+)
+"""``12345678.0`` (pandas), ``1.23457E+11`` (Excel), ``1.23457E11`` (Java), with a decimal point or comma. ``12E4`` is a number of its
+own, and so is ``1.2.3``."""
+
 
 def ssn(value: str) -> str:
-    """Return the nine digits of a social security number; hyphens, spaces and the form of its digits do not matter."""
-    digits = "".join(filter(str.isdecimal, value if value.isascii() else unicodedata.normalize("NFKC", value)))
-    if len(digits) != SSN_DIGITS or not digits.isascii():
+    """Return the nine digits of a social security number.
+
+    A hyphen, blanks, or both may stand after the third digit and after the fifth: ``123456789``, ``123-45-6789``, ``123 45 6789``,
+    ``123 - 45 - 6789``. Outer blanks and invisible characters do not matter; every dash is a hyphen, and digits may
+    have any form that NFKC knows.
+
+    Raises:
+        ValueError: It is anything else. The message does not hold the value.
+    """
+    text = (value if value.isascii() else as_seen(value)).strip()
+    if len(text) == SSN_DIGITS and text.isascii() and text.isdigit():
+        return text
+    if groups := _GROUPED_SSN.fullmatch(text):
+        return "".join(groups.groups())
+    if is_spreadsheet_number(text):
+        raise ValueError(SPREADSHEET_NUMBER)
+    if sum(map(str.isdecimal, text)) != SSN_DIGITS:
         raise ValueError(f"must have {SSN_DIGITS} digits")
-    return digits
+    raise ValueError(f"must be {SSN_DIGITS} digits and nothing else: 123-45-6789, 123 45 6789 or 123456789")
 
 
 def mrn(value: str) -> str:
-    """Return a medical record number in upper case, without white space and invisible characters, its dashes hyphens."""
-    return _not_empty("".join(value.upper().split()) if value.isascii() else _mrn(value))
+    """Return a medical record number in upper case, without white space and invisible characters, its dashes hyphens.
+
+    Raises:
+        ValueError: It is empty, has neither a letter nor a digit, holds a control character, or is a number as a spreadsheet
+            writes it (``12345.0``, ``1.2E+05``). The message does not hold the value.
+    """
+    form = _not_empty("".join(value.upper().split()) if value.isascii() else _mrn(value))
+    if form.isalnum() or form.replace("-", "").isalnum():
+        return form
+    require_no_control(form)
+    if is_spreadsheet_number(form):
+        raise ValueError(SPREADSHEET_NUMBER)
+    if not any(map(str.isalnum, form)):
+        raise ValueError("must hold a letter or a digit")
+    return form
 
 
 def name(value: str) -> str:
-    """Return a name case-folded, without invisible characters, its dashes hyphens, runs of white space one space."""
-    return _not_empty(" ".join(value.casefold().split()) if value.isascii() else _name(value))
+    """Return a name case-folded, without invisible characters, its dashes hyphens, runs of white space one space.
+
+    Raises:
+        ValueError: It is empty, or holds a control character. The message does not hold the value.
+    """
+    form = _not_empty(" ".join(value.casefold().split()) if value.isascii() else _name(value))
+    require_no_control(form)
+    return form
+
+
+def is_spreadsheet_number(text: str) -> bool:
+    """Say whether a text is what a spreadsheet or a data frame makes of a number that it took for a quantity."""
+    return _SPREADSHEET_NUMBER.fullmatch(text) is not None
 
 
 def _mrn(value: str) -> str:
-    return _plain("".join(_plain(_plain(value).upper()).split()))
+    return as_seen("".join(as_seen(as_seen(value).upper()).split()))
 
 
 def _name(value: str) -> str:
-    return _plain(" ".join(_plain(_plain(value).casefold()).split()))
-
-
-def _plain(text: str) -> str:
-    """Return text as it looks: compatibility forms composed (NFKC), dashes as hyphens, what cannot be seen left out."""
-    if unicodedata.is_normalized("NFKC", text) and _CHANGED.isdisjoint(text):
-        return text
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).translate(_AS_SEEN))
-
-
-def _code_points(ranges: str) -> list[int]:
-    pairs = (each.split("-") for each in ranges.split())
-    return [point for pair in pairs for point in range(int(pair[0], 16), int(pair[-1], 16) + 1)]
-
-
-# Written out and not asked of unicodedata: a token must not change with the Unicode version of the Python that makes it.
-_DASHES: Final = (
-    "58A 5BE 1400 1806 2010-2015 2E17 2E1A 2E3A-2E3B 2E40 2E5D 301C 3030 30A0 FE31-FE32 FE58 FE63 FF0D 10EAD"
-)
-"""Unicode 15's category Pd (Dash_Punctuation), but for the hyphen itself."""
-
-_UNSEEN: Final = (
-    "AD 600-605 61C 6DD 70F 890-891 8E2 180E 200B-200F 202A-202E 2060-206F FEFF FFF9-FFFB 110BD 110CD 13430-1343F "
-    "1BCA0-1BCA3 1D173-1D17A E0000-E0FFF 34F 115F-1160 17B4-17B5 180B-180F 3164 FE00-FE0F FFA0 FFF0-FFF8"
-)
-"""Unicode 15's category Cf (Format) and Default_Ignorable_Code_Point."""
-
-_AS_SEEN: Final = dict.fromkeys(_code_points(_DASHES), "-") | dict.fromkeys(_code_points(_UNSEEN))
-_CHANGED: Final = frozenset(map(chr, _AS_SEEN))
+    return as_seen(" ".join(as_seen(as_seen(value).casefold()).split()))
 
 
 def exact(value: str) -> str:

@@ -217,6 +217,9 @@ def test_a_message_does_not_hold_the_value(value: str) -> None:
         "date_of_birth is not a date (YYYY-MM-DD)",
         "name must not be empty",
         "mrn must not be empty",
+        "mrn must hold a letter or a digit",
+        "mrn holds a control character",
+        "name holds a control character",
     }
     for column in ("ssn", "mrn", "name", "date_of_birth"):
         try:

@@ -17,10 +17,11 @@ from sqlalchemy import Column, Connection, Table, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, WrongRowError
+from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, ValueFormatError, WrongRowError
 from voiceassist_db.execution import connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
+from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.prepared import Prepared
@@ -259,7 +260,7 @@ class Repository(Generic[R]):
         Raises:
             NotFoundError: There is no such row.
             WrongRowError: The server answered with another row.
-            DecryptionError, BindingError: A stored value was damaged or moved.
+            DecryptionError, BindingError, ValueFormatError: A stored value was damaged or moved.
         """
         chosen = self._chosen(fields)
         where = self._where(key)
@@ -346,12 +347,27 @@ class Repository(Generic[R]):
         found = [
             each
             for each in self._read(statement, tokens, chosen, searches=True, is_many=len(wanted) > 1)
-            if (stored := getattr(each, name)) is not None and normalised(field, stored) in wanted
+            if (stored := getattr(each, name)) is not None and self._searched(each, field, stored) in wanted
         ]
         if field not in asked:
             for each in found:
                 object.__delattr__(each, name)
         return found
+
+    def _searched(self, record: R, field: EncryptedField, stored: Any) -> str:
+        """Return the form by which a value that was found is searched."""
+        try:
+            return normalised(field, stored)
+        except ValueError as error:
+            problem = error.args[0]
+        row_id = codec.row_id([getattr(record, each.name) for each in self._table.key])
+        raise ValueFormatError(
+            f"{self._table.name} has a value that an earlier version indexed and that cannot be searched: in row {row_id}, "
+            f"{problem}. Correct it by update().",
+            table=self._table.name,
+            field=field.name,
+            row_id=row_id,
+        )
 
     def _read(
         self,
