@@ -202,7 +202,9 @@ def _role(connection: Connection) -> Iterator[Line]:
 
 def _names(connection: Connection, session: safety.Session) -> Iterator[Line]:
     findings = safety.unsafe_schemas(tuple(row) for row in _all(connection, safety.SCHEMAS))
-    findings += safety.hidden_tables(session)
+    if session.has_citus:
+        findings += safety.unsafe_schemas(tuple(row) for row in _all(connection, safety.DISTRIBUTED))
+    findings += safety.unsafe_names(session)
     for finding in findings:
         yield Line(finding.subject, Verdict.UNSAFE, finding.problem, finding.remedy)
     if not findings:
@@ -233,7 +235,7 @@ def _functions(connection: Connection, session: safety.Session) -> Iterator[Line
                             JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'pgcrypto')
         ORDER BY 1
         """,
-        path=[*session.path, "pgcrypto"],
+        path=[*(name for name in session.path if name != "pg_catalog"), "pgcrypto"],
     )
     if shadows:
         yield Line(

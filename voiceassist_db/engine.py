@@ -115,6 +115,8 @@ class _Gate:
         _require_fitting(driver)
         session = _ask(connection)
         findings = safety.unsafe_schemas(_ask_all(connection, safety.SCHEMAS))
+        if session.has_citus:
+            findings += safety.unsafe_schemas(_ask_all(connection, safety.DISTRIBUTED))
         if not driver.autocommit:
             connection.rollback()
         if safety.is_pooled(driver, session):
@@ -145,7 +147,7 @@ class _Gate:
         self._admit(driver, session, findings)
 
     def _admit(self, driver: Any, session: Session, findings: list[safety.Finding]) -> None:
-        own = safety.unsafe_settings(session) + safety.unsafe_transport(driver) + safety.hidden_tables(session)
+        own = safety.unsafe_settings(session) + safety.unsafe_transport(driver) + safety.unsafe_names(session)
         findings = own + findings
         if findings and not self._allow_unsafe:
             refuse_keys(driver, _REFUSED.format(findings=safety.described(findings)))

@@ -44,6 +44,7 @@ TALKATIVE = {
     "log_parameter_max_length": "-1",
     "log_parameter_max_length_on_error": "-1",
     "plan_cache_mode": "auto",
+    "max_parallel_workers_per_gather": "2",
     "auto_explain.log_min_duration": "0",
 }
 

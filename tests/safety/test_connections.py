@@ -23,6 +23,8 @@ FLIPS = [
     ("log_parameter_max_length_on_error", "64"),
     ("plan_cache_mode", "auto"),
     ("plan_cache_mode", "force_custom_plan"),
+    ("max_parallel_workers_per_gather", "1"),
+    ("max_parallel_workers_per_gather", "2"),
     ("auto_explain.log_min_duration", "0"),
     ("auto_explain.log_min_duration", "60000"),
     ("auto_explain.log_parameter_max_length", "-1"),

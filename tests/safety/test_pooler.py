@@ -98,7 +98,7 @@ def test_a_search_path_that_another_client_changed_is_refused(
     """Names could be found elsewhere, where nobody looked."""
     use(pooled, deployment)
     with psycopg.connect(plain(pooler.url), autocommit=True, prepare_threshold=None) as other:
-        other.execute("SET search_path = pg_catalog, public")
+        other.execute("SET search_path = pg_catalog, pgcrypto, public")
         with pytest.raises(UnsafeConnectionError, match="search_path: was changed"):
             use(pooled, deployment)
         other.execute("RESET search_path")
@@ -112,7 +112,7 @@ def test_a_temporary_table_that_hides_another_is_refused(
     try:
         with psycopg.connect(plain(pooler.url), autocommit=True, prepare_threshold=None) as other:
             other.execute("CREATE TEMPORARY TABLE patient_data (id int)")
-            with pytest.raises(UnsafeConnectionError, match="table patient_data: is hidden by a temporary one"):
+            with pytest.raises(UnsafeConnectionError, match="pg_temp: holds table patient_data"):
                 use(pooled, deployment)
             other.execute("DROP TABLE pg_temp.patient_data")
             use(pooled, deployment)

@@ -39,6 +39,7 @@ _QUIET = {
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
     "plan_cache_mode": "force_generic_plan",  # a custom plan has parameters in it, which some settings log
+    "max_parallel_workers_per_gather": "0",  # a parallel plan copies parameters to its workers, through a file at some settings
 }
 _OURS = frozenset({"port", "listen_addresses", "unix_socket_directories", "data_directory"})
 _OUR_FILES = ("postgres", "openbao")  # what the names in a directory of ours start with

@@ -1,0 +1,31 @@
+"""What must hold of a connection before a key may pass through it, and how to fix what does not.
+
+A bind parameter is not a secret place: a server can log it, and a wire without TLS shows it. Owns the rules, which
+``engine`` applies to each connection, ``provisioning`` brings about and ``checking`` reports. Decides nothing itself.
+"""
+
+from voiceassist_db.safety.finding import Finding, described, quoted
+from voiceassist_db.safety.schemas import DISTRIBUTED, NOT_TRUSTED, SCHEMAS, unsafe_schemas
+from voiceassist_db.safety.session import SESSION, Driver, Session, is_pooled, unsafe_names
+from voiceassist_db.safety.settings import FIXED, SETTINGS, unsafe_settings
+from voiceassist_db.safety.transport import unsafe_hop, unsafe_transport
+
+__all__ = [
+    "DISTRIBUTED",
+    "FIXED",
+    "NOT_TRUSTED",
+    "SCHEMAS",
+    "SESSION",
+    "SETTINGS",
+    "Driver",
+    "Finding",
+    "Session",
+    "described",
+    "is_pooled",
+    "quoted",
+    "unsafe_hop",
+    "unsafe_names",
+    "unsafe_schemas",
+    "unsafe_settings",
+    "unsafe_transport",
+]
