@@ -78,14 +78,15 @@ PREDEFINED: Final = ("pg_execute_server_program", "pg_read_server_files", "pg_wr
 """Roles of PostgreSQL's own that reach its files, and so are as good as a superuser."""
 
 
-def check(connection: Connection) -> list[Line]:
+def check(connection: Connection, *, trust_local: bool = False) -> list[Line]:
     """Look at everything that this connection can see.
 
     Args:
         connection: A connection as the role whose safety is asked for, which need not be allowed to receive keys.
+        trust_local: Whether any server on this machine is trusted.
     """
     session = safety.Session.of(tuple(_all(connection, safety.SESSION)[0]))
-    lines = [*_connection(connection, session), *_names(connection, session)]
+    lines = [*_connection(connection, session, trust_local=trust_local), *_names(connection, session)]
     with system_names(connection):
         lines += _role(connection)
         lines += _functions(connection, session)
@@ -103,7 +104,7 @@ def _named(connection: Connection, query: str, **parameters: Any) -> str:
     return ", ".join(str(row[0]) for row in _all(connection, query, **parameters))
 
 
-def _connection(connection: Connection, session: safety.Session) -> Iterator[Line]:
+def _connection(connection: Connection, session: safety.Session, *, trust_local: bool) -> Iterator[Line]:
     driver: Any = connection.connection.driver_connection
     wrong = {finding.subject: finding for finding in safety.unsafe_settings(session)}
     for name in safety.SETTINGS:
@@ -114,14 +115,14 @@ def _connection(connection: Connection, session: safety.Session) -> Iterator[Lin
             yield Line(name, Verdict.OK, f"is {value}, set for this {source}")
         else:
             yield Line(name, Verdict.OK, "is not of this server: its module is not loaded")
-    transport = safety.unsafe_transport(driver)
+    transport = safety.unsafe_transport(driver, trust_local=trust_local)
     if safety.is_pooled(driver, session):
         transport += safety.unsafe_hop(driver, session)
         yield Line("pooler", Verdict.NOTE, "stands before the server: settings are looked at in each transaction")
     for finding in transport:
         yield Line(finding.subject, Verdict.UNSAFE, finding.problem, finding.remedy)
     if not transport:
-        how = "by TLS with its certificate verified" if driver.pgconn.ssl_in_use else "on this machine"
+        how = safety.proof(driver, trust_local=trust_local)
         yield Line("connection", Verdict.OK, f"reaches {driver.info.host} {how}")
     if issubclass(driver.cursor_factory, ClientCursor | AsyncClientCursor):
         yield Line("cursors", Verdict.UNSAFE, "put parameters into the text of statements", "Leave out cursor_factory.")

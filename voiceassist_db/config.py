@@ -20,6 +20,7 @@ from voiceassist_db.keys import KeyProvider
 
 DATABASE_URL: Final = "DATABASE_URL"
 ALLOW_UNSAFE: Final = "VOICEASSIST_DB_ALLOW_UNSAFE"
+TRUST_LOCAL: Final = "VOICEASSIST_DB_TRUST_LOCAL"
 DRIVER: Final = "postgresql+psycopg"
 DEFAULT_VAULT_PATH: Final = "secret/voiceassist/encryption"
 
@@ -61,6 +62,29 @@ def allow_unsafe(environment: Mapping[str, str] = os.environ) -> bool:
     if value not in {"", "0", "1"}:
         raise ConfigurationError(f"{ALLOW_UNSAFE} must be 1 or not set: 1 lets servers see keys, for development only")
     return value == "1"
+
+
+def trust_local(environment: Mapping[str, str] = os.environ) -> bool:
+    """Say whether every server on this machine is trusted: ``VOICEASSIST_DB_TRUST_LOCAL=1``, for a proxy beside the application.
+
+    Raises:
+        ConfigurationError: It is set to something else.
+    """
+    value = environment.get(TRUST_LOCAL, "")
+    if value not in {"", "0", "1"}:
+        raise ConfigurationError(
+            f"{TRUST_LOCAL} must be 1 or not set: 1 trusts every server that answers on this machine"
+        )
+    return value == "1"
+
+
+def engine_options(environment: Mapping[str, str] = os.environ) -> dict[str, bool]:
+    """Return what the environment says to :func:`~voiceassist_db.engine.create_engine`.
+
+    Raises:
+        ConfigurationError: A setting has a value that it cannot have.
+    """
+    return {"allow_unsafe": allow_unsafe(environment), "trust_local": trust_local(environment)}
 
 
 def key_store_problem(environment: Mapping[str, str] = os.environ) -> str | None:

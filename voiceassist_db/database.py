@@ -59,7 +59,7 @@ class Database:
     @classmethod
     def from_env(cls) -> Database:
         """Take the database from ``DATABASE_URL`` and the keys from Vault (``VAULT_ADDR``), or ``ENCRYPTION_KEY``."""
-        engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+        engine = create_engine(config.database_url(), **config.engine_options())
         return cls(engine, config.key_provider())
 
     @contextmanager
@@ -125,7 +125,7 @@ class AsyncDatabase:
     @classmethod
     def from_env(cls) -> AsyncDatabase:
         """Take the database and the keys from the environment, as :meth:`Database.from_env` does."""
-        engine = create_async_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+        engine = create_async_engine(config.database_url(), **config.engine_options())
         return cls(engine, config.key_provider())
 
     @asynccontextmanager

@@ -42,25 +42,29 @@ _NOT_LOOKED_AT: Final = "no key is sent behind a pooler outside of a transaction
 _GATES: Final[WeakKeyDictionary[Engine, _Gate]] = WeakKeyDictionary()
 
 
-def create_engine(url: str | URL, *, allow_unsafe: bool = False, **options: Any) -> Engine:
+def create_engine(url: str | URL, *, allow_unsafe: bool = False, trust_local: bool = False, **options: Any) -> Engine:
     """Create an engine for ``postgresql://…`` that never shows a parameter in a log or an error.
 
     Args:
         url: The database's address.
         allow_unsafe: As for :func:`prepare`.
+        trust_local: As for :func:`prepare`.
         options: Further options of :func:`sqlalchemy.create_engine`.
     """
-    return prepare(sqlalchemy.create_engine(_address(url), **_defaults(options)), allow_unsafe=allow_unsafe)
+    engine = sqlalchemy.create_engine(_address(url), **_defaults(options))
+    return prepare(engine, allow_unsafe=allow_unsafe, trust_local=trust_local)
 
 
-def create_async_engine(url: str | URL, *, allow_unsafe: bool = False, **options: Any) -> AsyncEngine:
+def create_async_engine(
+    url: str | URL, *, allow_unsafe: bool = False, trust_local: bool = False, **options: Any
+) -> AsyncEngine:
     """Create the same engine for asyncio."""
     engine = sqlalchemy_create_async_engine(_address(url), **_defaults(options))
-    prepare(engine.sync_engine, allow_unsafe=allow_unsafe)
+    prepare(engine.sync_engine, allow_unsafe=allow_unsafe, trust_local=trust_local)
     return engine
 
 
-def prepare(engine: Engine, *, allow_unsafe: bool = False) -> Engine:
+def prepare(engine: Engine, *, allow_unsafe: bool = False, trust_local: bool = False) -> Engine:
     """Let an engine's connections send keys, each once it is found safe; an engine that was made elsewhere needs it once.
 
     Through an unsafe one, statements without keys run; one with a key raises ``UnsafeConnectionError``, which says what to mend.
@@ -68,11 +72,18 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False) -> Engine:
     Args:
         engine: An engine for PostgreSQL through psycopg.
         allow_unsafe: Send keys over unsafe connections too, with a warning that says what that risks. For development.
+        trust_local: Send keys to any server on this machine, whichever user runs it. For a proxy beside the application that
+            does not ask for a password by SCRAM.
     """
     if engine not in _GATES:
         # One gate for all engines of a pool, as execution_options() makes them.
-        others = (gate for each, gate in _GATES.items() if each.pool is engine.pool)
-        gate = _GATES[engine] = next(others, None) or _Gate(allow_unsafe=allow_unsafe)
+        gate = next((gate for each, gate in _GATES.items() if each.pool is engine.pool), None)
+        if gate is None:
+            gate = _Gate(allow_unsafe=allow_unsafe, trust_local=trust_local)
+            if not trust_local:
+                # Not by the event do_connect: listeners that come later, and may give the password, would not be called.
+                engine.dialect.connect = safety.proving(engine.dialect.connect)  # type: ignore[method-assign]
+        _GATES[engine] = gate
         event.listen(engine, "checkout", gate.on_checkout)
         event.listen(engine, "begin", gate.on_begin)
         event.listen(engine, "commit", _on_commit)
@@ -101,8 +112,9 @@ def _defaults(options: dict[str, Any]) -> dict[str, Any]:
 class _Gate:
     """Decides of each connection of an engine whether it may send keys."""
 
-    def __init__(self, *, allow_unsafe: bool) -> None:
+    def __init__(self, *, allow_unsafe: bool, trust_local: bool) -> None:
         self._allow_unsafe = allow_unsafe
+        self._trust_local = trust_local
         self._has_warned = False
 
     def on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
@@ -147,8 +159,8 @@ class _Gate:
         self._admit(driver, session, findings)
 
     def _admit(self, driver: Any, session: Session, findings: list[safety.Finding]) -> None:
-        own = safety.unsafe_settings(session) + safety.unsafe_transport(driver) + safety.unsafe_names(session)
-        findings = own + findings
+        transport = safety.unsafe_transport(driver, trust_local=self._trust_local)
+        findings = safety.unsafe_settings(session) + transport + safety.unsafe_names(session) + findings
         if findings and not self._allow_unsafe:
             refuse_keys(driver, _REFUSED.format(findings=safety.described(findings)))
             return

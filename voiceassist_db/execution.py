@@ -28,10 +28,12 @@ from voiceassist_db.errors import (
     SchemaNotMigratedError,
     TransactionConflictError,
     TransactionFailedError,
+    UnsafeConnectionError,
     VoiceAssistDBError,
 )
 from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
+from voiceassist_db.safety import UNPROVEN, is_unproven
 from voiceassist_db.tracebacks import forget_locals
 
 _RETRY: Final = {"40001", "40P01", "55P03", "57014"}
@@ -192,6 +194,8 @@ def _without_sqlstate(error: Exception, original: object) -> VoiceAssistDBError:
         return TransactionFailedError(FAILED)
     if isinstance(error, PoolTimeoutError):
         return DatabaseUnavailableError("no connection became free in time: the pool is too small for the load")
+    if isinstance(original, psycopg.OperationalError) and is_unproven(original):
+        return UnsafeConnectionError(UNPROVEN)
     if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
         return DatabaseUnavailableError(
             "the database cannot be reached, refused the connection, or lost it: check that it runs, and the host, login, "

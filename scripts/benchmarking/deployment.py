@@ -136,7 +136,7 @@ def made(url: URL, provider: VaultKeyProvider, *, is_embedded: bool = True) -> I
         provider: A key store without keys.
         is_embedded: Whether the server was started by this process.
     """
-    engine = create_engine(url, allow_unsafe=config.allow_unsafe(), pool_size=POOL_SIZE)
+    engine = create_engine(url, **config.engine_options(), pool_size=POOL_SIZE)
     try:
         migrate(engine)
         with engine.begin() as connection:

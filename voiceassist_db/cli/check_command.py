@@ -27,10 +27,11 @@ def command(as_json: bool) -> None:
     from voiceassist_db.engine import create_engine
     from voiceassist_db.execution import translated
 
-    engine = create_engine(config.database_url())
+    trust_local = config.trust_local()
+    engine = create_engine(config.database_url(), trust_local=trust_local)
     try:
         with translated(), engine.connect() as connection:
-            lines = check(connection)
+            lines = check(connection, trust_local=trust_local)
     finally:
         engine.dispose()
     lines.append(_key_store())

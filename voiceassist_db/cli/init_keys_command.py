@@ -34,7 +34,7 @@ def command(scheme: str | None, as_json: bool) -> None:
     from voiceassist_db.schema import allow_direct_format
 
     provider = config.key_provider()
-    engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+    engine = create_engine(config.database_url(), **config.engine_options())
     try:
         with translated(), engine.begin() as connection:
             done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND))

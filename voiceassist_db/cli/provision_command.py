@@ -34,7 +34,7 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
     from voiceassist_db.provisioning import Roles, provision, statements
 
     roles = Roles(owner=owner, app=app, rotator=rotator, auditor=auditor)
-    engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+    engine = create_engine(config.database_url(), **config.engine_options())
     try:
         with translated("roles"), engine.begin() as connection:
             made = statements(connection, roles) if only_print else provision(connection, roles)

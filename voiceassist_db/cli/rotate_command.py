@@ -118,9 +118,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     )
     names = tables.split(",") if tables else None
     _require_fitting(retires=retires, index_key=index_key, dry_run=dry_run, tables=tables, resume_only=resume_only)
-    engine = create_engine(
-        config.database_url(), allow_unsafe=config.allow_unsafe(), pool_size=workers + POOL_OVER_WORKERS
-    )
+    engine = create_engine(config.database_url(), **config.engine_options(), pool_size=workers + POOL_OVER_WORKERS)
     with Database(engine, config.key_provider()) as database:
         try:
             if retires:

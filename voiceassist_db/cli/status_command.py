@@ -31,7 +31,7 @@ def command(max_age_days: int, as_json: bool) -> None:
     from voiceassist_db.execution import translated
     from voiceassist_db.status import read_status
 
-    engine = create_engine(config.database_url(), allow_unsafe=config.allow_unsafe())
+    engine = create_engine(config.database_url(), **config.engine_options())
     try:
         with translated(), engine.connect() as connection:
             status = read_status(connection, max_age_days=max_age_days)

@@ -8,7 +8,7 @@ from voiceassist_db.safety.finding import Finding, described, quoted
 from voiceassist_db.safety.schemas import DISTRIBUTED, NOT_TRUSTED, SCHEMAS, unsafe_schemas
 from voiceassist_db.safety.session import SESSION, Driver, Session, is_pooled, unsafe_names
 from voiceassist_db.safety.settings import FIXED, SETTINGS, unsafe_settings
-from voiceassist_db.safety.transport import unsafe_hop, unsafe_transport
+from voiceassist_db.safety.transport import UNPROVEN, is_unproven, proof, proving, unsafe_hop, unsafe_transport
 
 __all__ = [
     "DISTRIBUTED",
@@ -17,11 +17,15 @@ __all__ = [
     "SCHEMAS",
     "SESSION",
     "SETTINGS",
+    "UNPROVEN",
     "Driver",
     "Finding",
     "Session",
     "described",
     "is_pooled",
+    "is_unproven",
+    "proof",
+    "proving",
     "quoted",
     "unsafe_hop",
     "unsafe_names",
