@@ -12,17 +12,20 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from voiceassist_db import ClinicalNote, Database, Patient
+from tests.conftest import FAST
+from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db import verification as module
+from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreUnavailableError, MissingKeyError
+from voiceassist_db.examination import UNINDEXED
 from voiceassist_db.keyring import KeyringSource, initialise_keys
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.pgcrypto.codec import prefix
 from voiceassist_db.pgcrypto.expressions import OPTIONS
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
-from voiceassist_db.rotation import rotate
-from voiceassist_db.schema import allow_direct_format
-from voiceassist_db.verification import KEPT_FAILURES, Failure, TableReport, verify
+from voiceassist_db.rotation import rotate, rotate_index_key
+from voiceassist_db.schema import allow_direct_format, migrate
+from voiceassist_db.verification import KEPT_FAILURES, MISSED, Failure, TableReport, verify
 
 PATIENTS: Final = 8
 FIELDS: Final = 5
@@ -143,16 +146,18 @@ def test_rows_of_both_versions_are_verified(ward: Ward) -> None:
     keys = KeyringSource(ward.database.keys.provider)
     rotate(ward.database.engine, keys)
     before = ward.keys.key
-    bound = [ward.encrypt("name", prefix("patient_data.name", str(row)) + "Zoë", key=before) for row in ward.rows[:2]]
+    bound = [
+        ward.encrypt("name", prefix("patient_data.name", str(row)) + f"Zoë Nº {number}", key=before)
+        for number, row in enumerate(ward.rows[:2])
+    ]
     for row, value in zip(ward.rows, bound, strict=False):
         statement = (
             "UPDATE patient_data SET key_version = 1, name_encrypted = :value, ssn_encrypted = NULL, mrn_encrypted = NULL,"
-            " date_of_birth_encrypted = NULL, address_encrypted = NULL, ssn_index = NULL, mrn_index = NULL,"
-            " name_index = NULL WHERE id = :id"
+            " date_of_birth_encrypted = NULL, address_encrypted = NULL, ssn_index = NULL, mrn_index = NULL WHERE id = :id"
         )
         ward.execute(statement, value=value, id=row)
     report = ward.patients()
-    assert (report.rows, report.failed, report.unindexed) == (PATIENTS, 0, 2)
+    assert (report.rows, report.failed, report.unindexed) == (PATIENTS, 0, 0)
     assert report.values == (PATIENTS - 2) * FIELDS + 2
 
 
@@ -273,12 +278,60 @@ def test_one_bad_value_is_found_and_nothing_else(ward: Ward, harm: Harm, field: 
     assert "ecret" not in repr(report)
 
 
-def test_a_value_without_its_token_is_unindexed_and_not_failed(ward: Ward) -> None:
-    """It can be trusted, though no search finds it: counted apart."""
+def test_a_value_without_its_token_fails(ward: Ward) -> None:
+    """Searches miss it, and a second patient may get the same record number: each such value is named."""
     ward.execute("UPDATE patient_data SET ssn_index = NULL, mrn_index = NULL WHERE id = :id", id=ward.rows[0])
     ward.execute("UPDATE patient_data SET name_index = NULL WHERE id = :id", id=ward.rows[1])
+    with ward.database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="SECOND", mrn="MRN-000000"))
     report = ward.patients()
-    assert (report.failed, report.unindexed) == (0, 3)
+    expected = {(ward.rows[0], "ssn"), (ward.rows[0], "mrn"), (ward.rows[1], "name")}
+    assert {(each.row_id, each.field, each.problem) for each in report.failures} == {
+        (str(row), field, UNINDEXED) for row, field in expected
+    }
+    assert (report.failed, report.unindexed) == (3, 0)
+
+
+def test_a_token_of_another_length_or_key_fails(ward: Ward) -> None:
+    """A token that is cut, lengthened, empty, or of an index key that was retired, is no token of its value."""
+    whole = "SELECT mrn_index FROM patient_data WHERE id = :id"
+    with ward.database.engine.connect() as connection:
+        kept = bytes(connection.execute(text(whole), {"id": ward.rows[4]}).scalar_one())
+    rotate_index_key(ward.database.engine, ward.database.keys)
+    changes = {0: "substring(mrn_index from 1 for 8)", 1: "mrn_index || '\\x00'", 2: "''"}
+    for number, change in changes.items():
+        ward.execute(f"UPDATE patient_data SET mrn_index = {change} WHERE id = :id", id=ward.rows[number])
+    ward.execute("UPDATE patient_data SET mrn_index = :kept WHERE id = :id", kept=kept, id=ward.rows[4])
+    report = ward.patients()
+    assert {(each.row_id, each.field, each.problem) for each in report.failures} == {
+        (str(ward.rows[number]), "mrn", "has the blind index of another value") for number in (0, 1, 2, 4)
+    }
+
+
+def test_rows_that_an_index_lacks_are_missed_by_name(new_provider: Callable[..., VaultKeyProvider]) -> None:
+    """A damaged index of the primary key, made as a superuser can: rows that it lacks are not walked, and counted."""
+    with EmbeddedPostgres(settings=FAST | {"enable_seqscan": "off"}) as server:
+        engine = create_engine(server.url())
+        migrate(engine)
+        provider = new_provider()
+        with engine.begin() as connection:
+            initialise_keys(provider, connection)
+        database = Database(engine, provider)
+        ready = "UPDATE pg_index SET indisready = {} WHERE indrelid = 'patient_data'::regclass AND indisprimary"
+        with database.transaction() as tx:
+            tx.patients.add_many(patients(PATIENTS))
+        with engine.begin() as connection:
+            connection.execute(text(ready.format("false")))
+        with database.transaction() as tx:
+            tx.patients.add_many(replace(each, ssn=None, mrn=None) for each in patients(PATIENTS + 2)[PATIENTS:])
+        with engine.begin() as connection:
+            connection.execute(text(ready.format("true")))
+        report = verify(engine, database.keys)[1]
+        assert report.failures == [Failure("", None, MISSED.format(missed=2))]
+        with engine.begin() as connection:
+            connection.execute(text("REINDEX TABLE patient_data"))
+        assert verify(engine, database.keys)[1].failed == 0
+        engine.dispose()
 
 
 def test_a_bare_packet_is_never_taken_for_a_value(ward: Ward) -> None:

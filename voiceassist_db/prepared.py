@@ -17,8 +17,9 @@ from sqlalchemy import ClauseElement, Connection, Executable
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.util import await_only
 
-from voiceassist_db.errors import DatabaseUnavailableError
+from voiceassist_db.errors import DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, translate
+from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.tracebacks import forget_locals
 
 Result = TypeVar("Result")
@@ -53,6 +54,7 @@ class Prepared:
         }
         columns = getattr(statement, "selected_columns", ())
         self._columns = [each.type.dialect_impl(_DIALECT) for each in columns]
+        self._key = [at for at, each in enumerate(columns) if getattr(each, "primary_key", False)]
         self._results: list[Callable[[Any], Any] | None] | None = None
 
     def rows(
@@ -77,6 +79,23 @@ class Prepared:
             way = _all_rows if prepare is None else partial(_all_rows, prepare=prepare)
             rows = self._run(connection, self._bound(parameters), way)
         return list(self._processed(rows)) if self._results else rows
+
+    def tolerant_rows(self, connection: Connection, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Execute it and return its rows, with an :class:`~voiceassist_db.loading.Unloadable` for what Python cannot hold.
+
+        SQLAlchemy converts nothing: for columns of types that the driver loads by itself.
+        """
+
+        def read(cursor: Any, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+            try:
+                return cast("list[tuple[Any, ...]]", _all_rows(cursor, sql, parameters))
+            except FAILURES as error:
+                if (result := result_of(cursor, error)) is None:
+                    raise
+                return list(loaded(cursor, result))
+
+        rows: list[tuple[Any, ...]] = self._run(connection, self._bound(parameters), read)
+        return rows
 
     def read(
         self, connection: Connection, parameters: dict[str, Any], consume: Callable[[Iterable[tuple[Any, ...]]], Result]
@@ -162,6 +181,10 @@ class Prepared:
             cursor = connection.connection.cursor()
             try:
                 return way(cursor, self.sql, parameters)
+            except FAILURES as error:
+                failure = self._unloadable(cursor, error)
+                if failure is None:
+                    raise
             finally:
                 cursor.close()
         except DRIVER_ERRORS as error:
@@ -174,6 +197,14 @@ class Prepared:
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
         raise failure
+
+    def _unloadable(self, cursor: Any, error: BaseException) -> VoiceAssistDBError | None:
+        """Return the error that names a value which Python cannot hold; None where the driver failed at something else."""
+        result = result_of(cursor, error)
+        if result is None:
+            return None
+        names = [(result.fname(at) or b"").decode() for at in range(result.nfields)]
+        return unloadable(loaded(cursor, result), names, self._key, self._table)
 
 
 def _can_stream(connection: Connection) -> bool:

@@ -7,20 +7,42 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, bindparam, func, literal_column, null, select, text, tuple_
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    LargeBinary,
+    String,
+    Uuid,
+    bindparam,
+    func,
+    literal_column,
+    null,
+    select,
+    text,
+    tuple_,
+    type_coerce,
+)
+from sqlalchemy.types import NullType
 
-from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.errors import BindingError, DecryptionError, ValueFormatError
+from voiceassist_db.errors import DecryptionError
+from voiceassist_db.examination import Examination
 from voiceassist_db.execution import execute, regclass, see_all_rows, translated
-from voiceassist_db.keyring import Keyring, KeyringSource
+from voiceassist_db.keyring import KeyringSource, registered_keys
 from voiceassist_db.keys import Scheme
-from voiceassist_db.models import EncryptedField, EncryptedTable
-from voiceassist_db.models.declaration import any_format, bound_format
+from voiceassist_db.loading import PROBLEM, Unloadable, text_of
+from voiceassist_db.models import EncryptedField, EncryptedTable, packets
+from voiceassist_db.models.declaration import bound_format
+from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import array_parameter, dumper, element_type
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
@@ -31,7 +53,17 @@ PAGE_ROWS: Final = 1000
 PAGE_BYTES: Final = 8 << 20
 """Ciphertext that is decrypted at once, 8 MiB: a page of long notes is read in parts."""
 
-_BOUND: Final = Scheme.BOUND
+_NOT_TEXT: Final = "22021"
+"""PostgreSQL's code for bytes that are not text in the database's encoding."""
+
+_ALWAYS_LOADED: Final = (Boolean, Float, Integer, LargeBinary, String, Uuid)
+WALKS: Final = 2
+"""Walks over a table before rows that were not met are a failure: a row of a transaction that was open may come late to the first."""
+
+MISSED: Final = (
+    "{missed:,} rows were not met in the order of the primary key: an index is damaged, or the server's collation has changed. "
+    "REINDEX the table, and verify again"
+)
 KEPT_FAILURES: Final = 1000
 """How many failures of a table are kept with their row; all are counted."""
 
@@ -41,8 +73,8 @@ class Failure:
     """One value that cannot be trusted; never what it holds.
 
     Attributes:
-        row_id: The row's primary key as text.
-        field: The field's name; None where the whole row could not be read.
+        row_id: The row's primary key as text; empty where the table as a whole is meant.
+        field: The name of the field, or of the plain column; None where the whole row could not be read.
         problem: What is wrong with it.
     """
 
@@ -59,7 +91,8 @@ class TableReport:
         table: Its name.
         rows: Rows read.
         values: Encrypted values read, NULLs not counted.
-        unindexed: Values without the blind-index token that their field should have: they cannot be found by search.
+        unindexed: Values without a blind index, in a database that has adopted values without any: no search finds them. Where every
+            value was written by this package, one without its blind index is a failure.
         failed: Failures counted.
         failures: The first of them.
     """
@@ -106,17 +139,28 @@ def verify(
     """
     with translated(), engine.connect() as connection:
         keys.keyring(connection)  # so that no database is called well, for lack of rows, that has no keys
+        needs_tokens = not _has_adopted(connection)
         tables = encrypted_tables(connection)
         total = sum(_about(connection, table) for table in tables)
         reports: list[TableReport] = []
         for table in tables:
             done = sum(report.rows for report in reports)
-            walk = _Walk(connection, keys, table)
-            for rows in walk.pages():
-                if on_progress:
-                    on_progress(done + rows, max(total, done + rows))
+            for _ in range(WALKS):
+                walk = _Walk(connection, keys, table, needs_tokens=needs_tokens)
+                for rows in walk.pages():
+                    if on_progress:
+                        on_progress(done + rows, max(total, done + rows))
+                if not (missed := walk.missed()):
+                    break
+            if missed:
+                walk.report.fail("", None, MISSED.format(missed=missed))
             reports.append(walk.report)
     return reports
+
+
+def _has_adopted(connection: Connection) -> bool:
+    """Say whether a key version of scheme ``direct`` was ever registered: its rows were written without a blind index."""
+    return any(each.scheme is Scheme.DIRECT for each in registered_keys(connection).values())
 
 
 def _about(connection: Connection, table: EncryptedTable) -> int:
@@ -130,10 +174,15 @@ def _about(connection: Connection, table: EncryptedTable) -> int:
 class _Walk:
     """Reads one table page by page; a page with a damaged value is halved until the value stands alone."""
 
-    def __init__(self, connection: Connection, keys: KeyringSource, table: EncryptedTable) -> None:
+    def __init__(
+        self, connection: Connection, keys: KeyringSource, table: EncryptedTable, *, needs_tokens: bool
+    ) -> None:
         self._connection = connection
         self._keys = keys
         self._table = table
+        self._needs_tokens = needs_tokens
+        self._since = Moment.now(connection)
+        self._loaded = _loaded_columns(table)
         self._width = len(table.key)
         self._statements: dict[tuple[EncryptedField, ...], Prepared] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
@@ -149,14 +198,44 @@ class _Walk:
             if after is not None:
                 values |= {f"after_{position}": value for position, value in enumerate(after)}
             see_all_rows(self._connection)
-            page = (first if after is None else later).rows(self._connection, values)
+            page = (first if after is None else later).tolerant_rows(self._connection, values)
             self._connection.rollback()
             if not page:
                 return
-            after = page[-1][: self._width]
-            for part in self._parts(page):
+            after = tuple(text_of(each) for each in page[-1][: self._width])
+            for part in self._parts([each for each in page if self._has_loadable_key(each)]):
+                self._load(part)
                 self._check(part, tuple(self._table.fields.values()))
             yield self.report.rows
+
+    def missed(self) -> int:
+        """Return how many rows were there when the walk began, and were not met."""
+        count = select(func.count()).select_from(self._table.table).where(self._since.had_row())
+        see_all_rows(self._connection)
+        there: int = execute(self._connection, count, table=self._table.name).scalar_one()
+        self._connection.rollback()
+        return max(0, there - self.report.rows)
+
+    def _has_loadable_key(self, row: tuple[Any, ...]) -> bool:
+        """Say whether Python can hold a row's primary key; else the row counts as read, and failed."""
+        key = row[: self._width]
+        for column, value in zip(self._table.key, key, strict=True):
+            if isinstance(value, Unloadable):
+                self.report.rows += 1
+                self.report.fail(codec.row_id([text_of(each) for each in key]), column.name, PROBLEM)
+                return False
+        return True
+
+    def _load(self, part: list[tuple[Any, ...]]) -> None:
+        """Load the plain columns of rows, of which a read would fail where Python cannot hold one."""
+        if not self._loaded or not part:
+            return
+        see_all_rows(self._connection)
+        for row in self._plain.tolerant_rows(self._connection, self._keys_of(part)):
+            for column, value in zip(self._loaded, row[self._width :], strict=True):
+                if isinstance(value, Unloadable):
+                    self.report.fail(codec.row_id(row[: self._width]), column.name, PROBLEM)
+        self._connection.rollback()
 
     def _parts(self, page: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         """Give the keys of a page, whose last column is each row's size, in parts of at most PAGE_BYTES."""
@@ -168,14 +247,30 @@ class _Walk:
                 part, size = [], 0
             part.append(row[: self._width])
             size += row[-1]
-        yield part
+        if part:
+            yield part
+
+    @functools.cached_property
+    def _plain(self) -> Prepared:
+        # Without a type, so that SQLAlchemy converts nothing: what matters is whether the driver can load it.
+        columns = [type_coerce(each, NullType()).label(each.name) for each in self._loaded]
+        statement = select(*self._table.key, *columns).where(_is_one_of(self._table))
+        return Prepared(statement, table=self._table.name)
+
+    def _keys_of(self, page: list[tuple[Any, ...]]) -> dict[str, Any]:
+        columns = zip(*page, strict=True)
+        return {
+            f"key_{position}": dump(list(values))
+            for position, (dump, values) in enumerate(zip(self._dumpers, columns, strict=True))
+        }
 
     def _key_pages(self) -> tuple[Prepared, Prepared]:
         key = self._table.key
-        sizes = [
-            func.coalesce(func.pg_catalog.octet_length(self._table.table.c[each.column]), literal_column("0"))
-            for each in self._table.fields.values()
+        stored = [
+            func.pg_catalog.octet_length(self._table.table.c[each.column]) for each in self._table.fields.values()
         ]
+        stored += [func.pg_catalog.pg_column_size(each) for each in self._loaded]
+        sizes = [func.coalesce(each, literal_column("0")) for each in stored]
         size = functools.reduce(operator.add, sizes)
         statement = select(*key, size).order_by(*key).limit(bindparam("limit"))
         after = tuple_(*(bindparam(f"after_{position}", type_=each.type) for position, each in enumerate(key)))
@@ -186,7 +281,7 @@ class _Walk:
         """Check these rows' fields: together if they open together, else in halves, else value by value."""
         try:
             self.report.add(self._read(page, fields))
-        except DecryptionError:
+        except DecryptionError as error:
             self._connection.rollback()
             if len(page) > 1:
                 middle = len(page) // 2
@@ -200,121 +295,80 @@ class _Walk:
             else:
                 self.report.rows += 1
                 self.report.values += 1
-                self.report.fail(codec.row_id(page[0]), fields[0].name, "does not open: damaged, or under another key")
+                self.report.fail(codec.row_id(page[0]), fields[0].name, self._why_unopened(page, fields[0], error))
+
+    def _why_unopened(self, page: list[tuple[Any, ...]], field: EncryptedField, error: DecryptionError) -> str:
+        """Say why a value does not open; what its packet says of itself needs no key."""
+        if error.sqlstate == _NOT_TEXT:
+            return "opens, but is not text in the database's encoding"
+        column: ColumnElement[str | None] = literal_column(packets.weakness(_quoted(self._connection, field.column)))
+        statement = Prepared(
+            select(column).select_from(self._table.table).where(_is_one_of(self._table)), table=self._table.name
+        )
+        see_all_rows(self._connection)
+        found = statement.rows(self._connection, self._keys_of(page))
+        self._connection.rollback()
+        weak = found[0][0] if found else None
+        if weak in packets.WEAK:
+            return f"does not open, and {packets.described(weak)}"
+        return "does not open: damaged, or under another key"
 
     def _read(self, page: list[tuple[Any, ...]], fields: tuple[EncryptedField, ...]) -> TableReport:
         """Return what is found in these rows, each looked at while the server decrypts the next ones."""
         statement = self._statements.get(fields)
         if statement is None:
-            quote = self._connection.dialect.identifier_preparer.quote
-            statement = self._statements[fields] = _select(self._table, fields, quote)
+            statement = self._statements[fields] = _select(self._connection, self._table, fields)
         see_all_rows(self._connection)
         keyring = self._keys.keyring(self._connection)
-        columns = zip(*page, strict=True)
-        keys = {
-            f"key_{position}": dump(list(values))
-            for position, (dump, values) in enumerate(zip(self._dumpers, columns, strict=True))
-        }
+        keys = self._keys_of(page)
         for is_last in (False, True):
-            part = _Part(self._table, fields, self._decoders, keyring, is_last=is_last)
+            found = TableReport(self._table.name)
+            part = Examination(
+                found,
+                self._width,
+                fields,
+                self._decoders,
+                keyring,
+                needs_tokens=self._needs_tokens,
+                is_last=is_last,
+            )
             unknown = statement.read(self._connection, keys | parameters(keyring, self._table, fields), part.examine)
             if unknown is None:
                 break
             keyring = self._keys.refresh(self._connection, unknown)
         self._connection.rollback()
-        return part.report
+        return found
 
 
-class _Part:
-    """Looks at rows as :func:`_select` gives them.
-
-    Args:
-        table: Their table.
-        fields: The fields that are selected.
-        decoders: What decodes each field.
-        keyring: The keys that they were decrypted with.
-        is_last: Whether a row under a version that the keyring lacks is a failure, and not a reason to ask the key store.
-    """
-
-    def __init__(
-        self,
-        table: EncryptedTable,
-        fields: tuple[EncryptedField, ...],
-        decoders: Mapping[str, codec.Decoder],
-        keyring: Keyring,
-        *,
-        is_last: bool,
-    ) -> None:
-        self._width = len(table.key)
-        first = range(self._width + 1, self._width + 1 + 4 * len(fields), 4)
-        self._fields = [(each, decoders[each.name], position) for each, position in zip(fields, first, strict=True)]
-        self._keyring = keyring
-        self._is_last = is_last
-        self.report = TableReport(table.name)
-
-    def examine(self, rows: Iterable[tuple[Any, ...]]) -> int | None:
-        """Look at rows; return the version of the first that the keyring lacks, where looking has stopped, or None."""
-        for row in rows:
-            version = row[self._width]
-            scheme = self._keyring.scheme(version)
-            if scheme is None and not self._is_last:
-                unknown: int = version
-                return unknown
-            self.report.rows += 1
-            row_id = codec.row_id(row[: self._width])
-            if scheme is None:
-                self.report.fail(row_id, None, f"is under key version {version}, which the key store does not hold")
-            else:
-                self._examine_values(row, row_id, scheme)
-        return None
-
-    def _examine_values(self, row: tuple[Any, ...], row_id: str, scheme: Scheme) -> None:
-        for each, decode, position in self._fields:
-            plaintext, is_bound, is_any, stored = row[position : position + 4]
-            if plaintext is None:
-                if stored is not None:
-                    self.report.fail(row_id, each.name, "has a blind index, but no value")
-                continue
-            self.report.values += 1
-            if not (is_bound if scheme is _BOUND else is_any):
-                self.report.fail(row_id, each.name, f"is not in the format of scheme {scheme.value}")
-                continue
-            try:
-                value = decode(scheme, row_id, plaintext)
-            except BindingError:
-                self.report.fail(row_id, each.name, "was encrypted for another row or column")
-            except ValueFormatError:
-                self.report.fail(row_id, each.name, f"is not of type {each.kind.value}")
-            else:
-                if each.index_column is not None and each.normaliser is not None:
-                    self._examine_token(row_id, each, value, stored)
-
-    def _examine_token(self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None) -> None:
-        if stored is None:
-            self.report.unindexed += 1
-            return
-        try:
-            normalised = NORMALISERS[each.normaliser or ""](value)
-        except ValueError:
-            self.report.fail(row_id, each.name, "has a blind index, but a value that cannot be searched")
-            return
-        if all(stored != token(key, normalised) for key in self._keyring.index_column_keys(each.context)):
-            self.report.fail(row_id, each.name, "has the blind index of another value")
+def _quoted(connection: Connection, column: str) -> str:
+    """Return a column's name for literal_column(), which doubles percent signs itself."""
+    return connection.dialect.identifier_preparer.quote(column).replace("%%", "%")
 
 
-def _select(table: EncryptedTable, fields: tuple[EncryptedField, ...], quote: Callable[[str], str]) -> Prepared:
+def _select(connection: Connection, table: EncryptedTable, fields: tuple[EncryptedField, ...]) -> Prepared:
     columns: list[Any] = []
     for each in fields:
-        column = quote(each.column).replace("%%", "%")  # which literal_column() doubles itself
+        column = _quoted(connection, each.column)
         columns += [
             decrypt_stored(table, each).label(each.name),
             literal_column(bound_format(column)),
-            literal_column(any_format(column)),
+            literal_column(packets.weakness(column)),
             table.table.c[each.index_column] if each.index_column else null(),
         ]
+    return Prepared(select(*table.key, table.version, *columns).where(_is_one_of(table)), table=table.name)
+
+
+def _is_one_of(table: EncryptedTable) -> ColumnElement[bool]:
     arrays = (
         array_parameter(f"key_{position}", each.type, element_type(each.type))
         for position, each in enumerate(table.key)
     )
-    condition = tuple_(*table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
-    return Prepared(select(*table.key, table.version, *columns).where(condition), table=table.name)
+    return tuple_(*table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
+
+
+def _loaded_columns(table: EncryptedTable) -> tuple[Column[Any], ...]:
+    """Return the plain columns of types of which the server holds more values than Python."""
+    fields = table.fields.values()
+    own = {table.version.name, *(each.name for each in table.key)}
+    own |= {each.column for each in fields} | {each.index_column for each in fields if each.index_column}
+    return tuple(each for each in table.table.c if each.name not in own and not isinstance(each.type, _ALWAYS_LOADED))

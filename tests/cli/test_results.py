@@ -16,6 +16,7 @@ from tests.cli.conftest import COMMAND, ROTATE, Run
 from voiceassist_db import Database, Patient
 from voiceassist_db.cli import cli
 from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.examination import UNINDEXED
 
 PATIENTS = [
     Patient(patient_id=f"PT-{number:03d}", ssn=f"900-00-{number:04d}", mrn=f"M{number}", name=f"Zoë Hidden {number}")
@@ -115,13 +116,15 @@ def test_verify_names_a_damaged_value_and_ends_with_1(run: Run, filled: dict[str
     done = run("verify", "--json", env=filled)
     assert (done.code, done.json["ok"]) == (1, False)
     table = done.json["tables"]["patient_data"]
-    assert (table["rows"], table["values"], table["unindexed"], table["failed"]) == (12, 36, 1, 1)
+    assert (table["rows"], table["values"], table["unindexed"], table["failed"]) == (12, 36, 0, 2)
     problem = "does not open: damaged, or under another key"
-    assert table["failures"] == [{"row_id": row, "field": "name", "problem": problem}]
+    assert {"row_id": row, "field": "name", "problem": problem} in table["failures"]
+    assert {"row_id": row, "field": "ssn", "problem": UNINDEXED} in table["failures"]
     words = run("verify", env=filled)
     assert words.code == 1
     assert words.stdout.splitlines()[1:] == [
-        "patient_data: 12 rows, 36 values, 1 FAILED, 1 without a blind index",
+        "patient_data: 12 rows, 36 values, 2 FAILED",
+        f"  patient_data.ssn of row {row} {UNINDEXED}",
         f"  patient_data.name of row {row} {problem}",
     ]
     assert "Hidden" not in done.stdout + done.stderr + words.stdout + words.stderr

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voiceassist_db.cli.output import emit_json, json_option, progress
+from voiceassist_db.cli.output import emit_json, json_option, progress, say
 
 if TYPE_CHECKING:
     from voiceassist_db.verification import TableReport
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def command(as_json: bool) -> None:
     """Check that every encrypted value opens, is bound to its row, has the right format, and its own blind index.
 
-    Reads every encrypted table of the database. Exit codes: 0 all is well; 1 some values cannot be trusted (they are
-    listed by row, never by content), or the check could not be made.
+    Reads every row of every encrypted table, plain columns included: a value that Python cannot hold, such as infinity in a date, is
+    named as well. Exit codes: 0 all is well; 1 some values cannot be trusted (they are listed by row, never by content), or the check
+    could not be made.
     """
     from voiceassist_db.database import Database
     from voiceassist_db.verification import verify
@@ -53,10 +54,11 @@ def show(reports: list[TableReport]) -> None:
     """Print a line for each table, and one for each failure."""
     for each in reports:
         verdict = f"{each.failed:,} FAILED" if each.failed else "all well"
-        searchable = f", {each.unindexed:,} without a blind index" if each.unindexed else ""
-        click.echo(f"{each.table}: {each.rows:,} rows, {each.values:,} values, {verdict}{searchable}")
+        searchable = f", {each.unindexed:,} adopted without a blind index" if each.unindexed else ""
+        say(f"{each.table}: {each.rows:,} rows, {each.values:,} values, {verdict}{searchable}")
         for failure in each.failures:
             field = f".{failure.field}" if failure.field else ""
-            click.echo(f"  {each.table}{field} of row {failure.row_id} {failure.problem}")
+            row = f" of row {failure.row_id} " if failure.row_id else ": "
+            say(f"  {each.table}{field}{row}{failure.problem}")
         if each.failed > len(each.failures):
-            click.echo(f"  … and {each.failed - len(each.failures):,} more")
+            say(f"  … and {each.failed - len(each.failures):,} more")

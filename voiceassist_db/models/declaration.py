@@ -67,7 +67,7 @@ def bound_format(column: str) -> str:
 def any_format(column: str) -> str:
     """Return the SQL condition that a column holds any password-encrypted OpenPGP packet with an integrity packet."""
     return (
-        rf"CASE WHEN {column} IS NULL THEN true WHEN substring({column} from 1 for 1) = '\xc3' AND octet_length({column}) > 2 AND get_byte({column}, 1) < 192 "
+        rf"CASE WHEN {column} IS NULL THEN true WHEN substring({column} from 1 for 1) IN ('\xc3', '\x8c') AND octet_length({column}) > 2 AND get_byte({column}, 1) < 192 "
         rf"THEN substring({column} from get_byte({column}, 1) + 3 for 1) = '\xd2' ELSE false END"
     )
 

@@ -10,7 +10,7 @@ the primary key's columns as text, joined by ``/``; in text columns ``%``, ``:``
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -18,23 +18,11 @@ from typing import Any, Final
 from voiceassist_db.errors import BindingError, ValueFormatError
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, Kind
+from voiceassist_db.models.row_id import row_id as row_id  # noqa: PLC0414  # exported: it is a part of the layout
 
 _BOUND: Final = Scheme.BOUND
 Plaintext = str | bytes
 """What pgcrypto gets: bytes for a field of kind ``bytes``, text for every other."""
-
-
-def row_id(key: Sequence[Any]) -> str:
-    """Return a primary key as the text that values are bound to."""
-    if len(key) == 1:
-        return _part(key[0])
-    return "/".join(map(_part, key))
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, str):
-        return part.replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
-    return str(part)
 
 
 def prefix(context: str, row: str) -> str:

@@ -1,0 +1,118 @@
+"""What is wrong with rows that were read: values of another place, type or format, and tokens that are missing or another value's.
+
+Owns the judgement of each row; the walk over the tables is ``verification``'s. Executes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
+
+from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.errors import BindingError, ValueFormatError
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.keys import Scheme
+from voiceassist_db.models import EncryptedField, packets
+from voiceassist_db.pgcrypto import codec
+
+_BOUND: Final = Scheme.BOUND
+
+UNINDEXED: Final = "has no blind index, so that no search finds it, and another row may have the same value where each may stand only once"
+
+
+class Findings(Protocol):
+    """What is counted; ``verification.TableReport`` is one."""
+
+    rows: int
+    values: int
+    unindexed: int
+
+    def fail(self, row_id: str, name: str | None, problem: str) -> None: ...  # noqa: D102
+
+
+class Examination:
+    """Looks at rows: primary key, version, and for each field its plaintext, formats and token.
+
+    Args:
+        report: Where findings are counted.
+        width: How many columns the primary key has.
+        fields: The fields that are selected.
+        decoders: What decodes each field.
+        keyring: The keys that they were decrypted with.
+        needs_tokens: Whether every searchable value must have a token; else rows that were adopted may lack it.
+        is_last: Whether a row under a version that the keyring lacks is a failure, and not a reason to ask the key store.
+    """
+
+    def __init__(
+        self,
+        report: Findings,
+        width: int,
+        fields: tuple[EncryptedField, ...],
+        decoders: Mapping[str, codec.Decoder],
+        keyring: Keyring,
+        *,
+        needs_tokens: bool,
+        is_last: bool,
+    ) -> None:
+        self.report = report
+        self._width = width
+        self._needs_tokens = needs_tokens
+        first = range(self._width + 1, self._width + 1 + 4 * len(fields), 4)
+        self._fields = [(each, decoders[each.name], position) for each, position in zip(fields, first, strict=True)]
+        self._keyring = keyring
+        self._is_last = is_last
+
+    def examine(self, rows: Iterable[tuple[Any, ...]]) -> int | None:
+        """Look at rows; return the version of the first that the keyring lacks, where looking has stopped, or None."""
+        for row in rows:
+            version = row[self._width]
+            scheme = self._keyring.scheme(version)
+            if scheme is None and not self._is_last:
+                unknown: int = version
+                return unknown
+            self.report.rows += 1
+            row_id = codec.row_id(row[: self._width])
+            if scheme is None:
+                self.report.fail(row_id, None, f"is under key version {version}, which the key store does not hold")
+            else:
+                self._examine_values(row, row_id, scheme)
+        return None
+
+    def _examine_values(self, row: tuple[Any, ...], row_id: str, scheme: Scheme) -> None:
+        for each, decode, position in self._fields:
+            plaintext, is_bound, weak, stored = row[position : position + 4]
+            if plaintext is None:
+                if stored is not None:
+                    self.report.fail(row_id, each.name, "has a blind index, but no value")
+                continue
+            self.report.values += 1
+            if scheme is _BOUND and not is_bound:
+                self.report.fail(row_id, each.name, "is not in the format of scheme bound")
+                continue
+            if scheme is not _BOUND and weak is not None:
+                self.report.fail(row_id, each.name, packets.described(weak))
+                continue
+            try:
+                value = decode(scheme, row_id, plaintext)
+            except BindingError:
+                self.report.fail(row_id, each.name, "was encrypted for another row or column")
+            except ValueFormatError:
+                self.report.fail(row_id, each.name, f"is not of type {each.kind.value}")
+            else:
+                if each.index_column is not None and each.normaliser is not None:
+                    self._examine_token(row_id, each, value, stored)
+
+    def _examine_token(self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None) -> None:
+        if stored is None:
+            if self._needs_tokens:
+                self.report.fail(row_id, each.name, UNINDEXED)
+            else:
+                self.report.unindexed += 1
+            return
+        try:
+            normalised = NORMALISERS[each.normaliser or ""](value)
+        except ValueError:
+            self.report.fail(row_id, each.name, "has a blind index, but a value that cannot be searched")
+            return
+        if all(stored != token(key, normalised) for key in self._keyring.index_column_keys(each.context)):
+            self.report.fail(row_id, each.name, "has the blind index of another value")
