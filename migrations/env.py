@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from voiceassist_db.config import database_url
 from voiceassist_db.engine import create_engine
 from voiceassist_db.errors import ConfigurationError, DatabaseError
+from voiceassist_db.escaping import escaped, escaped_sql
 from voiceassist_db.execution import translated
 from voiceassist_db.models import Base
 
@@ -74,6 +75,8 @@ def main() -> None:
             run(connection)
     except DatabaseError as error:
         problem = str(error)
+    except CommandError as error:
+        problem = escaped(escaped_sql(str(error)), keep="\n")  # a schema or a role of any name
     finally:
         engine.dispose()
     if problem is not None:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from voiceassist_db import safety
 from voiceassist_db.catalogue import encrypted_tables, system_names
 from voiceassist_db.errors import SchemaNotMigratedError
+from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
 
 
@@ -37,13 +38,17 @@ class Line:
         subject: What.
         verdict: How it is.
         detail: What was found.
-        remedy: The statement that mends it, or what to do; empty where nothing is to be done.
+        remedy: The statement that mends it, or what to do; empty where nothing is to be done. A name in it is written so that
+            it can be seen.
     """
 
     subject: str
     verdict: Verdict
     detail: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remedy", escaped_sql(self.remedy))
 
 
 CVES: Final = (

@@ -2,15 +2,26 @@
 
 Owns the hierarchy and the wording rule: a message names tables, fields, row ids, key versions and the next step. It never
 holds a plaintext, a ciphertext or a key. Bad arguments are ordinary ``ValueError``s and have no class here.
+
+Names and ids in a message may hold anything. ``str`` of every error here is safe to log and to print: what cannot be seen is
+escaped. Attributes such as ``row_id`` hold the exact text.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
+
+from voiceassist_db.escaping import escaped
 
 
 class VoiceAssistDBError(Exception):
     """Root of every error of this package."""
+
+    _kept_characters: ClassVar[str] = ""
+    """What ``str`` leaves as it is: a line break, in the errors whose message has several lines."""
+
+    def __str__(self) -> str:
+        return escaped(super().__str__(), keep=self._kept_characters)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception's own would call a subclass without its keyword-only arguments when it comes back from another process.
@@ -177,9 +188,17 @@ class DatabaseUnavailableError(DatabaseError):
 class UnsafeConnectionError(VoiceAssistDBError):
     """A key, or a patient's value, was not sent, for the connection or the server's settings would let others see it."""
 
+    _kept_characters = "\n"
+
 
 class PgcryptoMissingError(DatabaseError):
     """The extension pgcrypto is not installed in the schema ``pgcrypto``, or may not be used by this role."""
+
+
+class MigrationError(DatabaseError):
+    """A migration needs something that its role cannot do; the message has the statements to run."""
+
+    _kept_characters = "\n"
 
 
 class SchemaNotMigratedError(DatabaseError):
@@ -211,6 +230,8 @@ class TransactionFailedError(DatabaseError):
 
 class EmbeddedServerError(VoiceAssistDBError):
     """An embedded PostgreSQL or OpenBao could not be found or started."""
+
+    _kept_characters = "\n"
 
 
 class ProvisioningError(VoiceAssistDBError):

@@ -1,6 +1,6 @@
 """Text that others chose, made safe to show: names, ids, header cells and servers' messages in output, logs and exceptions.
 
-Owns which characters are shown as they are. Quotes nothing: SQL and JSON have their own rules.
+Owns which characters are shown as they are, and how SQL writes a name that holds others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ _INVISIBLE: Final = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe
 blank braille pattern)."""
 
 _NOT_ASCII: Final = re.compile(r"[^\x20-\x7e]")
+_IDENTIFIER: Final = re.compile(r'"(?:[^"]|"")+"')
 _IS_INVISIBLE: Final = re.compile(f"[{_INVISIBLE}]")
 
 
@@ -29,9 +30,23 @@ def escaped(text: str, *, keep: str = "") -> str:
     return _NOT_ASCII.sub(lambda found: found[0] if found[0] in keep else _shown(found[0]), text)
 
 
-def is_visible(text: str) -> bool:
-    """Say whether :func:`escaped` would leave a text as it is."""
-    return escaped(text) == text
+def escaped_sql(statement: str) -> str:
+    r"""Return a statement that does the same, and whose quoted identifiers can be seen.
+
+    An identifier that holds what :func:`escaped` would change is written with PostgreSQL's Unicode escapes:
+    ``U&"\001b"``. Such a statement can be printed, copied and executed.
+
+    Args:
+        statement: SQL without string literals, or plain text.
+    """
+    return _IDENTIFIER.sub(lambda found: _unicode_identifier(found[0]), statement)
+
+
+def _unicode_identifier(identifier: str) -> str:
+    if escaped(identifier) == identifier:
+        return identifier
+    parts = (r"\\" if each == "\\" else each if escaped(each) == each else rf"\+{ord(each):06x}" for each in identifier)
+    return f"U&{''.join(parts)}"
 
 
 def _shown(character: str) -> str:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, MetaData, Table, text
 
 from voiceassist_db.catalogue import encrypted_tables, system_names
 from voiceassist_db.errors import ConfigurationError, ProvisioningError
+from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
 from voiceassist_db.models import (
     EncryptedTable,
@@ -65,6 +66,8 @@ class Roles:
 def statements(connection: Connection, roles: Roles) -> list[str]:
     """Return what brings the database's roles to what they should be; the same again where they are.
 
+    A name is written so that it can be seen: each statement is safe to print.
+
     Args:
         connection: A connection of any role. Most statements need a superuser to run.
         roles: Names of the roles; those that are missing are created.
@@ -75,7 +78,7 @@ def statements(connection: Connection, roles: Roles) -> list[str]:
     """
     path = _all(connection, "SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]")[0][0]
     with system_names(connection):
-        return list(_Plan(connection, roles, path).statements())
+        return [escaped_sql(statement) for statement in _Plan(connection, roles, path).statements()]
 
 
 def provision(connection: Connection, roles: Roles) -> list[str]:

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import set_format, validate
-from voiceassist_db.errors import DatabaseError
+from voiceassist_db.errors import MigrationError
+from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import translated
 
 _ALEMBIC: Final = threading.Lock()
@@ -31,7 +32,7 @@ def migrate(engine: Engine) -> None:
     """Bring a database to the newest version of the schema, as ``alembic upgrade head`` does.
 
     Raises:
-        DatabaseError: A migration needs something first; the message says what.
+        MigrationError: A migration needs something first; the message says what.
     """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
@@ -41,9 +42,9 @@ def migrate(engine: Engine) -> None:
         try:
             alembic.command.upgrade(config, "head")
         except CommandError as error:
-            problem = str(error)
+            problem = escaped_sql(str(error))
     if problem is not None:
-        raise DatabaseError(problem)
+        raise MigrationError(problem)
 
 
 def allow_direct_format(connection: Connection) -> None:

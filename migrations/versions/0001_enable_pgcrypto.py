@@ -37,7 +37,7 @@ def upgrade() -> None:
     elif installed_in != "pgcrypto":
         raise _ask(
             connection,
-            f"pgcrypto is installed in the schema {installed_in}, not in a schema of its own.",
+            f"pgcrypto is installed in the schema {_on_one_line(installed_in)}, not in a schema of its own.",
             "CREATE SCHEMA IF NOT EXISTS pgcrypto;",
             "ALTER EXTENSION pgcrypto SET SCHEMA pgcrypto;",
             "-- which needs a superuser. Without one, and where nothing uses pgcrypto yet, instead of that line:",
@@ -77,8 +77,12 @@ def _grant(connection: sa.Connection) -> str:
     return f"GRANT USAGE ON SCHEMA pgcrypto TO {connection.scalar(sa.text('SELECT quote_ident(current_user)'))};"
 
 
+def _on_one_line(name: object) -> str:
+    return str(name).replace("\n", "\\n")
+
+
 def _ask(connection: sa.Connection, problem: str, *statements: str) -> CommandError:
-    database = connection.scalar(sa.text("SELECT current_database()"))
+    database = _on_one_line(connection.scalar(sa.text("SELECT current_database()")))
     return CommandError(
         ASK.format(problem=problem, database=database, statements="\n".join(f"  {line}" for line in statements)).strip()
     )

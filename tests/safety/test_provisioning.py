@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 import psycopg
@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.conftest import plain
 from tests.safety.conftest import PASSWORD, ROLES, Deployment, use
 from voiceassist_db import ClinicalNote, Database, Patient, create_engine
+from voiceassist_db.checking import CVES, Line, Verdict, check
 from voiceassist_db.errors import ConfigurationError, DatabaseError, ProvisioningError
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
@@ -68,10 +69,10 @@ def refused(connection: Connection, statement: str) -> bool:
     return False
 
 
-def provisioned(url: URL) -> list[str]:
+def provisioned(url: URL, roles: Roles = ROLES) -> list[str]:
     """Provision a database and return the statements."""
     with engine_at(url) as engine, engine.begin() as connection:
-        return provision(connection, ROLES)
+        return provision(connection, roles)
 
 
 def test_a_deployment_from_nothing(
@@ -247,3 +248,51 @@ def test_the_application_role_is_safe_to_use(deployment: Deployment) -> None:
     """The settings came with the role: the engine hands it keys."""
     with engine_at(deployment.url(), ROLES.app) as engine:
         use(engine, deployment)
+
+
+def test_names_of_any_characters(empty: URL, deployment: Deployment) -> None:
+    """The printed SQL and the remedies of `check` name everything so that it can be seen, and do what they say."""
+    evil = "\x1b[31m\nx\x7f\u202e\\ \"q\" 'a' U&"
+    roles = Roles(owner=f"o{evil}", app=f"a{evil}", rotator=f"r{evil}", auditor=f"u{evil}")
+    table = f"t{evil}"
+    with psycopg.connect(plain(empty), autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA pgcrypto; CREATE EXTENSION pgcrypto SCHEMA pgcrypto")
+        create = "CREATE TABLE {} (id int PRIMARY KEY, a_encrypted bytea, key_version int NOT NULL)"
+        comment = "COMMENT ON COLUMN {}.a_encrypted IS 'encrypted t.a as text'"
+        for statement in (create, comment):
+            admin.execute(sql.SQL(statement).format(sql.Identifier(table)))
+        try:
+            with engine_at(empty) as engine, engine.connect() as connection:
+                printed = statements(connection, roles)
+            for statement in printed:
+                assert statement.isprintable(), statement
+                admin.execute(statement.encode())
+            owner = admin.execute(
+                "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = %s", [table]
+            ).fetchone()
+            assert owner == (roles.owner,)
+            found = admin.execute("SELECT count(*) FROM pg_roles WHERE rolname = ANY(%s)", [list(roles.names())])
+            assert found.fetchone() == (len(roles.names()),)
+            provisioned(empty, roles)
+            app = sql.Identifier(roles.app)
+            admin.execute(sql.SQL("ALTER ROLE {} RESET plan_cache_mode").format(app))
+            admin.execute(sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(app))
+            admin.execute(sql.SQL("ALTER ROLE {} CREATEROLE PASSWORD {}").format(app, sql.Literal(PASSWORD)))
+            remedies = [each.remedy for each in unsafe_lines(empty, roles.app)]
+            assert len(remedies) == 3
+            for remedy in remedies:
+                assert remedy.isprintable(), remedy
+                admin.execute(remedy.encode())
+            assert unsafe_lines(empty, roles.app) == []
+        finally:
+            for name in roles.names():
+                drop = sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(name))
+                with suppress(psycopg.errors.UndefinedObject):
+                    admin.execute(drop)
+
+
+def unsafe_lines(url: URL, role: str) -> list[Line]:
+    """Return what a role's check finds unsafe, but for this process's core dumps and the age of the server."""
+    with engine_at(url, role) as engine, engine.connect() as connection:
+        known = {"core dumps", *(each[0] for each in CVES)}
+        return [each for each in check(connection) if each.verdict is Verdict.UNSAFE and each.subject not in known]

@@ -207,4 +207,4 @@ def log_tail(log: Path) -> str:
             lines = file.read().decode("utf-8", "replace").splitlines()[-_LOG_TAIL_LINES:]
     except OSError:
         return "(no log)"
-    return "\n".join(lines) or "(the log is empty)"
+    return "\n".join(line.expandtabs() for line in lines) or "(the log is empty)"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from voiceassist_db.escaping import escaped, escaped_sql
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -13,15 +15,18 @@ class Finding:
     Attributes:
         subject: The setting, schema or other thing that is unsafe.
         problem: What is wrong.
-        remedy: The statement that fixes it, or what to do.
+        remedy: The statement that fixes it, or what to do. A name in it is written so that it can be seen.
     """
 
     subject: str
     problem: str
     remedy: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remedy", escaped_sql(self.remedy))
+
     def __str__(self) -> str:
-        return f"{self.subject}: {self.problem}. {self.remedy}"
+        return escaped(f"{self.subject}: {self.problem}. {self.remedy}")
 
 
 def quoted(name: str) -> str:
