@@ -13,7 +13,7 @@ import click
 from benchmarking import plot, report
 from benchmarking.parts import PARTS
 from voiceassist_db.cli import run as run_command
-from voiceassist_db.cli.output import progress
+from voiceassist_db.cli.output import progress, say
 
 
 def _writable(_: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
@@ -101,7 +101,7 @@ def command(  # noqa: PLR0917  # click passes them by name
             failures += _written(plot_file, plot.svg(measured))
         if measured:
             for line in report.lines(measured):
-                click.echo(line)
+                say(line)
     if failures:
         raise click.ClickException("; ".join(failures))
 

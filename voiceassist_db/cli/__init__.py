@@ -13,7 +13,9 @@ from typing import Final
 
 import click
 
+from voiceassist_db.cli.output import VisibleFormatter, say, say_crash, say_error
 from voiceassist_db.errors import VoiceAssistDBError
+from voiceassist_db.escaping import escaped
 
 _COMMANDS: Final = {
     "check": "Check whether keys and patients' values are safe from logs, wires and other roles.",
@@ -56,12 +58,24 @@ def cli() -> None:
 
 def run(command: click.Command) -> None:
     """Run a command as the process: our errors become one line on standard error and exit code 1."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
+    sys.excepthook = say_crash
     try:
-        command.main()
+        code = command.main(standalone_mode=False)
     except VoiceAssistDBError as error:
-        click.echo(f"error: {error}", err=True)
+        say_error(error)
         sys.exit(1)
+    except click.ClickException as error:
+        # The names of files are chosen by a shell's wildcard too.
+        error.message = escaped(error.message)  # type: ignore[misc]  # for type checkers only; click reads it when it shows it
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        say("Aborted!", err=True)
+        sys.exit(1)
+    sys.exit(code)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.cli.output import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from voiceassist_db.checking import Line
@@ -40,11 +40,11 @@ def command(as_json: bool) -> None:
         emit_json({"safe": is_safe, "checks": [dataclasses.asdict(each) for each in lines]})
     else:
         for each in lines:
-            click.echo(f"{each.verdict.value:6}  {each.subject}: {each.detail}")
+            say(f"{each.verdict.value:6}  {each.subject}: {each.detail}")
             if each.remedy:
-                click.echo(f"        {each.remedy}")
+                say(f"        {each.remedy}")
         unsafe = sum(each.verdict is Verdict.UNSAFE for each in lines)
-        click.echo("safe" if is_safe else f"NOT SAFE: {unsafe} of {len(lines)} lines")
+        say("safe" if is_safe else f"NOT SAFE: {unsafe} of {len(lines)} lines")
     if not is_safe:
         sys.exit(1)
 

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from voiceassist_db import config
 from voiceassist_db.cli import verify_command
 from voiceassist_db.cli.local import local_deployment
+from voiceassist_db.cli.output import say
 from voiceassist_db.cli.sample import sample_csv
 from voiceassist_db.database import Database
 from voiceassist_db.engine import create_engine
@@ -43,16 +44,18 @@ def demonstrate() -> bool:
             well = _verify(rotator)
     finally:
         deployment.__exit__(*sys.exc_info())
-    click.echo(f"\nDone in {time.monotonic() - started:.0f} s; the servers are stopped and their data is gone.")
+    say("")
+    say(f"Done in {time.monotonic() - started:.0f} s; the servers are stopped and their data is gone.")
     return well
 
 
 @contextmanager
 def _step(title: str) -> Iterator[None]:
-    click.secho(f"\n▸ {title}", bold=True)
+    say("")
+    say(f"▸ {title}", bold=True)
     started = time.monotonic()
     yield
-    click.secho(f"  {time.monotonic() - started:.1f} s", dim=True)
+    say(f"  {time.monotonic() - started:.1f} s", dim=True)
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -68,16 +71,18 @@ def _connect(environment: dict[str, str]) -> Database:
 def _import(application: Database) -> None:
     with _step(f"Importing {PATIENTS:,} made-up patients from CSV"):
         report = import_patients(application, sample_csv(PATIENTS))
-        click.echo(f"  {report.imported:,} imported, {report.bad:,} broken lines")
+        say(f"  {report.imported:,} imported, {report.bad:,} broken lines")
         _require(report.imported == PATIENTS, "not every patient was imported")
 
 
 def _read(application: Database) -> None:
     with _step("One patient, as the application sees it"), application.transaction() as tx:
         patient = tx.patients.get("PT-001")
-        click.echo(f"  tx.patients.get('PT-001').ssn  →  {patient.ssn!r}")
-        click.echo(f"  .name {patient.name!r}, .date_of_birth {patient.date_of_birth}, .address {patient.address}")
-        click.echo(f"  and when it is printed or logged:\n{_wrapped(repr(patient))}")
+        say(f"  tx.patients.get('PT-001').ssn  →  {patient.ssn!r}")
+        say(f"  .name {patient.name!r}, .date_of_birth {patient.date_of_birth}, .address {patient.address}")
+        say("  and when it is printed or logged:")
+        for line in textwrap.wrap(repr(patient), 110, initial_indent="    ", subsequent_indent="    "):
+            say(line)
     with _step("The same patient, as the table stores it"), application.engine.connect() as connection:
         row = connection.execute(
             text(
@@ -85,21 +90,17 @@ def _read(application: Database) -> None:
                 "WHERE patient_id = 'PT-001'"
             )
         ).one()
-        click.echo(f"  patient_id {row.patient_id}, key_version {row.key_version}")
+        say(f"  patient_id {row.patient_id}, key_version {row.key_version}")
         for column in ("ssn_encrypted", "ssn_index", "name_encrypted"):
             value: bytes = getattr(row, column)
-            click.echo(f"  {column:<15} {len(value):>3} bytes  {value.hex()[:64]}…")
-
-
-def _wrapped(text_: str) -> str:
-    return textwrap.fill(text_, 110, initial_indent="    ", subsequent_indent="    ")
+            say(f"  {column:<15} {len(value):>3} bytes  {value.hex()[:64]}…")
 
 
 def _search(application: Database) -> None:
     with _step("Searching by SSN, without any SSN in the query"), application.transaction() as tx:
         wanted = tx.patients.get("PT-001", fields=["ssn"]).ssn or ""
         found = tx.patients.find_by_ssn(wanted.replace("-", " "))
-        click.echo(f"  tx.patients.find_by_ssn({wanted.replace('-', ' ')!r})  →  {[each.patient_id for each in found]}")
+        say(f"  tx.patients.find_by_ssn({wanted.replace('-', ' ')!r})  →  {[each.patient_id for each in found]}")
         _require({each.patient_id for each in found} == {"PT-001", "PT-007"}, "the search did not find both patients")
 
 
@@ -110,18 +111,18 @@ def _rotate(rotator: Database, application: Database) -> None:
     def on_progress(now: Progress) -> None:
         if seen or not 0 < now.rows < now.total:
             return
-        click.echo(
+        say(
             f"  {now.rows:,} of {now.total:,} rows are under the new key; meanwhile the application, never restarted, reads"
         )
         for version, patient_id in _first_and_last(application):
             with application.transaction() as tx:
                 patient = tx.patients.get(patient_id)
             seen.append((version, patient))
-            click.echo(f"    {patient_id}, under key version {version}: ssn {patient.ssn!r}, name {patient.name!r}")
+            say(f"    {patient_id}, under key version {version}: ssn {patient.ssn!r}, name {patient.name!r}")
 
     with _step("Rotating the key: a new one in Vault, every row re-encrypted inside the database"):
         done = rotate(rotator.engine, rotator.keys, pace=_SLOWLY, on_progress=on_progress)
-        click.echo(
+        say(
             f"  key version {done.from_version} → {done.to_version}: {done.rows:,} rows, {done.rows_per_second:,.0f}/s, "
             f"{done.remaining} remaining"
         )

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from voiceassist_db.cli.output import say
+
 
 @click.command("dev", context_settings={"ignore_unknown_options": True})
 @click.option(
@@ -37,7 +39,7 @@ def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
     shell = os.environ.get("SHELL", "/bin/sh")
     with local_deployment(directory) as environment:
         if not arguments:
-            click.echo(f"PostgreSQL and OpenBao are up; leave the shell to stop them. Try: {_EXAMPLES}", err=True)
+            say(f"PostgreSQL and OpenBao are up; leave the shell to stop them. Try: {_EXAMPLES}", err=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_OTHER_KEYS)}
         # So that `voiceassist-db` and `python` mean this installation, whether its environment is activated or not.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

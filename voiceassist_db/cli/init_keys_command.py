@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.cli.output import emit_json, json_option, say
 
 SCHEMES = ("bound", "direct")
 
@@ -50,12 +50,10 @@ def command(scheme: str | None, as_json: bool) -> None:
     if as_json:
         emit_json(dataclasses.asdict(done))
         return
-    click.echo(f"created in the key store: {', '.join(done.created) or 'nothing, the keys were there'}")
+    say(f"created in the key store: {', '.join(done.created) or 'nothing, the keys were there'}")
     versions = ", ".join(map(str, done.registered))
-    click.echo(
+    say(
         f"registered in the database: {f'version {versions}' if versions else 'nothing, it knew them'} (scheme {done.scheme.value})"
     )
     if done.scheme is Scheme.DIRECT:
-        click.echo(
-            "rows that were written without this package have no blind index: they are read by id, and not searched"
-        )
+        say("rows that were written without this package have no blind index: they are read by id, and not searched")

@@ -7,15 +7,19 @@ print by :func:`say` and nothing else. Knows no database.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from types import TracebackType
 from typing import Any, Final, Protocol
 
 import click
 
+from voiceassist_db.errors import VoiceAssistDBError
 from voiceassist_db.escaping import escaped
 
 PLAIN_LINE_EVERY_S: Final = 5.0
@@ -47,6 +51,26 @@ def say(line: str, *, err: bool = False, bold: bool = False, dim: bool = False) 
         sys.stderr.write(f"{shown}\n")
     else:
         click.secho(shown, bold=bold or None, dim=dim or None)
+
+
+def say_error(error: VoiceAssistDBError) -> None:
+    """Print an error to standard error; one of several lines has them."""
+    for line in f"error: {error}".split("\n"):
+        say(line, err=True)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log records of several lines, in which every other character can be seen."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's text."""
+        return escaped(super().format(record), keep="\n")
+
+
+def say_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that nobody expected, as ``sys.excepthook``."""
+    for line in "".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"):
+        say(line, err=True)
 
 
 def emit_json(result: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.cli.output import emit_json, json_option, say
 
 NEEDS_SUPERUSER = "42501"
 
@@ -49,9 +49,8 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
     if as_json:
         emit_json({"roles": list(roles.names()), "statements": made, "executed": not only_print})
     elif only_print:
-        click.echo("\n".join(f"{statement};" for statement in ("BEGIN", *made, "COMMIT")))
+        for statement in ("BEGIN", *made, "COMMIT"):
+            say(f"{statement};")
     else:
-        click.echo(f"{', '.join(roles.names())}: {len(made)} statements executed (--print shows them)")
-        click.echo(
-            "next: set the roles' passwords with psql's \\password, reconnect, and run `voiceassist-db check` as each"
-        )
+        say(f"{', '.join(roles.names())}: {len(made)} statements executed (--print shows them)")
+        say("next: set the roles' passwords with psql's \\password, reconnect, and run `voiceassist-db check` as each")

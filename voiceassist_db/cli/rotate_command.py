@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from voiceassist_db.cli.output import emit_json, json_option, progress
+from voiceassist_db.cli.output import emit_json, json_option, progress, say, say_error
 
 if TYPE_CHECKING:
     from voiceassist_db.rotation import IndexRotationReport, Plan, Progress, Retirement, RotationReport
@@ -147,10 +147,10 @@ def command(  # noqa: PLR0917  # click passes them by name
             if as_json:
                 emit_json({"nothing_to_do": str(nothing)})
             else:
-                click.echo(str(nothing))
+                say(str(nothing))
             return
         except RotationActiveError as active:
-            click.echo(f"error: {active}", err=True)
+            say_error(active)
             sys.exit(EXIT_ACTIVE)
     if as_json:
         emit_json(dataclasses.asdict(report) | {"rows_per_second": round(report.rows_per_second, 1)})
@@ -187,7 +187,7 @@ def _stopping() -> Iterator[threading.Event]:
         stop.set()
         for each, handler in before.items():
             signal.signal(each, handler)
-        sys.stderr.write("stopping after the batches that are under way; once more to stop at once\n")
+        say("stopping after the batches that are under way; once more to stop at once", err=True)
 
     number: int
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -209,7 +209,7 @@ def _show_retirement(done: Retirement, *, as_json: bool) -> None:
     if as_json:
         emit_json(dataclasses.asdict(done))
         return
-    click.echo(
+    say(
         f"key version {done.version} is retired: {', '.join(done.tables)} accept key version {done.floor} and later only, and "
         "the key store no longer holds it"
     )
@@ -220,26 +220,26 @@ def _show_plan(would: Plan, *, as_json: bool) -> None:
         emit_json(dataclasses.asdict(would))
         return
     does = "go on with" if would.unfinished else "begin"
-    click.echo(f"would {does} the rotation from key version {would.from_version} to {would.to_version}:")
+    say(f"would {does} the rotation from key version {would.from_version} to {would.to_version}:")
     for table, rows in would.rows.items():
-        click.echo(f"  {table}: {rows:,} rows to re-encrypt, {would.bytes[table] / (1 << 20):,.0f} MiB with indexes")
-    click.echo("nothing was changed")
+        say(f"  {table}: {rows:,} rows to re-encrypt, {would.bytes[table] / (1 << 20):,.0f} MiB with indexes")
+    say("nothing was changed")
 
 
 def _show_report(report: RotationReport) -> None:
     verified = "verified" if report.verified else "NOT VERIFIED"
     hot = "" if report.hot_ratio is None else f", HOT {report.hot_ratio:.0%}"
-    click.echo(
+    say(
         f"key version {report.from_version} → {report.to_version}: {report.rows:,} rows in {report.seconds:.1f} s "
         f"({report.rows_per_second:,.0f}/s), {report.remaining:,} remaining, {verified}; tables x{report.table_growth:.2f}, "
         f"indexes x{report.index_growth:.2f}{hot}"
     )
     if report.open_writers:
-        click.echo(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
+        say(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
 
 
 def _show_index_report(report: IndexRotationReport) -> None:
-    click.echo(
+    say(
         f"blind-index key: {report.rows:,} rows in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s), "
         f"{report.remaining:,} remaining"
     )
@@ -247,9 +247,9 @@ def _show_index_report(report: IndexRotationReport) -> None:
 
 def _show_leftovers(report: RotationReport | IndexRotationReport) -> None:
     if report.quarantined:
-        click.echo(
+        say(
             f"{report.quarantined:,} rows could not be read and are as they were: key_rotation_failures names them; repair or "
             "restore them, and run this again"
         )
     if report.interrupted:
-        click.echo("interrupted: run this again to go on")
+        say("interrupted: run this again to go on")

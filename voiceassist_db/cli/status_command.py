@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voiceassist_db.cli.output import emit_json, json_option
+from voiceassist_db.cli.output import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from voiceassist_db.status import Rotation, Status
@@ -68,21 +68,21 @@ def as_dict(status: Status) -> dict[str, Any]:
 
 def _show(status: Status, max_age_days: int) -> None:
     if not status.keys:
-        click.echo("no key is registered: run `voiceassist-db init-keys`")
+        say("no key is registered: run `voiceassist-db init-keys`")
     for key in status.keys:
         dates = f"since {key.created_at:%Y-%m-%d}"
         if key.replaced_at:
             dates += f", replaced {key.replaced_at:%Y-%m-%d}"
         if key.retired_at:
             dates += f", retired {key.retired_at:%Y-%m-%d}"
-        click.echo(f"key version {key.version}: {key.state}, scheme {key.scheme.value}, {dates}")
+        say(f"key version {key.version}: {key.state}, scheme {key.scheme.value}, {dates}")
     if status.overdue:
-        click.echo(f"the current key is {status.key_age_days:.0f} days old, more than {max_age_days}: rotate it")
+        say(f"the current key is {status.key_age_days:.0f} days old, more than {max_age_days}: rotate it")
     for table, counts in status.tables.items():
         versions = ", ".join(f"{rows:,} under version {version}" for version, rows in counts.items())
-        click.echo(f"{table}: {versions or 'empty'}")
+        say(f"{table}: {versions or 'empty'}")
     for run in status.rotations:
-        click.echo(_described(run))
+        say(_described(run))
 
 
 def _described(run: Rotation) -> str:
