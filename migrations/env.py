@@ -33,7 +33,7 @@ def run(connection: Connection) -> None:
     before = {name: str(connection.scalar(text(f"SHOW {name}"))) for name in ("statement_timeout", "lock_timeout")}
     # The wait for another migrator is not one for a table's lock, and nobody queues behind it.
     _set(connection, statement_timeout=STATEMENT_TIMEOUT, lock_timeout="0")
-    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
+    connection.execute(text("SELECT pg_catalog.pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
     _set(connection, lock_timeout=LOCK_TIMEOUT)
     connection.commit()
     try:
@@ -42,14 +42,14 @@ def run(connection: Connection) -> None:
             context.run_migrations()
     finally:
         connection.rollback()
-        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": ADVISORY_LOCK})
+        connection.execute(text("SELECT pg_catalog.pg_advisory_unlock(:lock)"), {"lock": ADVISORY_LOCK})
         _set(connection, **before)
         connection.commit()
 
 
 def _set(connection: Connection, **settings: str) -> None:
     for name, value in settings.items():
-        connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
+        connection.execute(text("SELECT pg_catalog.set_config(:name, :value, false)"), {"name": name, "value": value})
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ def set_floor(connection: Connection, table: EncryptedTable, version: int) -> No
     Takes an ACCESS EXCLUSIVE lock for a moment, so give the transaction a ``lock_timeout``.
     """
     quoted = connection.dialect.identifier_preparer.quote(table.version.name)
-    _exchange(connection, table, {floor_constraint(table.table.name): f"{quoted} >= {int(version)}"})
+    _exchange(
+        connection, table, {floor_constraint(table.table.name): f"{quoted} OPERATOR(pg_catalog.>=) {int(version)}"}
+    )
 
 
 def set_format(connection: Connection, table: EncryptedTable, *, bound_only: bool) -> None:
@@ -41,8 +43,8 @@ def validate(connection: Connection, table: EncryptedTable) -> None:
     names = [floor_constraint(table.table.name)]
     names += [format_constraint(table.table.name, field.column) for field in table.fields.values()]
     open_ = text(
-        "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid = CAST(:table AS regclass) AND NOT convalidated "
-        "AND conname = ANY (CAST(:names AS text[]))"
+        "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass) "
+        "AND NOT convalidated AND conname::pg_catalog.text OPERATOR(pg_catalog.=) ANY (CAST(:names AS pg_catalog.text[]))"
     )
     known = {"table": regclass(connection, table.table), "names": names}
     for row in execute(connection, open_, known, table=table.name).all():

@@ -7,12 +7,12 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from sqlalchemy import Connection, CursorResult, Executable, Table, UniqueConstraint, text
+from sqlalchemy import Connection, CursorResult, Executable, Table, TextClause, UniqueConstraint, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
@@ -33,6 +33,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
+from voiceassist_db.qualified import rendered
 from voiceassist_db.safety import UNPROVEN, is_unproven
 from voiceassist_db.tracebacks import forget_locals
 
@@ -62,7 +63,7 @@ def _without_texts(record: logging.LogRecord) -> bool:
 
 logging.getLogger("psycopg").addFilter(_without_texts)
 
-Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Parameters = Mapping[str, Any]
 
 
 def execute(
@@ -72,7 +73,8 @@ def execute(
 
     Args:
         connection: A connection that may receive keys.
-        statement: The statement; its text holds no secret.
+        statement: The statement; its text holds no secret. One that SQLAlchemy builds is qualified (``qualified``); one that is
+            text must be so already.
         parameters: Its parameters, which may be secret.
         table: Name of the table that it is about, for the error.
 
@@ -80,7 +82,9 @@ def execute(
         VoiceAssistDBError: It failed; the class says how. The connection's transaction is then as PostgreSQL left it.
     """
     try:
-        return connection.execute(statement, parameters)
+        if isinstance(statement, TextClause):
+            return connection.execute(statement, parameters)
+        return connection.exec_driver_sql(*rendered(statement, parameters or {}))
     except DRIVER_ERRORS as error:
         failure = translate(error, table=table)
     except BaseException as error:

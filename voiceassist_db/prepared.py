@@ -13,18 +13,17 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
-from sqlalchemy import ClauseElement, Connection, Executable
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import Connection, Executable
 from sqlalchemy.util import await_only
 
+from voiceassist_db import qualified
 from voiceassist_db.errors import DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, translate
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
+from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
 
 Result = TypeVar("Result")
-
-_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 CHUNK_ROWS: Final = 50
 """Rows that the driver hands over at once of a statement that is read while it runs. A page of 1,000 took 1.30 of the time of
@@ -43,17 +42,13 @@ class Prepared:
     """
 
     def __init__(self, statement: Executable, *, table: str) -> None:
-        compiled = cast(ClauseElement, statement).compile(dialect=_DIALECT)
+        compiled = qualified.compiled(statement)
         self.sql: Final = str(compiled)
-        self.names: Final = frozenset(compiled.binds)  # type: ignore[attr-defined]  # SQLCompiler's, as documented
+        self.names: Final = frozenset(compiled.binds)
         self._table = table
-        self._bind = {
-            name: processor
-            for name, bind in compiled.binds.items()  # type: ignore[attr-defined]  # SQLCompiler's, as documented
-            if (processor := bind.type.dialect_impl(_DIALECT).bind_processor(_DIALECT))
-        }
+        self._bind = qualified.binders(compiled)
         columns = getattr(statement, "selected_columns", ())
-        self._columns = [each.type.dialect_impl(_DIALECT) for each in columns]
+        self._columns = [each.type.dialect_impl(DIALECT) for each in columns]
         self._key = [at for at, each in enumerate(columns) if getattr(each, "primary_key", False)]
         self._results: list[Callable[[Any], Any] | None] | None = None
 
@@ -72,7 +67,7 @@ class Prepared:
         if self._results is None:
             rows, types = self._run(connection, self._bound(parameters), partial(_all_rows_and_types, prepare=prepare))
             found = [
-                column.result_processor(_DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
+                column.result_processor(DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
             ]
             self._results = found if any(found) else []
         else:

@@ -165,7 +165,8 @@ def _has_adopted(connection: Connection) -> bool:
 
 def _about(connection: Connection, table: EncryptedTable) -> int:
     estimate = text(
-        "SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)"
+        "SELECT greatest(reltuples, 0)::bigint FROM pg_catalog.pg_class "
+        "WHERE oid OPERATOR(pg_catalog.=) CAST(:name AS pg_catalog.regclass)"
     )
     name = regclass(connection, table.table)
     return int(execute(connection, estimate, {"name": name}, table=table.name).scalar_one())

@@ -87,7 +87,7 @@ def _read(application: Database) -> None:
         row = connection.execute(
             text(
                 "SELECT patient_id, key_version, ssn_encrypted, ssn_index, name_encrypted FROM patient_data "
-                "WHERE patient_id = 'PT-001'"
+                "WHERE patient_id OPERATOR(pg_catalog.=) 'PT-001'"
             )
         ).one()
         say(f"  patient_id {row.patient_id}, key_version {row.key_version}")

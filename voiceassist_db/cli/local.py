@@ -60,9 +60,15 @@ def _database(postgres: EmbeddedPostgres) -> URL:
         # Sent as SCRAM's verifier, so that the password itself is in no statement and no log.
         verifier = admin.pgconn.encrypt_password(password.encode(), NAME.encode(), b"scram-sha-256").decode()
         name = sql.Identifier(NAME)
-        if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [NAME]).rowcount == 0:
+        if (
+            admin.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) %s", [NAME]).rowcount
+            == 0
+        ):
             admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
         admin.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(verifier)))
-        if admin.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).rowcount == 0:
+        if (
+            admin.execute("SELECT FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) %s", [NAME]).rowcount
+            == 0
+        ):
             admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
     return postgres.url(NAME).set(username=NAME, password=password)

@@ -61,14 +61,22 @@ def bound_format(column: str) -> str:
     Byte layout (OpenPGP, RFC 9580): ``c3`` symmetric-key packet, ``0c`` its length 12, ``04`` its version, ``09`` AES-256,
     ``01`` salted S2K, ``08`` SHA-256, 8 bytes of salt, then ``d2``: data with an integrity packet, never the bare ``c9``.
     """
-    return rf"substring({column} from 1 for 6) = '\xc30c04090108' AND substring({column} from 15 for 1) = '\xd2'"
+    return (
+        rf"substring({column} from 1 for 6) OPERATOR(pg_catalog.=) '\xc30c04090108' "
+        rf"AND substring({column} from 15 for 1) OPERATOR(pg_catalog.=) '\xd2'"
+    )
 
 
 def any_format(column: str) -> str:
     """Return the SQL condition that a column holds any password-encrypted OpenPGP packet with an integrity packet."""
     return (
-        rf"CASE WHEN {column} IS NULL THEN true WHEN substring({column} from 1 for 1) IN ('\xc3', '\x8c') AND octet_length({column}) > 2 AND get_byte({column}, 1) < 192 "
-        rf"THEN substring({column} from get_byte({column}, 1) + 3 for 1) = '\xd2' ELSE false END"
+        rf"CASE WHEN {column} IS NULL THEN true "
+        rf"WHEN (substring({column} from 1 for 1) OPERATOR(pg_catalog.=) '\xc3' "
+        rf"OR substring({column} from 1 for 1) OPERATOR(pg_catalog.=) '\x8c') "
+        rf"AND pg_catalog.octet_length({column}) OPERATOR(pg_catalog.>) 2 "
+        rf"AND pg_catalog.get_byte({column}, 1) OPERATOR(pg_catalog.<) 192 "
+        rf"THEN substring({column} from pg_catalog.get_byte({column}, 1) OPERATOR(pg_catalog.+) 3 for 1) OPERATOR(pg_catalog.=) '\xd2' "
+        rf"ELSE false END"
     )
 
 

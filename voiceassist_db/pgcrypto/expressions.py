@@ -28,6 +28,7 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    or_,
 )
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.types import TypeEngine
@@ -116,13 +117,11 @@ def encrypt_stored(
         value: The value as the codec writes it under scheme ``direct``: the row's id is prefixed here, in SQL.
         schemes: Scheme of each live version, by slot.
     """
-    return _by_version(
-        table.version,
-        {
-            slot: encrypt(field.kind, _bind_to_row(table, field, value, scheme), column_key(table, field, slot))
-            for slot, scheme in schemes.items()
-        },
-    )
+    bound = {slot: _bind_to_row(table, field, value, scheme) for slot, scheme in schemes.items()}
+    is_same = len(set(schemes.values())) == 1
+    plaintext = next(iter(bound.values())) if is_same else _by_version(table.version, bound)
+    key = _by_version(table.version, {slot: column_key(table, field, slot) for slot in schemes})
+    return encrypt(field.kind, plaintext, key)
 
 
 def reencrypt(
@@ -149,11 +148,12 @@ def is_bound_to_row(table: EncryptedTable, field: EncryptedField) -> ColumnEleme
 
 def is_live(table: EncryptedTable) -> ColumnElement[bool]:
     """Return the condition that a row is under one of the live versions."""
-    return table.version.in_([version_parameter(slot) for slot in SLOTS])
+    return or_(*(table.version == version_parameter(slot) for slot in SLOTS))
 
 
 def _by_version(version: ColumnElement[int], choices: Mapping[str, ColumnElement[Any]]) -> Case[Any]:
-    return case({version_parameter(slot): choice for slot, choice in choices.items()}, value=version)
+    # Not CASE with a value, whose comparison would be looked up in the search path.
+    return case(*((version == version_parameter(slot), choice) for slot, choice in choices.items()))
 
 
 def _bind_to_row(

@@ -13,7 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, Engine, LargeBinary, bindparam, cast, func, select, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Engine,
+    LargeBinary,
+    and_,
+    bindparam,
+    cast,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
@@ -307,7 +321,8 @@ class _TokenTable:
         arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self._table.key)]
         arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
         names = [*(f"k{at}" for at in range(self._width)), *tokens]
-        return func.unnest(*arrays).table_valued(*names, name="given").render_derived()
+        columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
+        return select(*columns).subquery("given")
 
     def _exchanged(self) -> Any:
         places = range(len(self._fields))
@@ -318,7 +333,7 @@ class _TokenTable:
             .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
             .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self._table.key)))
             # Compare and swap: a value that somebody has changed since it was read has its own, newer token.
-            .where(*(column.is_not_distinct_from(given.c[f"old_{at}"]) for at, column in enumerate(columns)))
+            .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
         )
 
     def page(self, connection: Connection, after: PrimaryKey | None) -> list[PrimaryKey]:
@@ -380,3 +395,8 @@ class _TokenTable:
                 row_id=row_id,
             )
         return token(keyring.index_column_keys(field.context)[0], normalised)
+
+
+def _is_same(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that two values are equal or both NULL, by an operator that can be named with its schema."""
+    return or_(one == other, and_(one.is_(None), other.is_(None)))

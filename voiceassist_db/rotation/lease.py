@@ -76,7 +76,7 @@ _SETTINGS: Final = {
     "idle_in_transaction_session_timeout": f"{LEASE_S}s",
 }
 
-_LIMIT_SILENCE: Final = text(f"SELECT set_config('idle_in_transaction_session_timeout', '{LEASE_S}s', true)")
+_LIMIT_SILENCE: Final = text(f"SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', '{LEASE_S}s', true)")
 """So that a process that stands still in the midst of a heartbeat does not keep the lease's row locked."""
 
 # KEY SHARE: shared with other workers, unhindered by heartbeats, and in conflict with who takes the lease over.
@@ -158,7 +158,7 @@ class Lease:
             with translated(), engine.begin() as connection:
                 commit_durably(connection)
                 execute(connection, _LIMIT_SILENCE, table=_RUNS.name)
-                timeout = text("SELECT set_config('lock_timeout', :timeout, true)")
+                timeout = text("SELECT pg_catalog.set_config('lock_timeout', :timeout, true)")
                 execute(connection, timeout, {"timeout": f"{TAKE_TIMEOUT_MS}ms"}, table=_RUNS.name)
                 execute(connection, select(func.pg_advisory_xact_lock(_TAKING)), table=_RUNS.name)
                 if (active := active_run(connection)) and not _has_died_here(active.holder_name):

@@ -16,23 +16,27 @@ from voiceassist_db.models import EncryptedTable
 
 _LEAVES: Final = text(
     """
-    SELECT c.oid::bigint AS oid, n.nspname, c.relname, c.relkind, c.oid <> CAST(:name AS regclass) AS is_partition,
-           n.nspname = current_schema() AS is_default,
+    SELECT c.oid::bigint AS oid, n.nspname, c.relname, c.relkind,
+           c.oid OPERATOR(pg_catalog.<>) CAST(:name AS pg_catalog.regclass) AS is_partition,
+           n.nspname OPERATOR(pg_catalog.=) pg_catalog.current_schema() AS is_default,
            coalesce((SELECT o.option_value::int FROM pg_catalog.pg_options_to_table(c.reloptions) o
-                     WHERE o.option_name = 'fillfactor'), 100) AS fillfactor
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind <> 'p' AND (
-        c.oid = CAST(:name AS regclass)
-        OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(CAST(:name AS regclass)) p)
+                     WHERE o.option_name OPERATOR(pg_catalog.=) 'fillfactor'), 100) AS fillfactor
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE c.relkind OPERATOR(pg_catalog.<>) 'p' AND (
+        c.oid OPERATOR(pg_catalog.=) CAST(:name AS pg_catalog.regclass)
+        OR c.oid OPERATOR(pg_catalog.=) ANY (
+            SELECT p.relid FROM pg_catalog.pg_partition_tree(CAST(:name AS pg_catalog.regclass)) p)
     )
     ORDER BY n.nspname, c.relname
     """
 )
 _PAGES: Final = text(
-    "SELECT pg_catalog.pg_relation_size(CAST(:oid AS oid)) / CAST(current_setting('block_size') AS bigint)"
+    "SELECT pg_catalog.pg_relation_size(CAST(:oid AS pg_catalog.oid)) "
+    "OPERATOR(pg_catalog./) CAST(pg_catalog.current_setting('block_size') AS bigint)"
 )
 _SIZES: Final = text(
-    "SELECT pg_catalog.pg_table_size(CAST(:oid AS oid)) AS rows, pg_catalog.pg_indexes_size(CAST(:oid AS oid)) AS indexes"
+    "SELECT pg_catalog.pg_table_size(CAST(:oid AS pg_catalog.oid)) AS rows, "
+    "pg_catalog.pg_indexes_size(CAST(:oid AS pg_catalog.oid)) AS indexes"
 )
 
 

@@ -34,26 +34,31 @@ HOLDER_PATIENCE_S: Final = 10.0
 
 _SLOTS: Final = text(
     """
-    SELECT s.slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn) AS bytes
+    SELECT s.slot_name, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn) AS bytes
     FROM pg_catalog.pg_replication_slots s WHERE s.restart_lsn IS NOT NULL ORDER BY 2 DESC LIMIT 1
     """
 )
 _REPLICAS: Final = text(
     """
-    SELECT coalesce(nullif(r.application_name, ''), 'pid ' || r.pid) AS name, r.state,
-           CASE WHEN r.replay_lsn >= now.lsn THEN 0 ELSE extract(epoch FROM r.replay_lag)::float END AS lag_s,
-           (r.replay_lsn - pg_lsn '0/0')::bigint AS replayed, (now.lsn - pg_lsn '0/0')::bigint AS written
-    FROM pg_catalog.pg_stat_replication r, pg_current_wal_lsn() now (lsn)
+    SELECT CASE WHEN r.application_name OPERATOR(pg_catalog.<>) '' THEN r.application_name
+                ELSE pg_catalog.format('pid %s', r.pid) END AS name, r.state,
+           CASE WHEN r.replay_lsn OPERATOR(pg_catalog.>=) now.lsn THEN 0
+                ELSE extract(epoch FROM r.replay_lag)::float END AS lag_s,
+           (r.replay_lsn OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::bigint AS replayed,
+           (now.lsn OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::bigint AS written
+    FROM pg_catalog.pg_stat_replication r, pg_catalog.pg_current_wal_lsn() now (lsn)
     """
 )
 _HOLDER: Final = text(
     """
     SELECT a.pid, a.usename, a.application_name, a.state,
-           extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds, a.xact_start
+           extract(epoch FROM (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.xact_start))::int AS seconds, a.xact_start
     FROM pg_catalog.pg_stat_activity a
-    WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid() AND a.xact_start < clock_timestamp() - interval '1 s'
-      AND a.application_name <> :own AND (a.datname = current_database() OR a.datname IS NULL)
-    ORDER BY age(a.backend_xmin) DESC LIMIT 1
+    WHERE a.backend_xmin IS NOT NULL AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+      AND a.xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '1 s')
+      AND a.application_name OPERATOR(pg_catalog.<>) :own
+      AND (a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() OR a.datname IS NULL)
+    ORDER BY pg_catalog.age(a.backend_xmin) DESC LIMIT 1
     """
 )
 

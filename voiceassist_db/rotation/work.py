@@ -50,9 +50,11 @@ BATCHES_PER_SECOND: Final = 20
 _WRITERS: Final = text(
     """
     SELECT l.virtualtransaction FROM pg_catalog.pg_locks l
-    WHERE l.locktype = 'relation' AND l.relation = CAST(:oid AS oid) AND l.mode = 'RowExclusiveLock' AND l.granted
-      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
-      AND l.pid IS DISTINCT FROM pg_backend_pid()
+    WHERE l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.relation OPERATOR(pg_catalog.=) CAST(:oid AS pg_catalog.oid)
+      AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock' AND l.granted
+      AND l.database OPERATOR(pg_catalog.=) (
+          SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+      AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())
     """
 )
 

@@ -1,0 +1,169 @@
+"""How our statements are compiled: so that PostgreSQL looks up no function, type or operator in the search path.
+
+Whoever may put an object into a schema of the path, or into ``pg_temp``, decides what a name without a schema means. A domain
+called ``text`` with a CHECK, for example, is handed every key and value that is cast to it. So every name carries its schema;
+a construct that cannot carry one is refused when it is compiled. Names of tables and of an application's own types stay as
+they are declared. Owns the dialect; executes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from sqlalchemy import ClauseElement, Executable
+from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy.dialects.postgresql.base import PGTypeCompiler
+from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
+from sqlalchemy.exc import CompileError
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import OPERATORS, SQLCompiler
+from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.types import Enum
+
+_NOT_LOOKED_UP: Final = frozenset({"any", "all", "array", "coalesce", "greatest", "least"})
+"""Functions of SQLAlchemy's that are syntax to PostgreSQL, so that no name is looked up."""
+
+_BY_NAME: Final = frozenset(
+    (
+        *(
+            "bpchar",
+            "bytea",
+            "cidr",
+            "date",
+            "inet",
+            "json",
+            "jsonb",
+            "jsonpath",
+            "macaddr",
+            "macaddr8",
+            "money",
+            "oid",
+        ),
+        *("name", "regclass", "regconfig", "text", "tid", "tsquery", "tsvector", "uuid"),
+        *("int4range", "int8range", "numrange", "daterange", "tsrange", "tstzrange"),
+        *("int4multirange", "int8multirange", "nummultirange", "datemultirange", "tsmultirange", "tstzmultirange"),
+    )
+)
+"""PostgreSQL's types whose name is looked up. Others, such as INTEGER and VARCHAR, are words of its grammar."""
+
+_FIRST_WORD: Final = re.compile(r"\w+")
+_SYMBOL: Final = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+_CONNECTIVES: Final = frozenset({operators.and_, operators.or_, operators.comma_op})
+
+
+class _Types(PGTypeCompiler):
+    def process(self, type_: Any, **kw: Any) -> str:
+        text: str = super().process(type_, **kw)
+        word = _FIRST_WORD.match(text)
+        is_own = isinstance(type_, Enum | DOMAIN)
+        if is_own or word is None or word[0].lower() not in _BY_NAME:
+            return text
+        return f"pg_catalog.{word[0].lower()}{text[word.end() :]}"
+
+
+class _Statements(PGCompiler_psycopg):
+    def visit_function(self, func: Any, add_to_result_map: Any = None, **kwargs: Any) -> str:
+        text: str = super().visit_function(func, add_to_result_map, **kwargs)
+        is_named = bool(func.packagenames) or func.name.lower() in _NOT_LOOKED_UP
+        return text if is_named else f"pg_catalog.{text}"
+
+    def _generate_generic_binary(
+        self, binary: BinaryExpression[Any], opstring: str, eager_grouping: bool = True, **kw: Any
+    ) -> str:
+        # OPERATOR() binds as tightly whatever the operator is, so one within another needs parentheses.
+        return super()._generate_generic_binary(binary, _qualified(opstring), eager_grouping=True, **kw)
+
+    def visit_expression_clauselist(self, clauselist: Any, **kw: Any) -> str:
+        if clauselist.operator in _CONNECTIVES:
+            return str(super().visit_expression_clauselist(clauselist, **kw))
+        operator = _qualified(OPERATORS[clauselist.operator])
+        return f"({self._generate_delimited_list(clauselist.clauses, operator, **kw)})"
+
+    def visit_in_op_binary(self, binary: Any, operator: Any, **kw: Any) -> str:
+        if not hasattr(binary.right, "element") or binary.right.element.__visit_name__ != "select":
+            _refuse("IN with a list")
+        left, right = (each._compiler_dispatch(self, **kw) for each in (binary.left, binary.right))
+        return f"({left} OPERATOR(pg_catalog.=) ANY {right})"
+
+    def visit_case(self, clause: Any, **kwargs: Any) -> str:
+        if clause.value is not None:
+            _refuse("CASE with a value")
+        return str(super().visit_case(clause, **kwargs))
+
+    def _generate_generic_unary_operator(self, unary: Any, opstring: str, **kw: Any) -> str:
+        return str(super()._generate_generic_unary_operator(unary, _qualified(opstring), **kw))
+
+    def _get_operator_dispatch(self, operator_: Any, qualifier1: str, qualifier2: str | None) -> Any:
+        if operator_ in _HIDDEN:
+            _refuse(operator_.__name__)
+        return super()._get_operator_dispatch(operator_, qualifier1, qualifier2)
+
+
+_HIDDEN: Final = frozenset(
+    {
+        *(operators.like_op, operators.not_like_op, operators.ilike_op, operators.not_ilike_op),
+        *(operators.startswith_op, operators.not_startswith_op, operators.istartswith_op, operators.not_istartswith_op),
+        *(operators.endswith_op, operators.not_endswith_op, operators.iendswith_op, operators.not_iendswith_op),
+        *(operators.contains_op, operators.not_contains_op, operators.icontains_op, operators.not_icontains_op),
+        *(operators.between_op, operators.not_between_op, operators.not_in_op),
+        *(operators.is_distinct_from, operators.is_not_distinct_from),
+        *(operators.regexp_match_op, operators.not_regexp_match_op, operators.regexp_replace_op),
+    }
+)
+"""Operators of SQLAlchemy's whose syntax leaves no room for a schema."""
+
+
+def _qualified(opstring: str) -> str:
+    symbol = opstring.strip()
+    return f" OPERATOR(pg_catalog.{symbol}) " if _SYMBOL.fullmatch(symbol) else opstring
+
+
+def _refuse(what: str) -> NoReturn:
+    raise CompileError(f"{what} names an operator that the search path decides about: write it with = and OR")
+
+
+class QualifyingDialect(PGDialect_psycopg):
+    """PostgreSQL through psycopg, with the schema of every function, type and operator."""
+
+    supports_statement_cache = True
+    statement_compiler = _Statements
+    type_compiler_cls = _Types
+
+
+DIALECT: Final = QualifyingDialect()
+
+
+def compiled(statement: Executable) -> SQLCompiler:
+    """Compile a statement.
+
+    Raises:
+        sqlalchemy.exc.CompileError: It has a construct that names an operator or a type without a schema.
+    """
+    assert isinstance(statement, ClauseElement)
+    made = statement.compile(dialect=DIALECT)
+    assert isinstance(made, SQLCompiler)
+    return made
+
+
+def binders(made: SQLCompiler) -> dict[str, Callable[[Any], Any]]:
+    """Return, by parameter, what turns a value into what the driver takes; others are given as they are."""
+    return {
+        name: processor
+        for name, bind in made.binds.items()
+        if (processor := bind.type.dialect_impl(DIALECT).bind_processor(DIALECT))
+    }
+
+
+def rendered(statement: Executable, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return a statement's text for the driver, and its parameters, the values in the statement included.
+
+    Raises:
+        sqlalchemy.exc.CompileError: As for :func:`compiled`.
+    """
+    made = compiled(statement)
+    values: dict[str, Any] = dict(made.construct_params(dict(parameters)))
+    for name, process in binders(made).items():
+        values[name] = process(values[name])
+    return str(made), values
