@@ -126,9 +126,7 @@ class _Gate:
             return
         _require_fitting(driver)
         session = _ask(connection)
-        findings = safety.unsafe_schemas(_ask_all(connection, safety.SCHEMAS))
-        if session.has_citus:
-            findings += safety.unsafe_schemas(_ask_all(connection, safety.DISTRIBUTED))
+        findings = _ask_about_schemas(connection, session)
         if not driver.autocommit:
             connection.rollback()
         if safety.is_pooled(driver, session):
@@ -182,6 +180,16 @@ def _ask_all(connection: Any, question: str) -> list[tuple[Any, ...]]:
 
 def _ask(connection: Any) -> Session:
     return Session.of(_ask_all(connection, safety.SESSION)[0])
+
+
+def _ask_about_schemas(connection: Any, session: Session) -> list[safety.Finding]:
+    rows = []
+    ((is_suspect,),) = _ask_all(connection, safety.SUSPECT)
+    if is_suspect:
+        rows += _ask_all(connection, safety.SCHEMAS)
+    if session.has_citus:
+        rows += _ask_all(connection, safety.DISTRIBUTED)
+    return safety.unsafe_schemas(rows)
 
 
 def _require_fitting(driver: Any) -> None:
