@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from voiceassist_db import ClinicalNote, Database, Patient, Record, Repositories, Repository, field, record, uuid7
-from voiceassist_db.errors import WrongRowError
+from voiceassist_db.errors import TransactionConflictError, WrongRowError
 from voiceassist_db.models import EncryptedRow, Kind, encrypted_column
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories import PatientRepository
@@ -182,3 +182,21 @@ def test_a_row_that_was_not_asked_for_is_never_returned(
             asked(tx)
         assert "Name" not in str(raised.value)
         assert connection.invalidated
+
+
+def test_rows_that_are_read_for_update_wait_for_nobody_else(database: Database) -> None:
+    """Until its transaction ends, no other one changes a row that ``get_many`` has locked."""
+    with database.transaction() as tx:
+        tx.patients.add_many([Patient(patient_id="PT-1", name="Ana"), Patient(patient_id="PT-2")])
+    with database.transaction() as first:
+        assert first.patients.get_many(["PT-1"], for_update=True)["PT-1"].name == "Ana"
+        with pytest.raises(TransactionConflictError), database.transaction() as second:
+            second.session.execute(sa.text("SET LOCAL lock_timeout = '50ms'"))
+            second.patients.update("PT-2", name="Bo")
+            second.patients.update("PT-1", name="Other")
+        first.patients.update("PT-1", name="Ana Ruiz")
+    with database.transaction() as tx:
+        assert {key: each.name for key, each in tx.patients.get_many(["PT-1", "PT-2"]).items()} == {
+            "PT-1": "Ana Ruiz",
+            "PT-2": None,
+        }

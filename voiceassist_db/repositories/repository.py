@@ -273,12 +273,15 @@ class Repository(Generic[R]):
         return found[0]
 
     @forgetful
-    def get_many(self, keys: Iterable[Any], *, fields: Iterable[str] | None = None) -> dict[Any, R]:
+    def get_many(
+        self, keys: Iterable[Any], *, fields: Iterable[str] | None = None, for_update: bool = False
+    ) -> dict[Any, R]:
         """Read many records in one statement.
 
         Args:
             keys: Lookup keys: single values, or tuples where the key has several columns.
             fields: As for :meth:`get`.
+            for_update: Lock the rows until the transaction ends, so that no other transaction changes them.
 
         Returns:
             The records by key; a key that has no row is not in it.
@@ -291,9 +294,8 @@ class Repository(Generic[R]):
             for column, (name, _) in zip(self.lookup, self._naming, strict=True)
         }
         chosen = self._chosen(fields)
-        found = self._read(
-            self._statements.get_many(chosen), arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS
-        )
+        statement = self._statements.get_many(chosen, for_update=for_update)
+        found = self._read(statement, arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS)
         asked = {tuple(each.values()) for each in wanted}
         for each in found:
             if self._named(each) not in asked:

@@ -97,9 +97,14 @@ class Statements:
         """One row by its lookup columns."""
         return self._once(("get", fields), lambda: self._select(fields).where(*self._is_row()))
 
-    def get_many(self, fields: tuple[EncryptedField, ...]) -> Prepared:
-        """Many rows by arrays of their lookup columns."""
-        return self._once(("get_many", fields), lambda: self._select(fields).where(self._is_one_of()))
+    def get_many(self, fields: tuple[EncryptedField, ...], *, for_update: bool = False) -> Prepared:
+        """Many rows by arrays of their lookup columns, locked or not."""
+
+        def build() -> Executable:
+            chosen = self._select(fields).where(self._is_one_of())
+            return chosen.with_for_update() if for_update else chosen
+
+        return self._once(("get_many", fields, for_update), build)
 
     def find(self, index_column: str, fields: tuple[EncryptedField, ...]) -> Prepared:
         """Rows whose blind index has one of ``tokens``; each row's last column counts the live index keys that are not ``known``.
