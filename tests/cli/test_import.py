@@ -47,7 +47,7 @@ def count(database: Database) -> int:
 
 def test_broken_lines_exit_3_and_nothing_is_imported(load: Run, path: Path, database: Database) -> None:
     """Every broken line is on standard error, the summary on standard output, and no value on either."""
-    done = load(path)
+    done = load(path, "--ignore-columns")
     assert done.code == 3
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["line 3", "line 4", "line 5"]
     assert "0 imported, 0 already there and unchanged, 3 broken" in done.stdout
@@ -59,17 +59,17 @@ def test_broken_lines_exit_3_and_nothing_is_imported(load: Run, path: Path, data
 
 def test_skipped_lines_exit_4_and_the_rest_is_imported(load: Run, path: Path, database: Database) -> None:
     """The broken lines are listed all the same; once there, the good one counts as unchanged."""
-    done = load(path, "--skip-bad")
+    done = load(path, "--skip-bad", "--ignore-columns")
     assert done.code == 4
     assert len(done.stderr.splitlines()) == 3
     assert "1 imported, 0 already there and unchanged, 3 broken" in done.stdout
     assert count(database) == 1
-    assert "0 imported, 1 already there and unchanged, 3 broken" in load(path, "--skip-bad").stdout
+    assert "0 imported, 1 already there and unchanged, 3 broken" in load(path, "--skip-bad", "--ignore-columns").stdout
 
 
 def test_json_is_the_last_line_and_has_every_field(load: Run, path: Path) -> None:
     """A script reads one object; people's lines stay on standard error."""
-    done = load(path, "--json")
+    done = load(path, "--json", "--ignore-columns")
     assert done.code == 3
     report = done.json
     assert report.pop("bad_lines")[0] == {"line": 3, "problem": "ssn must have 9 digits"}
@@ -78,7 +78,12 @@ def test_json_is_the_last_line_and_has_every_field(load: Run, path: Path) -> Non
         "lines": 4,
         "imported": 0,
         "unchanged": 0,
+        "updated": 0,
+        "changes": {},
+        "empty": 0,
         "bad": 3,
+        "columns": ["patient_id", "ssn", "mrn", "name", "date_of_birth", "address"],
+        "missing_columns": [],
         "ignored_columns": ["shoe_size"],
         "committed": False,
     }
@@ -95,7 +100,7 @@ def test_a_second_import_of_synthea_says_that_it_changed_nothing(load: Run, synt
 
 def test_a_dash_reads_standard_input(run_process: Run, environment: dict[str, str], database: Database) -> None:
     """So that a file need not lie on a disk unencrypted."""
-    done = run_process("import", "-", env=environment | {"PYTHONUTF8": "1"}, given=HEADER + GOOD)
+    done = run_process("import", "-", "--ignore-columns", env=environment | {"PYTHONUTF8": "1"}, given=HEADER + GOOD)
     assert (done.code, done.stderr) == (0, "")
     assert count(database) == 1
 

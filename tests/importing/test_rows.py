@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from voiceassist_db.errors import ImportFileError
-from voiceassist_db.importing.patients import BATCH_LINES, _batches, _header, _lines
+from voiceassist_db.importing.columns import BY_HEADER
+from voiceassist_db.importing.patients import BATCH_LINES, _batches, _layout, _lines
 from voiceassist_db.importing.rows import MAX_ROW_BYTES, Row, RowReader
 from voiceassist_db.repositories import Patient
 
@@ -147,11 +148,13 @@ def peak_bytes(source: BinaryIO, lines: int) -> int:
     """Return the most memory that parsing a file into batches of patients takes."""
     tracemalloc.start()
     try:
-        found = iter(RowReader(source))
-        layout = _header(found)
+        reader = RowReader(source)
+        layout = _layout(reader, BY_HEADER)
+        found = iter(reader)
+        next(found)
         parsed = 0
         for batch in _batches(_lines(layout, found)):
-            parsed += sum(isinstance(patient, Patient) for _, patient in batch)
+            parsed += sum(isinstance(patient, Patient) for _, patient, _ in batch)
         assert parsed == lines
         return tracemalloc.get_traced_memory()[1]
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -27,12 +28,18 @@ class ImportReport:
 
     Attributes:
         format: Name of the format that the file's header was recognised as.
-        lines: Records in the file, without header and blank lines; ``imported + unchanged + bad`` where committed.
+        lines: Records in the file, without header and blank lines; ``imported + unchanged + updated + empty + bad`` where
+            committed.
         imported: Patients that were added; 0 where nothing was committed.
         unchanged: Patients who were already there with equal values.
+        updated: Lines that changed a patient who was already there; 0 where nothing was committed.
+        changes: How many lines change each field, or would, by field.
+        empty: Rows without any value, which are passed over.
         bad: Broken lines.
         bad_lines: The broken lines in the file's order, at most the first 1,000.
+        columns: Columns of the file that are imported, in the file's order.
         ignored_columns: Columns of the file that are not imported, in the file's order.
+        missing_columns: Columns that a file of this format usually has, and this one lacks.
         committed: False where broken lines made the import do nothing.
     """
 
@@ -40,7 +47,12 @@ class ImportReport:
     lines: int
     imported: int
     unchanged: int
+    updated: int
+    changes: Mapping[str, int]
+    empty: int
     bad: int
     bad_lines: tuple[BadLine, ...]
+    columns: tuple[str, ...]
     ignored_columns: tuple[str, ...]
+    missing_columns: tuple[str, ...]
     committed: bool

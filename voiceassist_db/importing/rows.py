@@ -16,6 +16,9 @@ from voiceassist_db.errors import ImportFileError
 MAX_ROW_BYTES: Final = 1 << 20
 """Longest row, 1 MiB: a quote that is never closed must not read the rest of the file into memory."""
 
+HEAD_LINES: Final = 8
+"""Lines that :meth:`RowReader.head` returns."""
+
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -49,7 +52,7 @@ class _TooLongError(Exception):
 
 
 class RowReader:
-    """Reads the rows of a file, one at a time. Blank lines are no rows.
+    """Reads the rows of a file, one at a time. Lines without any character are no rows.
 
     A row that is not well-formed CSV ends with its first physical line, and reading goes on at the next one: so a stray
     quote breaks the line that it stands in, and not all lines up to the next quote.
@@ -59,13 +62,37 @@ class RowReader:
 
     Attributes:
         bytes_read: How many bytes were read so far.
+        delimiter: The character between two cells.
     """
 
     def __init__(self, source: BinaryIO) -> None:
         self.bytes_read = 0
+        self.delimiter = ","
         self._source = source
         self._lines_read = 0
+        self._ahead: deque[bytes] = deque()
         self._again: deque[_Line] = deque()
+
+    def head(self) -> list[bytes]:
+        """Return the first lines of the file, with their line ends, as bytes; they are read as rows all the same."""
+        while len(self._ahead) < HEAD_LINES and (raw := self._fetch(MAX_ROW_BYTES + 1)):
+            self._ahead.append(raw)
+        return list(self._ahead)
+
+    def first_row(self, delimiters: str) -> dict[str, Row]:
+        """Return the next row as each of these delimiters divides it; it remains the next row."""
+        while (line := self._next_line()) is not None:
+            if line.problem or line.text.strip():
+                break
+        found: dict[str, Row] = {}
+        if line is None:
+            return found
+        for self.delimiter in delimiters:
+            taken = [line]
+            found[self.delimiter] = self._parsed(taken)
+            self._again.extendleft(reversed(taken[1:]))
+        self._again.appendleft(line)
+        return found
 
     def __iter__(self) -> Iterator[Row]:
         while (line := self._next_line()) is not None:
@@ -75,10 +102,17 @@ class RowReader:
 
     def _row(self, first: _Line) -> Row:
         taken = [first]
-        try:
-            cells = next(csv.reader(self._texts(taken), strict=True))
-        except (csv.Error, _TooLongError) as error:
+        row = self._parsed(taken)
+        if row.last_line == first.number:  # the lines after it, if any were read, are no part of it
             self._again.extendleft(reversed(taken[1:]))
+        return row
+
+    def _parsed(self, taken: list[_Line]) -> Row:
+        """Return the row that begins with the line in a list, which is left with the lines of the row."""
+        first = taken[0]
+        try:
+            cells = next(csv.reader(self._texts(taken), strict=True, delimiter=self.delimiter))
+        except (csv.Error, _TooLongError) as error:
             return Row(first.number, first.number, first.size, [], _malformed(error, spread=len(taken) > 1))
         if len(taken) == 1:
             return Row(first.number, first.number, first.size, [] if first.problem else cells, first.problem)
@@ -115,6 +149,9 @@ class RowReader:
         return _decoded(self._lines_read, size, raw)
 
     def _read(self, limit: int) -> bytes:
+        return self._ahead.popleft() if self._ahead else self._fetch(limit)
+
+    def _fetch(self, limit: int) -> bytes:
         try:
             raw = self._source.readline(limit)
         except OSError as error:
