@@ -18,9 +18,9 @@ CREATE TABLE {table} (
     visit bigint NOT NULL, day date NOT NULL, reason_encrypted bytea, scan_encrypted bytea, reason_index bytea,
     key_version integer NOT NULL, {key}
 ){options};
-COMMENT ON COLUMN {table}.reason_encrypted IS 'encrypted visits.reason as text';
-COMMENT ON COLUMN {table}.scan_encrypted IS 'encrypted visits.scan as bytes';
-COMMENT ON COLUMN {table}.reason_index IS 'blind index of visits.reason by exact';
+COMMENT ON COLUMN {table}.reason_encrypted IS 'encrypted {context}.reason as text';
+COMMENT ON COLUMN {table}.scan_encrypted IS 'encrypted {context}.scan as bytes';
+COMMENT ON COLUMN {table}.reason_index IS 'blind index of {context}.reason by exact';
 """
 
 
@@ -41,7 +41,8 @@ def connection(shared_engine: Engine) -> Iterator[Connection]:
 
 def create(connection: Connection, table: str, *, key: str = "PRIMARY KEY (visit, day)", options: str = "") -> None:
     """Create another team's table, in plain SQL."""
-    connection.execute(text(THEIRS.format(table=table, key=key, options=options)))
+    context = table.replace('"', "").replace(" ", "_")
+    connection.execute(text(THEIRS.format(table=table, key=key, options=options, context=context)))
 
 
 def found(connection: Connection) -> dict[str, EncryptedTable]:

@@ -6,16 +6,17 @@ without being named anywhere, and a column that merely looks encrypted is never 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import SAWarning
 
-from voiceassist_db.blind_index import NORMALISERS
 from voiceassist_db.errors import SchemaNotMigratedError
-from voiceassist_db.execution import execute
+from voiceassist_db.execution import execute, regclass
 from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
 from voiceassist_db.safety import NOT_TRUSTED
@@ -29,11 +30,72 @@ _CANDIDATES = text(
     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-      AND coalesce(nullif(t.typbasetype, 0), t.oid) = 'pg_catalog.bytea'::regtype
-      AND (a.attname LIKE :suffix OR pg_catalog.col_description(c.oid, a.attnum) LIKE 'encrypted %')
+      AND (a.attname LIKE :suffix AND (t.oid = 'pg_catalog.bytea'::regtype OR t.typtype = 'd')
+           OR pg_catalog.col_description(c.oid, a.attnum) LIKE ANY (ARRAY['encrypted % as %', 'blind index of % by %']))
     ORDER BY 1, 2
     """  # noqa: S608  # of constants
 )
+
+_FLAWS = text(
+    """
+    SELECT n.nspname, c.relname, pg_catalog.format('the primary key column %s has the collation %s, by which different texts are equal, '
+        'but values are bound to one text: ALTER TABLE … ALTER COLUMN %s TYPE … COLLATE "C"', a.attname, l.collname, a.attname) AS problem
+    FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+    JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
+    WHERE i.indisprimary AND NOT l.collisdeterministic
+    UNION ALL
+    SELECT n.nspname, c.relname, pg_catalog.format('values cannot be bound to the primary key column %s of type %s; use uuid, an integer '
+        'type, text, varchar or date', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod))
+    FROM pg_catalog.pg_index i
+    JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+    WHERE i.indisprimary AND a.atttypid <> ALL (ARRAY['uuid', 'int2', 'int4', 'int8', 'text', 'varchar', 'date']::regtype[])
+    UNION ALL
+    SELECT n.nspname, c.relname, pg_catalog.format('it inherits from, or is inherited by, %s: rows of one table would be found in the other, '
+        'and values bound to neither. ALTER TABLE … NO INHERIT …, or use partitions', other.oid::regclass)
+    FROM pg_catalog.pg_inherits h
+    JOIN pg_catalog.pg_class child ON child.oid = h.inhrelid AND NOT child.relispartition
+    CROSS JOIN LATERAL (VALUES (h.inhrelid, h.inhparent), (h.inhparent, h.inhrelid)) AS pair (one, two)
+    JOIN pg_catalog.pg_class c ON c.oid = pair.one
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_class other ON other.oid = pair.two
+    """
+)
+"""What SQLAlchemy's reflection does not see of a table: which texts are equal, types of other schemas, and inheritance."""
+
+_CHANGERS = text(
+    """
+    SELECT DISTINCT pg_catalog.format('the trigger %s', t.tgname) AS what, p.prosrc AS source
+    FROM pg_catalog.pg_trigger t
+    JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid
+    WHERE (t.tgrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass)
+           OR t.tgrelid IN (SELECT tree.relid FROM pg_catalog.pg_partition_tree(CAST(:table AS pg_catalog.regclass)) tree))
+          AND NOT t.tgisinternal AND t.tgenabled OPERATOR(pg_catalog.<>) 'D' AND t.tgtype OPERATOR(pg_catalog.&) 3::pg_catalog.int2
+          OPERATOR(pg_catalog.=) 3 AND t.tgtype OPERATOR(pg_catalog.&) 20::pg_catalog.int2 OPERATOR(pg_catalog.>) 0
+    UNION ALL
+    SELECT pg_catalog.format('the rule %s', r.rulename), ''
+    FROM pg_catalog.pg_rewrite r WHERE r.ev_class OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass)
+    ORDER BY 1
+    """
+)
+"""What acts before a row is inserted or updated (``pg_trigger.h``: bits 1 row, 2 before, 4 insert, 16 update), and can change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changer:
+    """A trigger or a rule that can change a row of an encrypted table, or put another one in its place.
+
+    Attributes:
+        what: Which one it is, as ``the trigger stamp``.
+        sets_key: Whether the source of its function assigns a column of the primary key, which values are bound to.
+    """
+
+    what: str
+    sets_key: bool
 
 
 @contextmanager
@@ -56,6 +118,8 @@ def _without_false_alarm() -> Iterator[None]:
     with warnings.catch_warnings():
         # SQLAlchemy 2.1 trips over what it has itself read of a constraint that is NOT VALID yet.
         warnings.filterwarnings("ignore", "Can't validate argument 'dialect_options'", SAWarning)
+        # Types of extensions: of a plain column they do not matter, and of every other one they are refused below.
+        warnings.filterwarnings("ignore", "Did not recognize type", SAWarning)
         yield
 
 
@@ -69,6 +133,7 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     with system_names(connection) as default:
         given = {"suffix": f"%{ENCRYPTED_SUFFIX}", "default": default}
         candidates = execute(connection, _CANDIDATES, given, table="pg_class").all()
+        flaws = {(row.nspname, row.relname): row.problem for row in execute(connection, _FLAWS, table="pg_class")}
         reflected = MetaData()
         with _without_false_alarm():
             for schema in sorted({row.nspname for row in candidates}):
@@ -93,13 +158,16 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     try:
         tables = declared_tables(metadata)
     except ValueError as error:
-        known = ", ".join(sorted(metadata.tables))
-        raise SchemaNotMigratedError(f"one of {known} is not declared as an encrypted table must be: {error}") from None
+        raise SchemaNotMigratedError(f"an encrypted table is not declared as it must be: {error}") from None
     for table in tables:
-        for field in table.fields.values():
-            if field.normaliser is not None and field.normaliser not in NORMALISERS:
-                raise SchemaNotMigratedError(
-                    f"{table.name}.{field.index_column}: there is no normaliser {field.normaliser!r}, so that its blind index "
-                    f"can be neither searched nor verified; there are {', '.join(sorted(NORMALISERS))}"
-                )
+        if problem := flaws.get((table.table.schema or default, table.table.name)):
+            raise SchemaNotMigratedError(f"table {table.name}: {problem}")
     return tables
+
+
+def changers(connection: Connection, table: EncryptedTable) -> list[Changer]:
+    """Return what can change the rows of a table while they are written."""
+    found = execute(connection, _CHANGERS, {"table": regclass(connection, table.table)}, table=table.name)
+    key = "|".join(re.escape(column.name) for column in table.key)
+    assigns = re.compile(rf'\bnew\s*\.\s*"?({key})"?\s*:?=', re.IGNORECASE)
+    return [Changer(row.what, bool(assigns.search(row.source))) for row in found]

@@ -72,6 +72,11 @@ class Shape:
         """The name that the catalogue knows it by."""
         return QUOTED.sub(lambda part: part[0][1:-1].replace('""', '"'), self.name)
 
+    @property
+    def context(self) -> str:
+        """What its fields' contexts begin with."""
+        return re.sub("[^A-Za-z0-9_.]", "-", self.name)
+
     def create(self, connection: Connection) -> None:
         """Create the table."""
         columns = [f"{name} {type_}" for name, type_ in self.key.items()]
@@ -80,7 +85,7 @@ class Shape:
         columns += [f"PRIMARY KEY ({', '.join(self.key)})"]
         run(connection, f"CREATE TABLE {self.name} ({', '.join(columns)}) {self.options}")
         for position, (name, kind) in enumerate(self.fields.items()):
-            comment = f"encrypted visits.f{position} as {kind.value}"
+            comment = f"encrypted {self.context}.f{position} as {kind.value}"
             run(connection, f"""COMMENT ON COLUMN {self.name}."{name}_encrypted" IS '{comment}'""")
         run(connection, self.then)
 

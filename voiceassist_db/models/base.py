@@ -6,12 +6,10 @@ Owns the metadata, the naming of constraints, and the columns that each encrypte
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
 
 from sqlalchemy import DateTime, MetaData, Table, Text, func
-from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
-
-from voiceassist_db.models.declaration import FILLFACTOR
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
@@ -34,12 +32,8 @@ def table_of(model: type[DeclarativeBase]) -> Table:
 
 
 class EncryptedRow:
-    """Mixin of a table with encrypted columns: one key version per row, the dates, and room on each page for rotation."""
+    """Mixin of a table with encrypted columns: one key version per row, and the dates."""
 
     key_version: Mapped[int] = mapped_column(sort_order=100)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), sort_order=101)
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), sort_order=102)
-
-    @declared_attr.directive
-    def __table_args__(cls) -> Any:  # noqa: N805  # a declared_attr is called with the class
-        return {"postgresql_with": {"fillfactor": str(FILLFACTOR)}}

@@ -8,7 +8,10 @@ column with a comment and a CHECK, which ``alembic check`` keeps in step. Knows 
 
 from __future__ import annotations
 
+import keyword
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -27,9 +30,12 @@ from sqlalchemy import (
     Uuid,
     event,
 )
-from sqlalchemy.dialects.postgresql import DOMAIN
+from sqlalchemy.dialects.postgresql import CITEXT, DOMAIN
 from sqlalchemy.orm import MappedColumn, mapped_column
+from sqlalchemy.sql.elements import conv
 from sqlalchemy.types import TypeEngine
+
+from voiceassist_db.models.names import CONTEXT, default_context, fitted, problem_with, quoted, require_context
 
 ENCRYPTED_SUFFIX: Final = "_encrypted"
 INDEX_SUFFIX: Final = "_index"
@@ -38,8 +44,8 @@ FLOOR_SUFFIX: Final = "_key_version_floor"
 FILLFACTOR: Final = 75
 """Room that a page keeps free for the next rotation's row versions (HOT), in percent used."""
 
-_ENCRYPTED_COMMENT: Final = re.compile(r"encrypted (?P<context>[a-z0-9_.]+) as (?P<kind>[a-z]+)")
-_INDEX_COMMENT: Final = re.compile(r"blind index of (?P<context>[a-z0-9_.]+) by (?P<normaliser>[a-z_]+)")
+_ENCRYPTED_COMMENT: Final = re.compile(rf"encrypted (?P<context>{CONTEXT}) as (?P<kind>[a-z]+)")
+_INDEX_COMMENT: Final = re.compile(rf"blind index of (?P<context>{CONTEXT}) by (?P<normaliser>[a-z_]+)")
 _BINDABLE: Final = (Integer, String, Date)
 
 
@@ -53,6 +59,15 @@ class Kind(StrEnum):
     INTEGER = "integer"
     DECIMAL = "decimal"
     JSON = "json"
+
+
+class Normaliser(StrEnum):
+    """How the values of a blind index are compared; ``blind_index.NORMALISERS`` has the function of each."""
+
+    EXACT = "exact"
+    MRN = "mrn"
+    NAME = "name"
+    SSN = "ssn"
 
 
 def bound_format(column: str) -> str:
@@ -82,16 +97,18 @@ def any_format(column: str) -> str:
 
 def format_constraint(table: str, column: str) -> str:
     """Return the name of the CHECK that holds a column to its ciphertext format."""
-    return f"{table}_{column}_format"
+    return fitted(f"{table}_{column}", "_format")
 
 
 def floor_constraint(table: str) -> str:
     """Return the name of the CHECK that keeps rows of retired key versions out of a table."""
-    return f"{table}{FLOOR_SUFFIX}"
+    return fitted(table, FLOOR_SUFFIX)
 
 
 def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool = True) -> MappedColumn[Any]:
     """Declare an encrypted column; its attribute's name must end in ``_encrypted``.
+
+    The table gets the CHECK of the column's format, and room on its pages for rotation unless it has a ``fillfactor`` of its own.
 
     Args:
         kind: Type of the value that application code sees.
@@ -100,18 +117,22 @@ def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool =
         nullable: Whether a row may lack the value.
 
     Raises:
-        ValueError: The attribute's name does not end in ``_encrypted``.
+        ValueError: There is no such kind, or the context has other characters than letters, digits, ``_``, ``.`` and ``-``. When the
+            table is made: the name does not end in ``_encrypted``, or what stands before that cannot be a record's field.
     """
+    kind = Kind(kind)
+    given = None if context is None else require_context(context)
     declared: MappedColumn[Any] = mapped_column(LargeBinary, nullable=nullable)
 
     def complete(column: Column[Any], table: Table) -> None:
         if column.comment is not None:
             return  # a copy of a complete table, as Alembic makes them
-        field = _field_of(column.name, ENCRYPTED_SUFFIX)
-        column.comment = f"encrypted {context or _default_context(table, field)} as {kind.value}"
-        table.append_constraint(
-            CheckConstraint(bound_format(column.name), name=format_constraint(table.name, column.name))
-        )
+        field = _new_field(table, column, ENCRYPTED_SUFFIX)
+        column.comment = f"encrypted {given or default_context(table.schema, table.name, field)} as {kind.value}"
+        condition = bound_format(quoted(column.name))
+        # conv() keeps a naming convention from changing a name by which rotation finds the constraint.
+        table.append_constraint(CheckConstraint(condition, name=conv(format_constraint(table.name, column.name))))
+        _leave_room(table)
 
     event.listen(declared.column, "after_parent_attach", complete, propagate=True)
     return declared
@@ -121,30 +142,58 @@ def blind_index_column(normaliser: str, *, context: str | None = None, unique: b
     """Declare the search token of an encrypted field: ``ssn_index`` beside ``ssn_encrypted``.
 
     Args:
-        normaliser: Which spelling differences do not matter: a name of ``blind_index.NORMALISERS``.
+        normaliser: Which spelling differences do not matter: a :class:`Normaliser`, or its name.
         context: As for :func:`encrypted_column`.
         unique: Whether no two rows may have the same value.
+
+    Raises:
+        ValueError: There is no such normaliser; otherwise as for :func:`encrypted_column`.
     """
+    if normaliser not in set(Normaliser):
+        raise ValueError(f"there is no normaliser {normaliser!r}; there are {', '.join(sorted(Normaliser))}")
+    given = None if context is None else require_context(context)
     declared: MappedColumn[Any] = mapped_column(LargeBinary, index=not unique, unique=unique)
 
     def complete(column: Column[Any], table: Table) -> None:
         if column.comment is not None:
             return
-        field = _field_of(column.name, INDEX_SUFFIX)
-        column.comment = f"blind index of {context or _default_context(table, field)} by {normaliser}"
+        field = _new_field(table, column, INDEX_SUFFIX)
+        column.comment = f"blind index of {given or default_context(table.schema, table.name, field)} by {normaliser}"
 
     event.listen(declared.column, "after_parent_attach", complete, propagate=True)
     return declared
 
 
-def _field_of(column: str, suffix: str) -> str:
+def _new_field(table: Table, column: Column[Any], suffix: str) -> str:
+    """Return the field's name of a column that a model declares, if a record can have it."""
+    for name in (table.name, column.name):
+        if problem := problem_with(name):
+            raise ValueError(f"column {column.name!r} of table {table.fullname!r}: {name!r} {problem}")
+    field = _field_of(table, column.name, suffix)
+    if not field.isidentifier() or keyword.iskeyword(field) or unicodedata.normalize("NFKC", field) != field:
+        raise ValueError(
+            f"column {column.name!r}: {field!r} cannot be the name of a record's field; use a Python identifier in its normal form (NFKC)"
+        )
+    return field
+
+
+def _leave_room(table: Table) -> None:
+    """Give a table its fillfactor, unless the application has given it one, or it has no pages of its own."""
+    options = table.dialect_options["postgresql"]
+    if options["partition_by"]:
+        return
+    storage = dict(options["with"] or {})
+    if "fillfactor" not in {name.lower() for name in storage}:
+        # By the argument's name, for Alembic renders those that were given.
+        table.dialect_kwargs["postgresql_with"] = storage | {"fillfactor": str(FILLFACTOR)}
+
+
+def _field_of(table: Table, column: str, suffix: str) -> str:
     if not column.endswith(suffix) or column == suffix:
-        raise ValueError(f"column {column!r}: its name must be the field's name followed by {suffix!r}")
+        raise ValueError(
+            f"column {column!r} of table {table.fullname}: its name must be the field's name followed by {suffix!r}"
+        )
     return column.removesuffix(suffix)
-
-
-def _default_context(table: Table, field: str) -> str:
-    return f"{table.fullname}.{field}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,8 +246,8 @@ class EncryptedTable:
         """Read a table's declaration.
 
         Raises:
-            ValueError: It declares nothing encrypted, has no ``key_version`` or no primary key, or has a primary key of
-                a type that values cannot be bound to.
+            ValueError: It declares nothing encrypted, has no ``key_version`` or no primary key, has a primary key of a type that
+                values cannot be bound to, or its declarations contradict each other or are incomplete.
         """
         fields = {field.name: field for field in _fields(table)}
         key = tuple(table.primary_key.columns)
@@ -206,59 +255,129 @@ class EncryptedTable:
             raise ValueError(f"table {table.fullname} declares no encrypted column")
         if VERSION_COLUMN not in table.c or not key:
             raise ValueError(f"table {table.fullname} needs a primary key and a column {VERSION_COLUMN}")
-        if len({field.context for field in fields.values()}) < len(fields):
-            raise ValueError(
-                f"table {table.fullname}: two columns have the same context, and their values could be swapped"
-            )
         for field in fields.values():
             if field.index_column is not None and field.kind is not Kind.TEXT:
                 raise ValueError(f"table {table.fullname}: {field.name} has a blind index, which only text can have")
         for column in key:
-            if not _is_bindable(column.type):
+            if not is_bindable(column.type):
                 raise ValueError(
-                    f"table {table.fullname}: values cannot be bound to a primary key of type {column.type}; "
+                    f"table {table.fullname}: values cannot be bound to a primary key of type {column.type!r} ({column.name}); "
                     "use uuid, an integer type, text, varchar or date"
                 )
         return cls(table, key, fields)
 
 
-def _is_bindable(type_: TypeEngine[Any]) -> bool:
-    """Say whether a key of this type reads back as it was written, in the same text in Python and in SQL."""
+def is_bindable(type_: TypeEngine[Any]) -> bool:
+    """Say whether a key of this type reads back as it was written, in the same text in Python and in SQL.
+
+    Two such keys are equal in SQL exactly where they are in Python; a collation can change that.
+    """
     if isinstance(type_, Uuid):
         return bool(type_.as_uuid and type_.native_uuid)
-    return isinstance(type_, _BINDABLE) and not isinstance(type_, CHAR | Enum)
+    return isinstance(type_, _BINDABLE) and not isinstance(type_, CHAR | Enum | CITEXT)
 
 
 def _fields(table: Table) -> list[EncryptedField]:
-    indexes = {}
+    """Return the fields that a table's comments declare.
+
+    Raises:
+        ValueError: A declaration cannot be followed.
+    """
+    indexes = dict(_indexes(table))
+    fields: dict[str, EncryptedField] = {}
     for column in table.c:
-        if found := _INDEX_COMMENT.fullmatch(column.comment or ""):
-            indexes[found["context"]] = (column.name, found["normaliser"])
-    fields = []
+        if not (found := _ENCRYPTED_COMMENT.fullmatch(column.comment or "")):
+            continue
+        where, context = f"column {table.fullname}.{column.name}", found["context"]
+        _require_binary(table, column)
+        if found["kind"] not in set(Kind):
+            raise ValueError(f"{where}: there is no kind {found['kind']!r}; there are {', '.join(sorted(Kind))}")
+        if context in fields:
+            raise ValueError(
+                f"{where} and {fields[context].column} have the same context {context}, so that their values could be swapped"
+            )
+        index, normaliser = indexes.pop(context, (None, None))
+        name = _field_of(table, column.name, ENCRYPTED_SUFFIX)
+        fields[context] = EncryptedField(name, column.name, context, Kind(found["kind"]), index, normaliser)
+    for context, (index, _) in indexes.items():
+        raise ValueError(
+            f"column {table.fullname}.{index} is the blind index of {context}, but no encrypted column of the table has this context: "
+            "give both the same context"
+        )
+    return list(fields.values())
+
+
+def _indexes(table: Table) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the context of each blind index, with its column and its normaliser."""
+    seen: dict[str, str] = {}
     for column in table.c:
-        if found := _ENCRYPTED_COMMENT.fullmatch(column.comment or ""):
-            name = _field_of(column.name, ENCRYPTED_SUFFIX)
-            index, normaliser = indexes.get(found["context"], (None, None))
-            fields.append(EncryptedField(name, column.name, found["context"], Kind(found["kind"]), index, normaliser))
-    return fields
+        if not (found := _INDEX_COMMENT.fullmatch(column.comment or "")):
+            continue
+        where, context, normaliser = f"column {table.fullname}.{column.name}", found["context"], found["normaliser"]
+        _require_binary(table, column)
+        if normaliser not in set(Normaliser):
+            raise ValueError(
+                f"{where}: there is no normaliser {normaliser!r}; there are {', '.join(sorted(Normaliser))}"
+            )
+        if context in seen:
+            raise ValueError(f"{where} and {seen[context]} are both the blind index of {context}: drop one of them")
+        seen[context] = column.name
+        yield context, (column.name, normaliser)
+
+
+def _require_binary(table: Table, column: Column[Any]) -> None:
+    if not _is_binary(column.type):
+        raise ValueError(f"column {table.fullname}.{column.name} is declared as encrypted, but is not of type bytea")
+
+
+def _is_declared(table: Table) -> bool:
+    comments = [column.comment or "" for column in table.c]
+    return any(_ENCRYPTED_COMMENT.fullmatch(each) or _INDEX_COMMENT.fullmatch(each) for each in comments)
+
+
+def contexts_of(table: Table) -> set[str]:
+    """Return the contexts of a table's encrypted columns, whatever else is wrong with their declaration."""
+    found = (_ENCRYPTED_COMMENT.fullmatch(column.comment or "") for column in table.c)
+    return {each["context"] for each in found if each}
 
 
 def declared_tables(metadata: MetaData) -> list[EncryptedTable]:
-    """Return the encrypted tables of a metadata collection, by name."""
-    return [EncryptedTable.of(table) for _, table in sorted(metadata.tables.items()) if _fields(table)]
+    """Return the encrypted tables of a metadata collection, by name.
+
+    Raises:
+        ValueError: A declaration cannot be followed, or two tables have the same context.
+    """
+    tables = [EncryptedTable.of(table) for _, table in sorted(metadata.tables.items()) if _is_declared(table)]
+    owners: dict[str, str] = {}
+    for table in tables:
+        for field in table.fields.values():
+            place = f"{table.name}.{field.column}"
+            if (other := owners.setdefault(field.context, place)) != place:
+                raise ValueError(
+                    f"columns {other} and {place} have the same context {field.context}, so that a value of one would be accepted in "
+                    "the other. If one table is a copy, drop it. If both are needed, declare one with a context of its own, and write "
+                    "its rows again by its repository."
+                )
+    return tables
 
 
 def _is_binary(type_: TypeEngine[Any]) -> bool:
-    return isinstance(type_.data_type if isinstance(type_, DOMAIN) else type_, LargeBinary)
+    while isinstance(type_, DOMAIN):
+        type_ = type_.data_type
+    return isinstance(type_, LargeBinary)
 
 
-def undeclared_columns(metadata: MetaData) -> list[str]:
-    """Return ``table.column`` of the binary columns that look encrypted by their name, but carry no declaration."""
+def undeclared_in(table: Table) -> list[str]:
+    """Return the binary columns of a table that look encrypted by their name, but carry no declaration."""
     return [
-        f"{table.fullname}.{column.name}"
-        for _, table in sorted(metadata.tables.items())
+        column.name
         for column in table.c
         if column.name.endswith(ENCRYPTED_SUFFIX)
         and _is_binary(column.type)
         and not _ENCRYPTED_COMMENT.fullmatch(column.comment or "")
     ]
+
+
+def undeclared_columns(metadata: MetaData) -> list[str]:
+    """Return ``table.column`` of all such columns of a metadata collection."""
+    return [f"{table.fullname}.{name}" for _, table in sorted(metadata.tables.items()) for name in undeclared_in(table)]

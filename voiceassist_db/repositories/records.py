@@ -57,7 +57,14 @@ def record(cls: type[T]) -> type[T]:
     """
     if not issubclass(cls, Record):
         raise TypeError(f"{cls.__name__} must be a subclass of Record")
-    return dataclass(frozen=True, kw_only=True, slots=True, repr=False)(cls)
+    made: type[T] = dataclass(frozen=True, kw_only=True, slots=True, repr=False)(cls)
+    for each in dataclasses.fields(made):  # type: ignore[arg-type]  # made just now
+        # A field called shown would decide which fields the repr masks. A ClassVar of that name is no field.
+        if hasattr(Record, each.name) or each.name == "self":
+            raise TypeError(
+                f"{cls.__name__} cannot have a field {each.name!r}, which means something else: give the column another name"
+            )
+    return made
 
 
 @record

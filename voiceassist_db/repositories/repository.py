@@ -21,6 +21,7 @@ from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, ValueFo
 from voiceassist_db.execution import connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
+from voiceassist_db.models.requirements import require_lookup, require_writable, usable
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.pgcrypto.expressions import parameters
@@ -78,14 +79,16 @@ class Repository(Generic[R]):
             return
         if cls.record.__repr__ is not Record.__repr__:
             raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")
-        cls._table = EncryptedTable.of(table_of(cls.model))
+        cls._table = usable(table_of(cls.model))
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
         if not _is_unique(cls._table.table, cls.lookup):
             raise TypeError(
                 f"{cls.__name__}.lookup: several rows of {cls._table.name} may have the same {', '.join(cls.lookup)}, so that it "
                 "names none of them: add a unique constraint, or choose other columns"
             )
+        require_lookup(cls._table, cls.lookup)
         plain = cls._plain_columns()
+        require_writable(cls._table, plain)
         cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._fields = tuple(cls._table.fields.values())

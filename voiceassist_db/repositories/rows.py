@@ -11,7 +11,8 @@ from enum import Enum
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import Column, LargeBinary
+from sqlalchemy import CHAR, Column, LargeBinary, String
+from sqlalchemy import Enum as SqlEnum
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.keyring import Keyring
@@ -207,7 +208,25 @@ def checker(column: Column[Any]) -> Check:
             raise ValueError(f"{column.name} must be of type {expected.__name__}, not {type(value).__name__}")
         return check_text(value)
 
-    return check
+    return _length_checker(column, check)
+
+
+def _length_checker(column: Column[Any], check: Check) -> Check:
+    """Return a check that refuses, too, text that PostgreSQL would store otherwise: without blanks at its end, or with more."""
+    limit = getattr(column.type, "length", None)
+    if limit is None or not isinstance(column.type, String) or isinstance(column.type, SqlEnum):
+        return check
+    is_padded = isinstance(column.type, CHAR)
+
+    def check_length(value: Any) -> Any:
+        length = len(check(value))
+        if length > limit or (is_padded and length < limit):
+            raise ValueError(
+                f"{column.name} must have {'exactly' if is_padded else 'at most'} {limit} characters, not {length}"
+            )
+        return value
+
+    return check_length
 
 
 def form_checker(name: str, check: Check, form: Check) -> Check:
