@@ -73,7 +73,7 @@ _CHANGERS = text(
     FROM pg_catalog.pg_trigger t
     JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid
     WHERE (t.tgrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass)
-           OR t.tgrelid IN (SELECT tree.relid FROM pg_catalog.pg_partition_tree(CAST(:table AS pg_catalog.regclass)) tree))
+           OR t.tgrelid OPERATOR(pg_catalog.=) ANY (SELECT tree.relid FROM pg_catalog.pg_partition_tree(CAST(:table AS pg_catalog.regclass)) tree))
           AND NOT t.tgisinternal AND t.tgenabled OPERATOR(pg_catalog.<>) 'D' AND t.tgtype OPERATOR(pg_catalog.&) 3::pg_catalog.int2
           OPERATOR(pg_catalog.=) 3 AND t.tgtype OPERATOR(pg_catalog.&) 20::pg_catalog.int2 OPERATOR(pg_catalog.>) 0
     UNION ALL

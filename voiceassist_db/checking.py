@@ -15,10 +15,12 @@ from psycopg import AsyncClientCursor, ClientCursor
 from sqlalchemy import Connection, text
 
 from voiceassist_db import safety
-from voiceassist_db.catalogue import encrypted_tables, system_names
+from voiceassist_db.catalogue import changers, encrypted_tables, system_names
+from voiceassist_db.constraints import gaps
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
+from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
 
 
 class Verdict(StrEnum):
@@ -92,6 +94,7 @@ def check(connection: Connection, *, trust_local: bool = False) -> list[Line]:
     """
     session = safety.Session.of(tuple(_all(connection, safety.SESSION)[0]))
     lines = [*_connection(connection, session, trust_local=trust_local), *_names(connection, session)]
+    lines += _tables(connection)
     with system_names(connection):
         lines += _role(connection)
         lines += _functions(connection, session)
@@ -216,6 +219,35 @@ def _names(connection: Connection, session: safety.Session) -> Iterator[Line]:
     if not findings:
         detail = f"{', '.join(session.path)}: nobody but who may create schemas has anything in it that could be taken for another"
         yield Line("search path", Verdict.OK, detail)
+
+
+def _tables(connection: Connection) -> Iterator[Line]:
+    """Look at what encrypted tables lack, and at what else could change or betray their values."""
+    try:
+        tables = encrypted_tables(connection)
+    except SchemaNotMigratedError:
+        return  # which is a line about the role
+    for table in tables:
+        for gap in gaps(connection, table):
+            verdict = Verdict.UNSAFE if gap.is_unsafe else Verdict.NOTE
+            yield Line(table.name, verdict, gap.problem, f"{'; '.join(gap.statements)};")
+        for changer in changers(connection, table):
+            if changer.sets_key:
+                detail = f"{changer.what} sets the primary key: values are bound to the key that the application gave, and could not be read"
+                yield Line(table.name, Verdict.UNSAFE, detail, "Leave the key to the application.")
+            else:
+                yield Line(
+                    table.name,
+                    Verdict.NOTE,
+                    f"{changer.what} can change rows while they are written: it must not change the key",
+                )
+        if table.version.nullable:
+            detail = f"{table.version.name} may be NULL: a value in a row without a version cannot be read"
+            yield Line(table.name, Verdict.NOTE, detail, "Make it NOT NULL once each row has one.")
+        plain = {column.name.casefold(): column.name for column in table.table.c}
+        for name in sorted(plain[each.casefold()] for each in table.fields if each.casefold() in plain):
+            detail = f"the column {name} stands beside {name}{ENCRYPTED_SUFFIX}: if it holds the same values, they are not encrypted"
+            yield Line(table.name, Verdict.NOTE, detail, "Drop it when nothing needs it any more.")
 
 
 def _functions(connection: Connection, session: safety.Session) -> Iterator[Line]:

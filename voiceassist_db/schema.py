@@ -12,7 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine
 
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.constraints import set_format, validate
+from voiceassist_db.constraints import Gap, complete, set_format, validate
 from voiceassist_db.errors import MigrationError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import translated
@@ -45,6 +45,20 @@ def migrate(engine: Engine) -> None:
             problem = escaped_sql(str(error))
     if problem is not None:
         raise MigrationError(problem)
+
+
+def complete_tables(connection: Connection) -> list[Gap]:
+    """Add the CHECKs and the fillfactor that encrypted tables lack, as those do whose encrypted columns were added later.
+
+    Needs the tables' owner. The caller commits. A migration may call it with ``op.get_bind()`` after ``op.add_column``.
+
+    Returns:
+        What was missing.
+
+    Raises:
+        ConstraintError: A column holds something else than ciphertext.
+    """
+    return [gap for table in encrypted_tables(connection) for gap in complete(connection, table)]
 
 
 def allow_direct_format(connection: Connection) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, false, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.constraints import Gap, gaps
 from voiceassist_db.execution import execute
 from voiceassist_db.keyring import RegisteredKey, registered_keys
 from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow, table_of
@@ -67,6 +68,7 @@ class Status:
         rotations: The last runs, newest first.
         key_age_days: Age of the current key; None where no key is registered.
         overdue: Whether the current key is older than the policy allows.
+        gaps: What encrypted tables lack; ``schema.complete_tables`` adds it.
     """
 
     keys: tuple[RegisteredKey, ...]
@@ -74,6 +76,7 @@ class Status:
     rotations: tuple[Rotation, ...]
     key_age_days: float | None
     overdue: bool
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def unfinished(self) -> tuple[Rotation, ...]:
@@ -85,13 +88,15 @@ def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_D
     """Read the registry, count rows per version in every encrypted table, and list the last rotations."""
     keys = tuple(registered_keys(connection).values())
     tables: dict[str, dict[int, int]] = {}
+    missing: list[Gap] = []
     for table in encrypted_tables(connection):
+        missing += gaps(connection, table)
         counted = select(table.version, func.count()).group_by(table.version).order_by(table.version)
         tables[table.name] = dict(map(tuple, execute(connection, counted, table=table.name)))
     current = next((key for key in keys if key.state == "current"), None)
     age = (datetime.now(UTC) - current.created_at).total_seconds() / 86400 if current else None
     overdue = age is not None and age > max_age_days
-    return Status(keys, tables, _rotations(connection), age, overdue)
+    return Status(keys, tables, _rotations(connection), age, overdue, tuple(missing))
 
 
 def _rotations(connection: Connection) -> tuple[Rotation, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from voiceassist_db.cli.output import emit_json, json_option, progress, say, say_error
+from voiceassist_db.escaping import escaped_sql
 
 if TYPE_CHECKING:
+    from voiceassist_db.constraints import Gap
     from voiceassist_db.rotation import IndexRotationReport, Plan, Progress, Retirement, RotationReport
 
 TARGET_BATCH_S: Final = 0.5
@@ -223,7 +225,13 @@ def _show_plan(would: Plan, *, as_json: bool) -> None:
     say(f"would {does} the rotation from key version {would.from_version} to {would.to_version}:")
     for table, rows in would.rows.items():
         say(f"  {table}: {rows:,} rows to re-encrypt, {would.bytes[table] / (1 << 20):,.0f} MiB with indexes")
+    _show_gaps(would.gaps)
     say("nothing was changed")
+
+
+def _show_gaps(gaps: Sequence[Gap]) -> None:
+    for gap in gaps:
+        say(f"{gap.table}: {gap.problem}. To add it: {escaped_sql('; '.join(gap.statements))};")
 
 
 def _show_report(report: RotationReport) -> None:
@@ -236,6 +244,7 @@ def _show_report(report: RotationReport) -> None:
     )
     if report.open_writers:
         say(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
+    _show_gaps(report.gaps)
 
 
 def _show_index_report(report: IndexRotationReport) -> None:

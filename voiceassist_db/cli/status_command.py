@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from voiceassist_db.cli.output import emit_json, json_option, say
+from voiceassist_db.escaping import escaped_sql
 
 if TYPE_CHECKING:
     from voiceassist_db.status import Rotation, Status
@@ -63,6 +64,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "rotations": [dataclasses.asdict(each) for each in status.rotations],
         "key_age_days": status.key_age_days,
         "overdue": status.overdue,
+        "gaps": [dataclasses.asdict(each) for each in status.gaps],
     }
 
 
@@ -81,6 +83,8 @@ def _show(status: Status, max_age_days: int) -> None:
     for table, counts in status.tables.items():
         versions = ", ".join(f"{rows:,} under version {version}" for version, rows in counts.items())
         say(f"{table}: {versions or 'empty'}")
+    for gap in status.gaps:
+        say(f"{gap.table}: {gap.problem}. To add it: {escaped_sql('; '.join(gap.statements))};")
     for run in status.rotations:
         say(_described(run))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from voiceassist_db.constraints import Gap
 
 DEFAULT_TARGET_BATCH_S: Final = 0.5
 
@@ -69,6 +71,7 @@ class Plan:
         unfinished: Whether an earlier run began this rotation.
         rows: Rows to re-encrypt, by table.
         bytes: Size on disk with indexes, by table.
+        gaps: What the tables lack; ``schema.complete_tables`` adds it.
     """
 
     from_version: int
@@ -76,6 +79,7 @@ class Plan:
     unfinished: bool
     rows: Mapping[str, int]
     bytes: Mapping[str, int]
+    gaps: Sequence[Gap]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class RotationReport:
         table_growth: Size of the tables afterwards over before; 1.0 where nothing grew.
         index_growth: The same of their indexes.
         hot_ratio: Share of row versions that stayed on their page (HOT); None where nothing was rotated.
+        gaps: What the tables lack; ``schema.complete_tables`` adds it.
     """
 
     from_version: int
@@ -109,6 +114,7 @@ class RotationReport:
     table_growth: float
     index_growth: float
     hot_ratio: float | None
+    gaps: Sequence[Gap]
 
     @property
     def rows_per_second(self) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.constraints import Gap, gaps
 from voiceassist_db.errors import (
     NothingToDoError,
     RotationActiveError,
@@ -62,6 +63,7 @@ def plan(engine: Engine, keys: KeyringSource, *, tables: Iterable[str] | None = 
                 each.name: sum(sum(part.sizes(connection)) for part in relations_of(connection, each))
                 for each in preflight.chosen
             },
+            preflight.gaps,
         )
 
 
@@ -133,6 +135,7 @@ class _Preflight:
     is_unfinished: bool
     tables: list[EncryptedTable]
     chosen: list[EncryptedTable]
+    gaps: list[Gap]
 
     @classmethod
     def make(
@@ -147,7 +150,9 @@ class _Preflight:
                 f"key version {stored.previous_version} is still in the key store since the rotation to {stored.version}, which "
                 "is complete. At most two versions are live: retire it first (`rotate_keys.py --retire`)."
             )
-        return cls(wanted, is_unfinished, tables, _chosen(tables, names))
+        chosen = _chosen(tables, names)
+        missing = [gap for each in chosen for gap in gaps(connection, each)]
+        return cls(wanted, is_unfinished, tables, chosen, missing)
 
 
 def _chosen(tables: list[EncryptedTable], names: Iterable[str] | None) -> list[EncryptedTable]:
@@ -260,6 +265,7 @@ class _Run:
             table_growth=after[0] / before[0] if before[0] else 1.0,
             index_growth=after[1] / before[1] if before[1] else 1.0,
             hot_ratio=tally.hot_rows / tally.counted_rows if tally.counted_rows else None,
+            gaps=self._preflight.gaps,
         )
 
     def journal(self) -> Journal:
