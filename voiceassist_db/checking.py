@@ -20,7 +20,9 @@ from voiceassist_db.constraints import gaps
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
+from voiceassist_db.models import packets
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
+from voiceassist_db.weak_values import WeakValues, may_read, sampled_share, weak_values
 
 
 class Verdict(StrEnum):
@@ -62,10 +64,10 @@ CVES: Final = (
         "a forged message can overwrite the server's memory",
     ),
     (
-        "CVE-2026-14663",
+        packets.CVE,
         Verdict.NOTE,
         {15: 19, 16: 15, 17: 11, 18: 6},
-        "of other ciphers than AES, which values here never have",
+        "it stores data under Blowfish or CAST5 as it is, readable by whoever reads the row",
     ),
 )
 """What was mended in pgcrypto lately: by which minor release of each version, and what it means here."""
@@ -331,10 +333,42 @@ def _server(connection: Connection) -> Iterator[Line]:
     for name, verdict, mended, what in CVES:
         if major in mended and minor < mended[major]:
             remedy = f"Update PostgreSQL to {major}.{mended[major]} or newer."
-            yield Line(name, verdict, f"PostgreSQL {major}.{minor} has it: {what}", remedy)
+            line = Line(name, verdict, f"PostgreSQL {major}.{minor} has it: {what}", remedy)
         else:
-            yield Line(name, Verdict.OK, f"is mended in PostgreSQL {major}.{minor}")
+            line = Line(name, Verdict.OK, f"is mended in PostgreSQL {major}.{minor}")
+        yield _with_ciphers(connection, line) if name == packets.CVE else line
     yield _preloaded(connection)
+
+
+def _with_ciphers(connection: Connection, line: Line) -> Line:
+    """Return the line about ciphers other than AES, with what the stored values say of theirs."""
+    try:
+        tables = encrypted_tables(connection)
+    except SchemaNotMigratedError:
+        return line  # which another line says already
+    found: list[WeakValues] = []
+    said = [line.detail]
+    unread = [each.name for each in tables if not may_read(connection, each)]
+    for table in tables:
+        if table.name in unread:
+            continue
+        share = sampled_share(connection, table)
+        found += (each for each in weak_values(connection, table, share=share) if each.weakness in packets.WEAK)
+        if share < 1:
+            said.append(f"{table.name} was looked at in a sample of {share:.1%}")
+    if unread:
+        said.append(f"this role may not read every value of {', '.join(unread)}: run it as the auditor as well")
+    if not found:
+        said += [] if unread else ["no stored value names another cipher than AES"]
+        verdict = Verdict.NOTE if unread and line.verdict is Verdict.OK else line.verdict
+        return Line(line.subject, verdict, "; ".join(said), line.remedy)
+    said += [f"{each.table}.{each.field} has values of this kind: {each.values:,} ({each.weakness})" for each in found]
+    remedy = (
+        f"Rotate the key first: scripts/rotate_keys.py. {line.remedy}"
+        if line.remedy
+        else "This server may not open them: rotate the key on one before its update, such as a restored backup, and use that one's data."
+    )
+    return Line(line.subject, Verdict.UNSAFE, "; ".join(said), remedy)
 
 
 def _preloaded(connection: Connection) -> Line:

@@ -318,7 +318,9 @@ class _Walk:
         """Return what is found in these rows, each looked at while the server decrypts the next ones."""
         statement = self._statements.get(fields)
         if statement is None:
-            statement = self._statements[fields] = _select(self._connection, self._table, fields)
+            statement = self._statements[fields] = _select(
+                self._connection, self._table, fields, is_adopted=not self._needs_tokens
+            )
         see_all_rows(self._connection)
         keyring = self._keys.keyring(self._connection)
         keys = self._keys_of(page)
@@ -346,12 +348,14 @@ def _quoted(connection: Connection, column: str) -> str:
     return connection.dialect.identifier_preparer.quote(column).replace("%%", "%")
 
 
-def _select(connection: Connection, table: EncryptedTable, fields: tuple[EncryptedField, ...]) -> Prepared:
+def _select(
+    connection: Connection, table: EncryptedTable, fields: tuple[EncryptedField, ...], *, is_adopted: bool
+) -> Prepared:
     columns: list[Any] = []
     for each in fields:
         column = _quoted(connection, each.column)
         columns += [
-            decrypt_stored(table, each).label(each.name),
+            decrypt_stored(table, each, is_adopted=is_adopted).label(each.name),
             literal_column(bound_format(column)),
             literal_column(packets.weakness(column)),
             table.table.c[each.index_column] if each.index_column else null(),

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from voiceassist_db.cli.output import emit_json, json_option, say
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from voiceassist_db.weak_values import WeakValues
 
 SCHEMES = ("bound", "direct")
 
@@ -31,6 +37,7 @@ def command(scheme: str | None, as_json: bool) -> None:
     from voiceassist_db.execution import translated
     from voiceassist_db.keyring import initialise_keys
     from voiceassist_db.keys import Scheme
+    from voiceassist_db.models import packets
     from voiceassist_db.schema import allow_direct_format
 
     provider = config.key_provider()
@@ -43,10 +50,14 @@ def command(scheme: str | None, as_json: bool) -> None:
                     f"key version {done.version} is registered with scheme {done.scheme.value}: its rows are written that way, "
                     "and it cannot change"
                 )
+            weak = _adopted(connection) if done.scheme is Scheme.DIRECT else []
             if done.scheme is Scheme.DIRECT and done.registered:
                 allow_direct_format(connection)
     finally:
         engine.dispose()
+    for each in weak:
+        count = f"{each.values:,} value{'s' if each.values > 1 else ''}"
+        say(f"{each.table}.{each.field}: {count}, of which each {packets.described(each.weakness)}", err=True)
     if as_json:
         emit_json(dataclasses.asdict(done))
         return
@@ -57,3 +68,25 @@ def command(scheme: str | None, as_json: bool) -> None:
     )
     if done.scheme is Scheme.DIRECT:
         say("rows that were written without this package have no blind index: they are read by id, and not searched")
+
+
+def _adopted(connection: Connection) -> list[WeakValues]:
+    """Return which values should be rotated before the server is updated.
+
+    Raises:
+        ConfigurationError: There are values that no scheme accepts.
+    """
+    from voiceassist_db.catalogue import encrypted_tables
+    from voiceassist_db.errors import ConfigurationError
+    from voiceassist_db.models import packets
+    from voiceassist_db.weak_values import weak_values
+
+    found = [each for table in encrypted_tables(connection) for each in weak_values(connection, table)]
+    if refused := [each for each in found if each.weakness not in packets.WEAK]:
+        values = "; ".join(f"{each.values:,} of {each.table}.{each.field} ({each.weakness})" for each in refused)
+        raise ConfigurationError(
+            f"these values are no password-encrypted OpenPGP message with an integrity check: {values}. Nothing was registered. Encrypt "
+            "them again in SQL, pgp_sym_encrypt(pgp_sym_decrypt(column, key), key), which adds the check, or clear them. Then run this "
+            "again."
+        )
+    return found

@@ -46,6 +46,12 @@ class Keyring:
             return self.previous.scheme
         return None
 
+    @property
+    def has_direct(self) -> bool:
+        """Whether rows of scheme ``direct`` may be read, which were written with any options."""
+        previous = self.previous
+        return self.current.scheme is Scheme.DIRECT or (previous is not None and previous.scheme is Scheme.DIRECT)
+
     def column_key(self, version: KeyVersion, context: str) -> Key:
         """Return the key that one column is encrypted with under a version."""
         if version.scheme is Scheme.DIRECT:

@@ -90,7 +90,8 @@ def decoder(field: EncryptedField, *, table: str) -> Decoder:
         except (ValueError, InvalidOperation, RecursionError):
             pass  # raised below, where the cause, which quotes the plaintext, is no longer attached
         raise ValueFormatError(
-            f"{table}.{field.name} of row {row} opens, but is not of type {field.kind.value}",
+            f"{table}.{field.name} of row {row} opens, but is not of type {field.kind.value}: write the value again with update(), or "
+            "leave the field out with fields=",
             table=table,
             field=field.name,
             row_id=row,

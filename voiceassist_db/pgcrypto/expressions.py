@@ -64,11 +64,26 @@ def encrypt(kind: Kind, value: ColumnElement[Any], key: ColumnElement[Any]) -> C
     return call
 
 
-def decrypt(kind: Kind, ciphertext: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return the expression of a ciphertext's plaintext. A NULL ciphertext stays NULL; a NULL key is an error."""
+def decrypt(
+    kind: Kind, ciphertext: ColumnElement[Any], key: ColumnElement[Any], *, is_adopted: bool = False
+) -> ColumnElement[Any]:
+    """Return the expression of a ciphertext's plaintext. A NULL ciphertext stays NULL; a NULL key is an error.
+
+    Args:
+        kind: Type of the value.
+        ciphertext: The ciphertext.
+        key: The key.
+        is_adopted: Whether text may have been written by ``pgp_sym_encrypt_bytea``, which ``pgp_sym_decrypt`` refuses.
+    """
     if kind is Kind.BYTES:
         return func.pgcrypto.pgp_sym_decrypt_bytea(ciphertext, _present(key), type_=LargeBinary)
-    return func.pgcrypto.pgp_sym_decrypt(ciphertext, _present(key), type_=Text)
+    text: ColumnElement[Any] = func.pgcrypto.pgp_sym_decrypt(ciphertext, _present(key), type_=Text)
+    if not is_adopted:
+        return text
+    # Elsewhere than in UTF-8 the bytes do not say which encoding they are in, and pgp_sym_decrypt knows it.
+    is_utf8 = func.pg_catalog.getdatabaseencoding(type_=Text) == _quoted("UTF8")
+    data = func.pgcrypto.pgp_sym_decrypt_bytea(ciphertext, _present(key), type_=LargeBinary)
+    return case((is_utf8, func.pg_catalog.convert_from(data, _quoted("UTF8"), type_=Text)), else_=text)
 
 
 def version_parameter(slot: str) -> ColumnElement[int]:
@@ -89,7 +104,7 @@ def encrypt_new(table: EncryptedTable, field: EncryptedField, value: ColumnEleme
 
 
 def decrypt_stored(
-    table: EncryptedTable, field: EncryptedField, source: FromClause | None = None
+    table: EncryptedTable, field: EncryptedField, source: FromClause | None = None, *, is_adopted: bool = False
 ) -> ColumnElement[Any]:
     """Return the expression of a stored plaintext, by the key of its row's version.
 
@@ -97,12 +112,16 @@ def decrypt_stored(
         table: The table.
         field: The field.
         source: What to take the row's columns from; the table by default.
+        is_adopted: Whether a live version has scheme ``direct``: see :func:`decrypt`.
 
     A row of neither live version yields NULL, and not an error that would end the caller's transaction: so whoever uses this
     must select the row's version beside it, and refresh the keyring where it is unknown.
     """
     columns = (table.table if source is None else source).c
-    choices = {slot: decrypt(field.kind, columns[field.column], column_key(table, field, slot)) for slot in SLOTS}
+    choices = {
+        slot: decrypt(field.kind, columns[field.column], column_key(table, field, slot), is_adopted=is_adopted)
+        for slot in SLOTS
+    }
     return _by_version(columns[table.version.name], choices)
 
 
@@ -128,7 +147,7 @@ def reencrypt(
     table: EncryptedTable, field: EncryptedField, old: ColumnElement[Any], old_scheme: Scheme, new: ColumnElement[Any]
 ) -> ColumnElement[bytes]:
     """Return the expression that turns a ciphertext under one key into a bound one under another, inside the server."""
-    plaintext = decrypt(field.kind, table.table.c[field.column], old)
+    plaintext = decrypt(field.kind, table.table.c[field.column], old, is_adopted=old_scheme is Scheme.DIRECT)
     if old_scheme is Scheme.DIRECT:
         plaintext = _bind_to_row(table, field, plaintext, Scheme.BOUND)
     return encrypt(field.kind, plaintext, new)

@@ -66,6 +66,7 @@ class Repository(Generic[R]):
     forms: ClassVar[Mapping[str, Check]] = {}
     _table: ClassVar[EncryptedTable]
     _statements: ClassVar[Statements]
+    _adopted: ClassVar[Statements]
     _rows: ClassVar[Rows[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
     _naming: ClassVar[list[tuple[str, Check]]]
@@ -89,7 +90,9 @@ class Repository(Generic[R]):
         require_lookup(cls._table, cls.lookup)
         plain = cls._plain_columns()
         require_writable(cls._table, plain)
-        cls._statements = Statements(cls._table, plain, [cls._table.table.c[name] for name in cls.lookup])
+        lookup = [cls._table.table.c[name] for name in cls.lookup]
+        cls._statements = Statements(cls._table, plain, lookup)
+        cls._adopted = Statements(cls._table, plain, lookup, is_adopted=True)
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._fields = tuple(cls._table.fields.values())
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each)) for each in cls._statements.lookup]
@@ -267,7 +270,7 @@ class Repository(Generic[R]):
         """
         chosen = self._chosen(fields)
         where = self._where(key)
-        found = self._read(self._statements.get(chosen), where, chosen)
+        found = self._read(lambda of: of.get(chosen), where, chosen)
         if not found:
             raise self._not_found(where)
         asked = tuple(where.values())
@@ -297,8 +300,13 @@ class Repository(Generic[R]):
             for column, (name, _) in zip(self.lookup, self._naming, strict=True)
         }
         chosen = self._chosen(fields)
-        statement = self._statements.get_many(chosen, for_update=for_update)
-        found = self._read(statement, arrays, chosen, is_many=True, is_long=len(wanted) >= LONG_ROWS)
+        found = self._read(
+            lambda of: of.get_many(chosen, for_update=for_update),
+            arrays,
+            chosen,
+            is_many=True,
+            is_long=len(wanted) >= LONG_ROWS,
+        )
         asked = {tuple(each.values()) for each in wanted}
         for each in found:
             if self._named(each) not in asked:
@@ -324,8 +332,9 @@ class Repository(Generic[R]):
         values: dict[str, Any] = {names.where(column): value for column, value in within.items()} | {"limit": limit}
         if after is not None:
             values |= {names.after(each.name): getattr(after, each.name) for each in self._table.key}
-        statement = self._statements.page(chosen, tuple(within), after is not None)
-        found = self._read(statement, values, chosen, is_long=limit >= LONG_ROWS)
+        found = self._read(
+            lambda of: of.page(chosen, tuple(within), after is not None), values, chosen, is_long=limit >= LONG_ROWS
+        )
         for column, value in within.items():
             if any(getattr(each, column) != value for each in found):
                 raise self._wrong_row((value,))
@@ -339,7 +348,7 @@ class Repository(Generic[R]):
             return []
         asked = self._chosen(fields)
         chosen = asked if field in asked else (*asked, field)
-        statement = self._statements.find(field.index_column, chosen)
+        index_column = field.index_column
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
             keys = keyring.index_column_keys(field.context)
@@ -351,7 +360,9 @@ class Repository(Generic[R]):
         # A token says where to look; only the value itself says that it is the one.
         found = [
             each
-            for each in self._read(statement, tokens, chosen, searches=True, is_many=len(wanted) > 1)
+            for each in self._read(
+                lambda of: of.find(index_column, chosen), tokens, chosen, searches=True, is_many=len(wanted) > 1
+            )
             if (stored := getattr(each, name)) is not None and self._searched(each, field, stored) in wanted
         ]
         if field not in asked:
@@ -376,7 +387,7 @@ class Repository(Generic[R]):
 
     def _read(
         self,
-        statement: Prepared,
+        statement: Callable[[Statements], Prepared],
         values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
         fields: tuple[EncryptedField, ...],
         *,
@@ -391,10 +402,11 @@ class Repository(Generic[R]):
             given = values(keyring) if callable(values) else values
             given = {**given, **parameters(keyring, self._table, fields)}
             found: list[R] = []
+            prepared = statement(self._adopted if keyring.has_direct else self._statements)
             if is_long:
-                unknown = statement.read(connection, given, functools.partial(self._rows.read, keyring, fields, found))
+                unknown = prepared.read(connection, given, functools.partial(self._rows.read, keyring, fields, found))
             else:
-                rows = statement.rows(connection, given, prepare=False if is_many else None)
+                rows = prepared.rows(connection, given, prepare=False if is_many else None)
                 if searches and rows[0][-1]:  # there are tokens of a key that this process does not know yet
                     keyring = self._keys.renew(connection, keyring)
                     continue

@@ -69,12 +69,21 @@ class Statements:
         table: The table.
         plain: Its columns that are neither key, version, encrypted nor an index.
         lookup: The columns by which application code names one row.
+        is_adopted: Whether it reads rows of scheme ``direct``: see ``pgcrypto.expressions.decrypt``.
     """
 
-    def __init__(self, table: EncryptedTable, plain: Iterable[Column[Any]], lookup: Iterable[Column[Any]]) -> None:
+    def __init__(
+        self,
+        table: EncryptedTable,
+        plain: Iterable[Column[Any]],
+        lookup: Iterable[Column[Any]],
+        *,
+        is_adopted: bool = False,
+    ) -> None:
         self.table = table
         self.plain = tuple(plain)
         self.lookup = tuple(lookup)
+        self._is_adopted = is_adopted
         self.parameters: Final = Parameters(table.table)
         self._written = [*table.key, *(each for each in self.plain if each.name not in BOOKKEEPING)]
         self._prepared: dict[object, Prepared] = {}
@@ -202,7 +211,9 @@ class Statements:
         self, fields: tuple[EncryptedField, ...], source: FromClause | None = None
     ) -> Iterator[ColumnElement[Any]]:
         for field in fields:
-            yield decrypt_stored(self.table, field, source).label(self.parameters.plaintext(field.column))
+            yield decrypt_stored(self.table, field, source, is_adopted=self._is_adopted).label(
+                self.parameters.plaintext(field.column)
+            )
 
     def _stored(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
         """Select what is stored of rows, in the order of the primary key."""

@@ -125,7 +125,7 @@ def rotate_index_key(
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
         stored = keys.provider.fetch()
-        keys.keyring(connection)
+        is_adopted = keys.keyring(connection).has_direct
         tables = [each for each in encrypted_tables(connection) if _indexed(each)]
         begun = unfinished_run(connection, "index") is not None or stored.previous_index_key is not None
         _require(stored, tables, begun=begun, resume_only=resume_only)
@@ -139,7 +139,7 @@ def rotate_index_key(
         lease.keep(work.journal)
         try:
             _begin(engine, keys, lease)
-            report = work.through(tables)
+            report = work.through([_TokenTable(each, is_adopted=is_adopted) for each in tables])
             if report.done:
                 _end(engine, keys, lease)
             finished = report.done
@@ -221,7 +221,7 @@ class _Work:
         done = self._lease.rows_before + self._tally.rows
         return {"rows": done, "rows_total": max(self._total, done)}
 
-    def through(self, tables: Sequence[EncryptedTable]) -> IndexRotationReport:
+    def through(self, tables: Sequence[_TokenTable]) -> IndexRotationReport:
         """Renew tokens until a whole pass finds none to renew, and nobody is left who may have written an older one."""
         self._throttle.begin()
         started = time.perf_counter()
@@ -231,7 +231,7 @@ class _Work:
             if number:
                 self._lease.settle(is_stopping=self._stop.is_set)
             before = [self._writers(each) for each in tables]
-            changed = sum(self._pass(_TokenTable(each), number) for each in tables)
+            changed = sum(self._pass(each, number) for each in tables)
             open_ = sum(len(one & self._writers(each)) for one, each in zip(before, tables, strict=True))
             left = changed + open_
             if self._stop.is_set() or (not left and number) or (open_ and time.perf_counter() > give_up):
@@ -241,9 +241,9 @@ class _Work:
         interrupted = self._stop.is_set()
         return IndexRotationReport(self._tally.rows, seconds, len(self._tally.quarantined), remaining, interrupted)
 
-    def _writers(self, table: EncryptedTable) -> set[str]:
+    def _writers(self, table: _TokenTable) -> set[str]:
         with translated(), self._engine.begin() as connection:
-            return {each for part in relations_of(connection, table) for each in writers(connection, part)}
+            return {each for part in relations_of(connection, table.table) for each in writers(connection, part)}
 
     def _pass(self, table: _TokenTable, number: int) -> int:
         changed = rows = 0
@@ -299,9 +299,9 @@ class _Work:
 class _TokenTable:
     """The statements that read values and exchange their tokens in one table."""
 
-    def __init__(self, table: EncryptedTable) -> None:
+    def __init__(self, table: EncryptedTable, *, is_adopted: bool) -> None:
         self.name = table.name
-        self._table = table
+        self.table = table
         self._fields = _indexed(table)
         self._width = len(table.key)
         self._decoders = [codec.decoder(each, table=table.name) for each in self._fields]
@@ -310,7 +310,10 @@ class _TokenTable:
         page = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
         self._first = Prepared(page, table=self.name)
         self._later = Prepared(page.where(key > after), table=self.name)
-        tokens = [(decrypt_stored(table, each), table.table.c[str(each.index_column)]) for each in self._fields]
+        tokens = [
+            (decrypt_stored(table, each, is_adopted=is_adopted), table.table.c[str(each.index_column)])
+            for each in self._fields
+        ]
         columns = [column for pair in tokens for column in pair]
         given = self._given(())
         wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
@@ -318,7 +321,7 @@ class _TokenTable:
         self._exchange = Prepared(self._exchanged(), table=self.name)
 
     def _given(self, tokens: Sequence[str]) -> Any:
-        arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self._table.key)]
+        arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self.table.key)]
         arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
         names = [*(f"k{at}" for at in range(self._width)), *tokens]
         columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
@@ -327,11 +330,11 @@ class _TokenTable:
     def _exchanged(self) -> Any:
         places = range(len(self._fields))
         given = self._given([*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)])
-        columns = [self._table.table.c[str(each.index_column)] for each in self._fields]
+        columns = [self.table.table.c[str(each.index_column)] for each in self._fields]
         return (
-            update(self._table.table)
+            update(self.table.table)
             .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
-            .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self._table.key)))
+            .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)))
             # Compare and swap: a value that somebody has changed since it was read has its own, newer token.
             .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
         )
@@ -350,7 +353,7 @@ class _TokenTable:
             RowError: A value cannot be read, or has no token, or another row has it where each may stand only once.
         """
         arrays = {f"k{at}": [key[at] for key in keys] for at in range(self._width)}
-        rows = self._read.rows(connection, arrays | parameters(keyring, self._table, self._fields))
+        rows = self._read.rows(connection, arrays | parameters(keyring, self.table, self._fields))
         stale = []
         for row in rows:
             old = list(row[self._width + 2 :: 2])
