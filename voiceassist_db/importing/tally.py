@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final
@@ -62,7 +62,7 @@ class Tally:
     def write(self, tx: Repositories, batch: list[Line], *, meanwhile: Callable[[], object]) -> None:
         """Add a batch's new patients and change those who are there, after a look at who is there and whose MRNs are taken."""
         patients = [patient for _, patient, _ in batch if isinstance(patient, Patient)]
-        work = _Batch(tx, self._layout, self._there(tx, batch, patients), patients)
+        work = _Batch(tx, self._layout, self._there(tx, batch, patients))
         work.owners = _owners(tx, [each.mrn for each in patients if each.mrn and work.is_new_mrn(each)])
         for line, patient, spelled in batch:
             self.lines += 1
@@ -163,14 +163,14 @@ class _Batch:
         new: The patients to be added, by id.
     """
 
-    def __init__(self, tx: Repositories, layout: Layout, there: dict[str, Any], patients: Iterable[Patient]) -> None:
+    def __init__(self, tx: Repositories, layout: Layout, there: dict[str, Any]) -> None:
         self.there = there
         self.owners: dict[str, str] = {}
         self.new: dict[str, Patient] = {}
         self._tx = tx
         self._layout = layout
         self._folded: dict[str, str] = {}
-        self._similar = there.keys() - {each.patient_id for each in patients}
+        self._known_ids = set(there)
 
     def is_new_mrn(self, patient: Patient) -> bool:
         """Say whether the medical record number of a line's patient may be another's."""
@@ -180,7 +180,7 @@ class _Batch:
     def problem(self, patient: Patient, spelled: str) -> str | None:
         """Say why a patient who is not there cannot be added."""
         form = patient.patient_id
-        is_known = self._similar and not self._similar.isdisjoint(_others(form, spelled))
+        is_known = self._known_ids and not self._known_ids.isdisjoint(_others(form, spelled))
         if is_known or self._folded.get(form.casefold(), form) != form:
             return (
                 "patient_id is another spelling of one that the database or an earlier line has: case or blanks differ"
@@ -201,6 +201,9 @@ class _Batch:
 
     def change(self, patient_id: str, known: Any, changes: dict[str, Any]) -> None:
         """Change a patient who is there, or is to be added with this batch."""
+        if changes.get("mrn") and known.mrn:  # the former number is free from now on
+            taken = blind_index.mrn(changes["mrn"])
+            self.owners = {mrn: owner for mrn, owner in self.owners.items() if owner != patient_id or mrn == taken}
         if patient_id in self.new:
             self.add(replace(self.new[patient_id], **changes))
             return
