@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
-from voiceassist_db import config
+from voiceassist_db import config, forks
 from voiceassist_db.engine import create_async_engine, create_engine, prepare
 from voiceassist_db.execution import Interrupt, translated
 from voiceassist_db.keyring import DEFAULT_TTL_S, KeyringSource
@@ -65,6 +65,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Repositories]:
         """Give repositories in a transaction that commits at the end of the block, and rolls back on an exception."""
+        forks.follow()
         interrupt = Interrupt()
         with interrupt.outlasts(), translated(), Session(self.engine) as session, session.begin(), interrupt.seen():
             yield Repositories(session, self.keys)
@@ -75,6 +76,7 @@ class Database:
         Raises:
             ValueError: It belongs to another engine, whose database these keys need not fit.
         """
+        forks.follow()
         engine = session.get_bind() if isinstance(session, Session) else session
         if engine.engine.pool is not self.engine.pool:
             raise ValueError("this session belongs to another engine: give that engine to Database()")
@@ -131,6 +133,7 @@ class AsyncDatabase:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:
         """Give a transaction that commits at the end of the block, and rolls back on an exception."""
+        forks.follow()
         interrupt = Interrupt()
         with interrupt.outlasts(), translated():
             async with AsyncSession(self.engine) as session, session.begin():
@@ -143,6 +146,7 @@ class AsyncDatabase:
         Raises:
             ValueError: It belongs to another engine, whose database these keys need not fit.
         """
+        forks.follow()
         if session.get_bind().engine.pool is not self.engine.pool:
             raise ValueError("this session belongs to another engine: give that engine to AsyncDatabase()")
         prepare(session.get_bind().engine)

@@ -6,6 +6,7 @@ Owns how an engine is made, and the check of each of its connections before a ke
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -13,10 +14,11 @@ import sqlalchemy
 from psycopg import AsyncClientCursor, ClientCursor
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_async_engine
 
-from voiceassist_db import safety
+from voiceassist_db import forks, safety
 from voiceassist_db.config import ALLOW_UNSAFE, parse_database_url
 from voiceassist_db.errors import ConfigurationError, TransactionFailedError
 from voiceassist_db.execution import FAILED
@@ -26,7 +28,8 @@ from voiceassist_db.safety import Session
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 10
-_CHECKED: Final = "voiceassist_db.is_checked"
+_OPENED_BY: Final = "voiceassist_db.opened_by"
+_CHECKED_BY: Final = "voiceassist_db.checked_by"
 _POOLED: Final = "voiceassist_db.is_pooled"
 
 _REFUSED: Final = f"""no key is sent over this connection, for it could be seen:
@@ -75,6 +78,7 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False, trust_local: bool = F
         trust_local: Send keys to any server on this machine, whichever user runs it. For a proxy beside the application that
             does not ask for a password by SCRAM.
     """
+    forks.follow()
     if engine not in _GATES:
         # One gate for all engines of a pool, as execution_options() makes them.
         gate = next((gate for each, gate in _GATES.items() if each.pool is engine.pool), None)
@@ -84,9 +88,11 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False, trust_local: bool = F
                 # Not by the event do_connect: listeners that come later, and may give the password, would not be called.
                 engine.dialect.connect = safety.proving(engine.dialect.connect)  # type: ignore[method-assign]
         _GATES[engine] = gate
+        event.listen(engine, "connect", _on_connect, insert=True)  # before SQLAlchemy's own first questions
         event.listen(engine, "checkout", gate.on_checkout)
         event.listen(engine, "begin", gate.on_begin)
         event.listen(engine, "commit", _on_commit)
+        forks.guard(engine)
     return engine
 
 
@@ -120,10 +126,11 @@ class _Gate:
     def on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
         # At checkout and not at connect, so that connections which were in the pool before prepare() are reached as well.
         driver = record.driver_connection
-        if _CHECKED in record.info:
+        if record.info.get(_CHECKED_BY) == os.getpid():
             if _POOLED in record.info:
                 refuse_keys(driver, _NOT_LOOKED_AT)
             return
+        _require_own(driver, record)
         _require_fitting(driver)
         session = _ask(connection)
         findings = _ask_about_schemas(connection, session)
@@ -135,13 +142,14 @@ class _Gate:
             refuse_keys(driver, _NOT_LOOKED_AT)
         else:
             self._admit(driver, session, findings)
-        record.info[_CHECKED] = True
+        record.info[_CHECKED_BY] = os.getpid()
 
     def on_begin(self, connection: Connection) -> None:
         """Look again behind a pooler, where each transaction may be another server's session; this is its first statement.
 
         A transaction that begins in another way, as one in two phases does, gets no key.
         """
+        forks.follow()
         info = getattr(connection.connection, "info", None) or {}
         if _POOLED not in info:
             return
@@ -166,6 +174,22 @@ class _Gate:
             self._has_warned = True
             logger.warning(_ALLOWED, safety.described(findings))
         allow_keys(driver)
+
+
+def _on_connect(_connection: Any, record: Any) -> None:
+    record.info[_OPENED_BY] = os.getpid()
+    forks.own(record.driver_connection)
+
+
+def _require_own(driver: Any, record: Any) -> None:
+    """Have the pool replace a connection that another process opened, or that was opened before prepare()."""
+    forks.follow()
+    opened_by = record.info.get(_OPENED_BY)
+    if opened_by == os.getpid():
+        return
+    if opened_by is not None or forks.may_be_inherited(record.last_connect_time):
+        forks.sever(driver)  # or the pool would end the session of the process that has it
+    raise DisconnectionError("another process opened this connection, or it is older than its engine's preparation")
 
 
 def _ask_all(connection: Any, question: str) -> list[tuple[Any, ...]]:

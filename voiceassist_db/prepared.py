@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy import Connection, Executable
 from sqlalchemy.util import await_only
 
-from voiceassist_db import qualified
+from voiceassist_db import forks, qualified
 from voiceassist_db.errors import DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, translate
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 CHUNK_ROWS: Final = 50
 """Rows that the driver hands over at once of a statement that is read while it runs. A page of 1,000 took 1.30 of the time of
 psycopg's ``fetchall`` when it was decoded afterwards; so it takes 0.91, with 20 to 100 rows."""
+
+INHERITED: Final = "another process opened this session's connection, and this process was forked from it: begin a new session in this process"
 
 
 class Prepared:
@@ -184,6 +186,8 @@ class Prepared:
                 cursor.close()
         except DRIVER_ERRORS as error:
             failure = translate(error, table=self._table)
+            if _is_inherited(connection):
+                failure = DatabaseUnavailableError(INHERITED)
         except BaseException as error:
             forget_locals(error)
             del parameters, way  # which can have parameters in it
@@ -200,6 +204,11 @@ class Prepared:
             return None
         names = [(result.fname(at) or b"").decode() for at in range(result.nfields)]
         return unloadable(loaded(cursor, result), names, self._key, self._table)
+
+
+def _is_inherited(connection: Connection) -> bool:
+    is_open = not (connection.closed or connection.invalidated)
+    return is_open and forks.is_severed(connection.connection.driver_connection)
 
 
 def _can_stream(connection: Connection) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +15,9 @@ from voiceassist_db.constraints import Gap, complete, set_format, validate
 from voiceassist_db.errors import MigrationError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import translated
+from voiceassist_db.forks import ProcessLock
 
-_ALEMBIC: Final = threading.Lock()
+_ALEMBIC: Final = ProcessLock()
 """Alembic keeps what it works on in module globals: one thread of a process at a time."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -19,6 +18,7 @@ from voiceassist_db.errors import (
     MalformedKeyError,
     WrongKeyError,
 )
+from voiceassist_db.forks import ProcessLock
 from voiceassist_db.keyring.keyring import Keyring
 from voiceassist_db.keyring.registry import assemble
 from voiceassist_db.keys import KeyProvider, KeySet
@@ -59,7 +59,7 @@ class KeyringSource:
         self.provider = provider
         self._ttl_s = ttl_s
         self._call = fetch
-        self._renewing = threading.Lock()
+        self._renewing = ProcessLock()
         self._keyring: Keyring | None = None
         self._due = 0.0
         self._failure: tuple[float, type[KeyStoreError], str] | None = None

@@ -2,10 +2,8 @@
 
 from dataclasses import field
 
-from uuid_utils.compat import uuid7
-
 from voiceassist_db.repositories.patients import ClinicalNoteRepository, PatientRepository
-from voiceassist_db.repositories.records import ClinicalNote, Patient, Record, record
+from voiceassist_db.repositories.records import ClinicalNote, Patient, Record, record, uuid7
 from voiceassist_db.repositories.repository import Repository
 
 __all__ = [

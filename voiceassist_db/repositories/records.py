@@ -12,11 +12,18 @@ from datetime import date, datetime
 from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
 from uuid import UUID
 
-from uuid_utils.compat import uuid7
+import uuid_utils.compat
 
+from voiceassist_db import forks
 from voiceassist_db.errors import FieldNotLoadedError
 
 T = TypeVar("T")
+
+
+def uuid7() -> UUID:
+    """Make a new id: a UUID of version 7 (RFC 9562), which begins with the time and which no other process makes."""
+    forks.follow()
+    return uuid_utils.compat.uuid7()
 
 
 class Record:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from typing import Final
 
 from voiceassist_db.errors import KeyStoreAuthenticationError, KeyStoreError, KeyStoreForbiddenError
+from voiceassist_db.forks import ProcessLock
 from voiceassist_db.providers.vault.client import Lease, VaultClient
 from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, Masked, TokenLogin
 
@@ -31,7 +31,7 @@ class GivenToken:
     def __init__(self, client: VaultClient, login: TokenLogin) -> None:
         self._client = client
         self._token = Masked(login.token)
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._due = 0.0
 
     def current(self) -> Masked:
@@ -78,7 +78,7 @@ class LoginToken:
     def __init__(self, client: VaultClient, login: AppRoleLogin | KubernetesLogin) -> None:
         self._client = client
         self._login = login
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._lease: Lease | None = None
         self._due = 0.0
         self._expiry = 0.0

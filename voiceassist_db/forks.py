@@ -1,0 +1,166 @@
+"""What a forked process must not share with its parent: connections, pools, locks, and random numbers to come.
+
+Two processes on one connection read each other's answers. A lock that another thread of the parent holds is never released in
+the child. Two children with the same random numbers make the same ids. Owns the list of all that, and its renewal in a child.
+Python's own ``os.fork()`` renews it at once. After a fork in C that runs no hook of Python, as uWSGI's by default,
+:func:`follow` renews it, wherever it is called next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any, Final
+from weakref import WeakSet
+
+import psycopg
+import uuid_utils
+from psycopg.pq import PGconn
+from sqlalchemy import Engine, Pool
+
+Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+
+class ProcessLock:
+    """A lock between the threads of one process: a child begins with it released, whoever held it in the parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _PROCESS.locks.add(self)
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        """Acquire it, and say whether it was acquired."""
+        return self._lock.acquire(blocking=blocking)
+
+    def release(self) -> None:
+        """Release it."""
+        self._lock.release()
+
+    def renew(self) -> None:
+        """Begin anew, released."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
+class _Process:
+    """What this process has, all by weak references.
+
+    Attributes:
+        pid: Its id, as of the last renewal.
+        since: Time (as of ``time.time()``) at which it was first seen here; whatever is older may be its parent's.
+        connections: The connections that it opened, or that were found to be its own.
+        engines: The engines whose pools hold such connections.
+        locks: Its locks.
+        renewing: Held by the thread that renews all of this.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.since = time.time()
+        self.connections: WeakSet[Driver] = WeakSet()
+        self.engines: WeakSet[Engine] = WeakSet()
+        self.locks: WeakSet[ProcessLock] = WeakSet()
+        self.renewing = threading.Lock()
+
+    def renew(self) -> None:
+        """Make a child's of what was inherited: dead connections, empty pools, released locks, other random numbers."""
+        uuid_utils.reseed_rng()
+        for lock in list(self.locks):
+            lock.renew()
+        for connection in list(self.connections):
+            sever(connection)
+        self.connections.clear()
+        engines = [(engine, engine.pool) for engine in list(self.engines)]
+        pools: dict[Pool, Pool] = {}  # engines that shared a pool go on doing so
+        for engine, pool in engines:
+            if pool not in pools:
+                pools[pool] = pool.recreate()
+            engine.pool = pools[pool]
+        self.since = time.time()
+        self.pid = os.getpid()  # the last step: other threads wait for it
+
+
+_PROCESS: Final = _Process()
+
+
+def own(connection: Driver) -> None:
+    """Remember a connection that this process opened, and that no child of it may use."""
+    _PROCESS.connections.add(connection)
+
+
+def guard(engine: Engine) -> None:
+    """Give an engine an empty pool in each child."""
+    _PROCESS.engines.add(engine)
+
+
+def may_be_inherited(opened: float) -> bool:
+    """Say whether something that nobody remembered at the time may have been opened by another process.
+
+    Args:
+        opened: When it was opened, as of ``time.time()``.
+    """
+    return opened <= _PROCESS.since
+
+
+def follow() -> None:
+    """Renew what was inherited, if this process was forked without Python's hooks and this is the first call in it."""
+    if os.getpid() != _PROCESS.pid:
+        with _PROCESS.renewing:
+            if os.getpid() != _PROCESS.pid:
+                _PROCESS.renew()
+
+
+def sever(connection: Driver) -> None:
+    """Make a connection unusable in this process, without a byte to its server, so that its owner can go on.
+
+    Its descriptor becomes a socket whose other end is closed, so nothing that still has libpq's connection reaches the server:
+    no cursor, no Terminate of a ``close()``, no end of TLS. The driver then finds that its connection is closed, which every use
+    of it checks first. Nothing waits for its lock, which another thread of the parent may hold.
+    """
+    with contextlib.suppress(psycopg.Error, OSError):
+        dead, other_end = socket.socketpair()
+        other_end.close()
+        with dead:
+            os.dup2(dead.fileno(), connection.pgconn.socket, inheritable=False)
+    connection.pgconn = _closed()
+    if isinstance(connection, psycopg.Connection):
+        connection.lock = threading.Lock()
+    else:
+        connection.lock = asyncio.Lock()
+
+
+def is_severed(connection: object) -> bool:
+    """Say whether a connection belongs to another process."""
+    return getattr(connection, "pgconn", None) is _closed()
+
+
+def _closed() -> Any:
+    if not _CLOSED:
+        pgconn = PGconn.connect_start(b"none")  # not a connection string: nothing is connected to
+        pgconn.finish()
+        _CLOSED.append(pgconn)
+    return _CLOSED[0]
+
+
+_CLOSED: Final[list[Any]] = []
+
+
+def _in_child() -> None:
+    _PROCESS.renewing = threading.Lock()
+    _PROCESS.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
