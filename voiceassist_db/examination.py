@@ -17,7 +17,10 @@ from voiceassist_db.pgcrypto import codec
 
 _BOUND: Final = Scheme.BOUND
 
-UNINDEXED: Final = "has no blind index, so that no search finds it, and another row may have the same value where each may stand only once"
+UNINDEXED: Final = (
+    "has no blind index: no search finds it, and another row may have the same value where each may stand only once. Write it again with "
+    "update(), or run rotate_keys.py --index-key"
+)
 
 
 class Findings(Protocol):

@@ -7,14 +7,17 @@ year 1 or after 9999, and numbers or JSON of more digits or depth than Python re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from decimal import DecimalException
 from types import TracebackType
 from typing import Any, Final
 
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
+from psycopg.types import datetime
 
 from voiceassist_db.errors import ValueFormatError
 from voiceassist_db.models.row_id import row_id
@@ -39,6 +42,20 @@ class Unloadable:
 
     def __repr__(self) -> str:
         return "Unloadable(•••)"
+
+
+class IntervalLoader(datetime.IntervalLoader):
+    """Refuses an interval that psycopg's compiled loader takes for another: an infinite one for none, and of many years for fewer."""
+
+    def load(self, data: Buffer) -> timedelta:
+        """Return the interval.
+
+        Raises:
+            psycopg.DataError: Python cannot hold it.
+        """
+        if b"infinity" in bytes(data):
+            raise psycopg.DataError("an infinite interval")
+        return super().load(data)
 
 
 def result_of(cursor: Any, error: BaseException) -> PGresult | None:

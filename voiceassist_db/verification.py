@@ -37,10 +37,10 @@ from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import DecryptionError
 from voiceassist_db.examination import Examination
 from voiceassist_db.execution import execute, regclass, see_all_rows, translated
-from voiceassist_db.keyring import KeyringSource, registered_keys
+from voiceassist_db.keyring import KeyringSource, RegisteredKey, registered_keys
 from voiceassist_db.keys import Scheme
 from voiceassist_db.loading import PROBLEM, Unloadable, text_of
-from voiceassist_db.models import EncryptedField, EncryptedTable, packets
+from voiceassist_db.models import EncryptedField, EncryptedTable, KeyRotationRow, packets, table_of
 from voiceassist_db.models.declaration import bound_format
 from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto import codec
@@ -56,6 +56,7 @@ PAGE_BYTES: Final = 8 << 20
 _NOT_TEXT: Final = "22021"
 """PostgreSQL's code for bytes that are not text in the database's encoding."""
 
+_RUNS: Final = table_of(KeyRotationRow)
 _ALWAYS_LOADED: Final = (Boolean, Float, Integer, LargeBinary, String, Uuid)
 WALKS: Final = 2
 """Walks over a table before rows that were not met are a failure: a row of a transaction that was open may come late to the first."""
@@ -139,14 +140,15 @@ def verify(
     """
     with translated(), engine.connect() as connection:
         keys.keyring(connection)  # so that no database is called well, for lack of rows, that has no keys
-        needs_tokens = not _has_adopted(connection)
+        direct = [each for each in registered_keys(connection).values() if each.scheme is Scheme.DIRECT]
+        needs_tokens = _needs_tokens(connection, direct)
         tables = encrypted_tables(connection)
         total = sum(_about(connection, table) for table in tables)
         reports: list[TableReport] = []
         for table in tables:
             done = sum(report.rows for report in reports)
             for _ in range(WALKS):
-                walk = _Walk(connection, keys, table, needs_tokens=needs_tokens)
+                walk = _Walk(connection, keys, table, is_adopted=bool(direct), needs_tokens=needs_tokens)
                 for rows in walk.pages():
                     if on_progress:
                         on_progress(done + rows, max(total, done + rows))
@@ -158,9 +160,18 @@ def verify(
     return reports
 
 
-def _has_adopted(connection: Connection) -> bool:
-    """Say whether a key version of scheme ``direct`` was ever registered: its rows were written without a blind index."""
-    return any(each.scheme is Scheme.DIRECT for each in registered_keys(connection).values())
+def _needs_tokens(connection: Connection, direct: list[RegisteredKey]) -> bool:
+    """Say whether every value must have its blind index.
+
+    Values of scheme ``direct`` were adopted without one, and keep none when they become ``bound``. A rotation of the index key makes it:
+    so none may lack it after one that began when the last of these versions was retired.
+    """
+    if not direct:
+        return True
+    retired = [each.retired_at for each in direct]
+    finished = select(func.max(_RUNS.c.started_at)).where(_RUNS.c.kind == "index", _RUNS.c.state == "finished")
+    began = execute(connection, finished, table=_RUNS.name).scalar()
+    return began is not None and all(at is not None and at < began for at in retired)
 
 
 def _about(connection: Connection, table: EncryptedTable) -> int:
@@ -176,11 +187,18 @@ class _Walk:
     """Reads one table page by page; a page with a damaged value is halved until the value stands alone."""
 
     def __init__(
-        self, connection: Connection, keys: KeyringSource, table: EncryptedTable, *, needs_tokens: bool
+        self,
+        connection: Connection,
+        keys: KeyringSource,
+        table: EncryptedTable,
+        *,
+        is_adopted: bool,
+        needs_tokens: bool,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._table = table
+        self._is_adopted = is_adopted
         self._needs_tokens = needs_tokens
         self._since = Moment.now(connection)
         self._loaded = _loaded_columns(table)
@@ -319,7 +337,7 @@ class _Walk:
         statement = self._statements.get(fields)
         if statement is None:
             statement = self._statements[fields] = _select(
-                self._connection, self._table, fields, is_adopted=not self._needs_tokens
+                self._connection, self._table, fields, is_adopted=self._is_adopted
             )
         see_all_rows(self._connection)
         keyring = self._keys.keyring(self._connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import secrets
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -152,6 +153,8 @@ def gauges(type_: sa.types.TypeEngine[Any]) -> type[Repository[Gauge]]:
         (sa.DateTime(timezone=True), "'infinity'"),
         (sa.Time(), "'24:00:00'"),
         (sa.Interval(), "'3000000 years'"),
+        (sa.Interval(), "'178000000 years'"),
+        (postgresql.ARRAY(sa.Interval()), "ARRAY['1 day', '178000000 years']"),
         (sa.JSON(), NESTED),
         (sa.JSON(), LONG),
         (postgresql.JSONB(), LONG),
@@ -182,6 +185,25 @@ def test_plain_columns_of_every_type(database: Database, type_: sa.types.TypeEng
     (report,) = (each for each in verify(database.engine, database.keys) if each.table == "gauges")
     assert (report.rows, report.values, report.failed) == (3, 3, 1)
     assert report.failures == [Failure(str(rows[1]), "reading", report.failures[0].problem)]
+
+
+@pytest.mark.parametrize("value", ["infinity", "-infinity"])
+def test_an_infinite_interval_is_not_taken_for_none(database: Database, value: str) -> None:
+    """PostgreSQL 17 has them, and psycopg reads 0."""
+    repository = gauges(sa.Interval())
+    with database.engine.begin() as connection:
+        if connection.execute(text("SELECT current_setting('server_version_num')::int")).scalar_one() < 170000:
+            with pytest.raises(sa.exc.DBAPIError):
+                connection.execute(text("SELECT CAST(:value AS interval)"), {"value": value})
+            return
+        repository.model.metadata.create_all(connection)
+    with database.transaction() as tx:
+        tx.repository(repository).add(Gauge(id=UUID(int=1), reading=timedelta(days=-400, seconds=1.5)))
+        assert tx.repository(repository).get(UUID(int=1)).reading == timedelta(days=-400, seconds=1.5)
+        tx.session.execute(text("UPDATE gauges SET reading = CAST(:value AS interval)"), {"value": value})
+        with pytest.raises(ValueFormatError) as caught:
+            tx.repository(repository).get(UUID(int=1))
+    assert named(caught.value) == ("gauges", str(UUID(int=1)), "reading")
 
 
 def test_numbers_that_python_holds_are_values(database: Database) -> None:

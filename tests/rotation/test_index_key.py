@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine, text
 
 from voiceassist_db import Database, Patient
 from voiceassist_db.errors import DuplicateError, NothingToDoError
+from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.keys import Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
-from voiceassist_db.rotation import Progress, rotate, rotate_index_key
+from voiceassist_db.rotation import Progress, retire, rotate, rotate_index_key
+from voiceassist_db.rotation import tokens as tokens_
+from voiceassist_db.schema import allow_direct_format
 from voiceassist_db.verification import verify
 
 PATIENTS = [
@@ -209,3 +214,101 @@ def test_the_encryption_key_rotates_before_and_after(filled: Database) -> None:
     assert rotate_index_key(filled.engine, filled.keys).done
     assert_all_found(filled)
     assert not any(each.failed for each in verify(filled.engine, filled.keys))
+
+
+# --- values without a token ------------------------------------------------------------------------------------------------
+
+
+def failures(database: Database) -> set[tuple[str, str | None]]:
+    """Return row and field of what verification finds."""
+    return {(each.row_id, each.field) for report in verify(database.engine, database.keys) for each in report.failures}
+
+
+def test_tokens_that_were_removed_are_made_again(filled: Database) -> None:
+    """Searches find again, and verification is well; a record number that was given twice since stays a failure."""
+    with filled.engine.begin() as connection:
+        clear = (
+            "UPDATE patient_data SET ssn_index = NULL, mrn_index = NULL, name_index = NULL WHERE patient_id < 'PT-0010'"
+        )
+        connection.execute(text(clear))
+    twice = next(each for each in PATIENTS if each.mrn is not None)
+    with filled.transaction() as tx:
+        tx.patients.add(Patient(patient_id="SECOND", mrn=twice.mrn))
+    report = rotate_index_key(filled.engine, filled.keys)
+    assert (report.done, report.quarantined, report.remaining) == (True, 0, 0)
+    with filled.transaction() as tx:
+        first, second = tx.patients.get(twice.patient_id), tx.patients.get("SECOND")
+        assert tx.patients.find_by_mrn(str(twice.mrn)) == second
+        assert first in tx.patients.find_by_ssn(str(first.ssn))
+    assert failures(filled) == {(str(first.id), "mrn")}
+    with filled.transaction() as tx:
+        tx.patients.delete("SECOND")
+    assert rotate_index_key(filled.engine, filled.keys).done
+    assert failures(filled) == set()
+    assert_all_found(filled)
+
+
+def test_a_value_that_is_changed_in_sql_meanwhile_gets_its_own_token(
+    filled: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading and writing, somebody exchanges a value that has no token: the token of the older value is not written."""
+    one, other = PATIENTS[0], PATIENTS[1]
+    with filled.engine.begin() as connection:
+        connection.execute(text("UPDATE patient_data SET name_index = NULL WHERE patient_id = 'PT-0000'"))
+    renew = tokens_.TokenTable._tokens
+    changed: list[object] = []
+
+    def meanwhile(self: object, row: object, keyring: object, *, fills_unique: bool) -> list[bytes | None]:
+        if not changed:
+            changed.append(row)
+            with filled.transaction() as tx:
+                tx.patients.update("PT-0000", name="Somebody Else")
+                tx.session.execute(text("UPDATE patient_data SET name_index = NULL WHERE patient_id = 'PT-0000'"))
+        return renew(self, row, keyring, fills_unique=fills_unique)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokens_.TokenTable, "_tokens", meanwhile)
+    assert rotate_index_key(filled.engine, filled.keys).done
+    assert changed
+    assert failures(filled) == set()
+    with filled.transaction() as tx:
+        assert [each.patient_id for each in tx.patients.find_by_name("Somebody Else")] == [one.patient_id]
+        assert other.patient_id in {each.patient_id for each in tx.patients.find_by_name(str(other.name))}
+
+
+def test_adopted_values_are_made_searchable(engine: Engine, new_provider: Callable[..., VaultKeyProvider]) -> None:
+    """Values of the guide's statement: counted apart while they may be without a token, and a failure once none may."""
+    provider = new_provider()
+    with engine.begin() as connection:
+        initialise_keys(provider, connection, scheme=Scheme.DIRECT)
+        allow_direct_format(connection)
+        insert = text(
+            "INSERT INTO patient_data (id, patient_id, ssn_encrypted, mrn_encrypted, key_version) VALUES (gen_random_uuid(), :id, "
+            "pgcrypto.pgp_sym_encrypt(:ssn, :key), pgcrypto.pgp_sym_encrypt(:mrn, :key), 1)"
+        )
+        key = provider.fetch().key.expose().decode()
+        rows = [("A", "123-45-6789", "M-1"), ("B", "123-45-6780", "M-1"), ("C", "not a number", "M-2")]
+        connection.execute(insert, [{"id": id_, "ssn": ssn, "mrn": mrn, "key": key} for id_, ssn, mrn in rows])
+    database = Database(engine, provider)
+
+    def counts() -> tuple[int, int]:
+        report = verify(engine, database.keys)[1]
+        return report.unindexed, report.failed
+
+    assert counts() == (6, 0)
+    assert rotate(engine, database.keys).done
+    assert counts() == (6, 0)
+    assert rotate_index_key(engine, database.keys).done
+    with database.transaction() as tx:
+        assert [each.patient_id for each in tx.patients.find_by_ssn("123-45-6789")] == ["A"]
+        assert tx.patients.find_by_mrn("M-2") == tx.patients.get("C")
+        assert tx.patients.find_by_mrn("M-1") is not None
+    assert counts() == (2, 0)  # the second M-1, and what is no number
+    retire(engine, database.keys, grace_days=0)
+    assert counts() == (2, 0)
+    assert rotate_index_key(engine, database.keys).done
+    assert counts() == (0, 2)
+    with database.transaction() as tx:
+        tx.patients.update("C", ssn="123-45-6781")
+        tx.patients.update("B", mrn="M-3")
+        tx.patients.update("A", mrn="M-1")
+    assert counts() == (0, 0)

@@ -1,5 +1,8 @@
 """Rotation of the blind-index key: new tokens for every searchable value, while searches and writes go on.
 
+A value without a token, because it was adopted or somebody removed it, gets one where it can: a value that has no form to be searched
+by, or that another row has where each may stand only once, stays without.
+
 Tokens are made in Python, so here, and only here, a rotation reads plaintext: neither the index key nor a value reaches SQL.
 Owns the order: key store, registry, tokens until a whole pass finds none to change, registry, key store. Meanwhile searches look
 for both tokens, and writers write the new one (``repositories``).
@@ -9,30 +12,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
     Engine,
-    LargeBinary,
-    and_,
-    bindparam,
-    cast,
-    func,
-    or_,
-    select,
-    tuple_,
-    update,
 )
 
-from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import (
-    DecryptionError,
     DuplicateError,
     MissingKeyError,
     NothingToDoError,
@@ -41,25 +30,22 @@ from voiceassist_db.errors import (
     TransactionConflictError,
 )
 from voiceassist_db.execution import see_all_rows, translated
-from voiceassist_db.keyring import Keyring, KeyringSource, count_index_keys, register, retire_index_keys
+from voiceassist_db.keyring import KeyringSource, count_index_keys, register, retire_index_keys
 from voiceassist_db.keys import Key, KeySet
-from voiceassist_db.models import EncryptedField, EncryptedTable, KeyRotationRow, table_of
+from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
-from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
-from voiceassist_db.prepared import Prepared
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
+from voiceassist_db.rotation.tokens import PrimaryKey, TokenTable, indexed
 from voiceassist_db.rotation.work import writers
 
-PAGE_ROWS: Final = 500
 MAX_PASSES: Final = 20
 """Whole passes before it is given up: somebody goes on writing tokens under the older key."""
 
 _RUNS: Final = table_of(KeyRotationRow)
-PrimaryKey = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +112,7 @@ def rotate_index_key(
     with translated(), engine.connect() as connection:
         stored = keys.provider.fetch()
         is_adopted = keys.keyring(connection).has_direct
-        tables = [each for each in encrypted_tables(connection) if _indexed(each)]
+        tables = [each for each in encrypted_tables(connection) if indexed(each)]
         begun = unfinished_run(connection, "index") is not None or stored.previous_index_key is not None
         _require(stored, tables, begun=begun, resume_only=resume_only)
         require_visible_replicas(connection, pace)
@@ -139,7 +125,7 @@ def rotate_index_key(
         lease.keep(work.journal)
         try:
             _begin(engine, keys, lease)
-            report = work.through([_TokenTable(each, is_adopted=is_adopted) for each in tables])
+            report = work.through([TokenTable(each, is_adopted=is_adopted) for each in tables])
             if report.done:
                 _end(engine, keys, lease)
             finished = report.done
@@ -155,10 +141,6 @@ def _require(stored: KeySet, tables: Sequence[EncryptedTable], *, begun: bool, r
         raise NothingToDoError("no table has a blind index: nothing to do")
     if resume_only and not begun:
         raise NothingToDoError("no rotation of the blind-index key is unfinished: nothing to do")
-
-
-def _indexed(table: EncryptedTable) -> tuple[EncryptedField, ...]:
-    return tuple(each for each in table.fields.values() if each.index_column is not None)
 
 
 def _begin(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
@@ -221,7 +203,7 @@ class _Work:
         done = self._lease.rows_before + self._tally.rows
         return {"rows": done, "rows_total": max(self._total, done)}
 
-    def through(self, tables: Sequence[_TokenTable]) -> IndexRotationReport:
+    def through(self, tables: Sequence[TokenTable]) -> IndexRotationReport:
         """Renew tokens until a whole pass finds none to renew, and nobody is left who may have written an older one."""
         self._throttle.begin()
         started = time.perf_counter()
@@ -241,17 +223,18 @@ class _Work:
         interrupted = self._stop.is_set()
         return IndexRotationReport(self._tally.rows, seconds, len(self._tally.quarantined), remaining, interrupted)
 
-    def _writers(self, table: _TokenTable) -> set[str]:
+    def _writers(self, table: TokenTable) -> set[str]:
         with translated(), self._engine.begin() as connection:
             return {each for part in relations_of(connection, table.table) for each in writers(connection, part)}
 
-    def _pass(self, table: _TokenTable, number: int) -> int:
+    def _pass(self, table: TokenTable, number: int) -> int:
         changed = rows = 0
         for keys in self._pages(table):
             if self._stop.is_set():
                 break
             started = time.perf_counter()
-            renewed = self._renew(table, keys)
+            # Where each value may stand only once, one that has a token keeps it, and is renewed before others get one.
+            renewed = self._renew(table, keys, fills_unique=number > 0)
             seconds = time.perf_counter() - started
             changed += renewed
             rows += len(keys)
@@ -262,7 +245,7 @@ class _Work:
             self._throttle.after(len(keys), seconds=seconds)
         return changed
 
-    def _pages(self, table: _TokenTable) -> Iterator[list[PrimaryKey]]:
+    def _pages(self, table: TokenTable) -> Iterator[list[PrimaryKey]]:
         after: PrimaryKey | None = None
         while True:
             with translated(), self._engine.begin() as connection:
@@ -273,17 +256,25 @@ class _Work:
             yield page
             after = page[-1]
 
-    def _renew(self, table: _TokenTable, keys: Sequence[PrimaryKey]) -> int:
-        """Renew the tokens of these rows together; where one stands in the way, in halves, until it stands alone."""
+    def _renew(self, table: TokenTable, keys: Sequence[PrimaryKey], *, fills_unique: bool) -> int:
+        """Renew the tokens of these rows together; where one stands in the way, in halves, until it stands alone.
+
+        Args:
+            table: Their table.
+            keys: Their primary keys.
+            fills_unique: Whether values that have no token get one where no other row may have the same.
+        """
         try:
             with translated(), self._engine.begin() as connection:
                 self._lease.fence(connection, lock_timeout_ms=LOCK_TIMEOUT_MS)
                 keyring = self._keys.keyring(connection)
-                return table.renew(connection, keyring, keys)
+                return table.renew(connection, keyring, keys, fills_unique=fills_unique)
         except TransactionConflictError:
             if len(keys) == 1:
                 return 1  # somebody holds it: it counts as not done, and the next pass comes back to it
         except RowError as error:
+            if len(keys) == 1 and fills_unique and isinstance(error, DuplicateError):
+                return self._renew(table, keys, fills_unique=False)
             if len(keys) == 1:
                 row = codec.row_id(keys[0])
                 sqlstate = "23505" if isinstance(error, DuplicateError) else error.sqlstate
@@ -293,113 +284,5 @@ class _Work:
                 self._tally.quarantine(table.name, row)
                 return 0
         middle = len(keys) // 2
-        return self._renew(table, keys[:middle]) + self._renew(table, keys[middle:])
-
-
-class _TokenTable:
-    """The statements that read values and exchange their tokens in one table."""
-
-    def __init__(self, table: EncryptedTable, *, is_adopted: bool) -> None:
-        self.name = table.name
-        self.table = table
-        self._fields = _indexed(table)
-        self._width = len(table.key)
-        self._decoders = [codec.decoder(each, table=table.name) for each in self._fields]
-        key = tuple_(*table.key)
-        after = tuple_(*(bindparam(f"after_{at}", type_=each.type) for at, each in enumerate(table.key)))
-        page = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
-        self._first = Prepared(page, table=self.name)
-        self._later = Prepared(page.where(key > after), table=self.name)
-        tokens = [
-            (decrypt_stored(table, each, is_adopted=is_adopted), table.table.c[str(each.index_column)])
-            for each in self._fields
-        ]
-        columns = [column for pair in tokens for column in pair]
-        given = self._given(())
-        wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
-        self._read = Prepared(select(*table.key, table.version, *columns).where(wanted), table=self.name)
-        self._exchange = Prepared(self._exchanged(), table=self.name)
-
-    def _given(self, tokens: Sequence[str]) -> Any:
-        arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self.table.key)]
-        arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
-        names = [*(f"k{at}" for at in range(self._width)), *tokens]
-        columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
-        return select(*columns).subquery("given")
-
-    def _exchanged(self) -> Any:
-        places = range(len(self._fields))
-        given = self._given([*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)])
-        columns = [self.table.table.c[str(each.index_column)] for each in self._fields]
-        return (
-            update(self.table.table)
-            .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
-            .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)))
-            # Compare and swap: a value that somebody has changed since it was read has its own, newer token.
-            .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
-        )
-
-    def page(self, connection: Connection, after: PrimaryKey | None) -> list[PrimaryKey]:
-        """Return the next primary keys."""
-        limit = {"limit": PAGE_ROWS}
-        if after is None:
-            return self._first.rows(connection, limit)
-        return self._later.rows(connection, limit | {f"after_{at}": value for at, value in enumerate(after)})
-
-    def renew(self, connection: Connection, keyring: Keyring, keys: Sequence[PrimaryKey]) -> int:
-        """Exchange the tokens of these rows that are not of the newest key; return how many rows had any.
-
-        Raises:
-            RowError: A value cannot be read, or has no token, or another row has it where each may stand only once.
-        """
-        arrays = {f"k{at}": [key[at] for key in keys] for at in range(self._width)}
-        rows = self._read.rows(connection, arrays | parameters(keyring, self.table, self._fields))
-        stale = []
-        for row in rows:
-            old = list(row[self._width + 2 :: 2])
-            new = self._tokens(row, keyring)
-            if old != new:
-                stale.append((row[: self._width], old, new))
-        if not stale:
-            return 0
-        places = range(len(self._fields))
-        values = {f"k{at}": [key[at] for key, _, _ in stale] for at in range(self._width)}
-        values |= {f"old_{at}": [old[at] for _, old, _ in stale] for at in places}
-        values |= {f"new_{at}": [new[at] for _, _, new in stale] for at in places}
-        self._exchange.count(connection, values)
-        return len(stale)
-
-    def _tokens(self, row: tuple[Any, ...], keyring: Keyring) -> list[bytes | None]:
-        """Return the tokens that a row should have; none where it has none, for it was never made searchable."""
-        row_id = codec.row_id(row[: self._width])
-        scheme = keyring.scheme(row[self._width])
-        if scheme is None:
-            raise DecryptionError(
-                f"row {row_id} of {self.name} is under a key version that is not live", table=self.name, row_id=row_id
-            )
-        tokens: list[bytes | None] = []
-        for at, each in enumerate(self._fields):
-            plaintext, stored = row[self._width + 1 + 2 * at :][:2]
-            value = self._decoders[at](scheme, row_id, plaintext)
-            tokens.append(None if stored is None or value is None else self._token(each, value, row_id, keyring))
-        return tokens
-
-    def _token(self, field: EncryptedField, value: str, row_id: str, keyring: Keyring) -> bytes:
-        normalise: Callable[[str], str] = NORMALISERS[field.normaliser or "exact"]
-        try:
-            normalised = normalise(value)
-        except ValueError:
-            normalised = None
-        if normalised is None:
-            raise DecryptionError(
-                f"{self.name}.{field.name} of row {row_id} has a blind index, but a value that cannot be searched",
-                table=self.name,
-                field=field.name,
-                row_id=row_id,
-            )
-        return token(keyring.index_column_keys(field.context)[0], normalised)
-
-
-def _is_same(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Return the condition that two values are equal or both NULL, by an operator that can be named with its schema."""
-    return or_(one == other, and_(one.is_(None), other.is_(None)))
+        one = self._renew(table, keys[:middle], fills_unique=fills_unique)
+        return one + self._renew(table, keys[middle:], fills_unique=fills_unique)

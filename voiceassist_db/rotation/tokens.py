@@ -1,0 +1,177 @@
+"""The blind-index tokens of one table: read values, make their tokens, and exchange those that are missing or of an older key.
+
+Owns the statements. Which rows are next, and what becomes of a failure, is ``index_key``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.errors import DecryptionError
+from voiceassist_db.keyring import Keyring
+from voiceassist_db.models import EncryptedField, EncryptedTable
+from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
+from voiceassist_db.prepared import Prepared
+
+PAGE_ROWS: Final = 500
+
+PrimaryKey = tuple[Any, ...]
+
+
+def indexed(table: EncryptedTable) -> tuple[EncryptedField, ...]:
+    """Return a table's searchable fields."""
+    return tuple(each for each in table.fields.values() if each.index_column is not None)
+
+
+class TokenTable:
+    """The statements that read values and exchange their tokens in one table."""
+
+    def __init__(self, table: EncryptedTable, *, is_adopted: bool) -> None:
+        self.name = table.name
+        self.table = table
+        self._fields = indexed(table)
+        self._unique = _unique(table)
+        self._width = len(table.key)
+        self._decoders = [codec.decoder(each, table=table.name) for each in self._fields]
+        key = tuple_(*table.key)
+        after = tuple_(*(bindparam(f"after_{at}", type_=each.type) for at, each in enumerate(table.key)))
+        page = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
+        self._first = Prepared(page, table=self.name)
+        self._later = Prepared(page.where(key > after), table=self.name)
+        tokens = [
+            (decrypt_stored(table, each, is_adopted=is_adopted), table.table.c[str(each.index_column)])
+            for each in self._fields
+        ]
+        columns = [column for pair in tokens for column in pair]
+        given = self._given(())
+        wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
+        self._read = Prepared(
+            select(*table.key, table.version, _row_version(), *columns).where(wanted), table=self.name
+        )
+        self._exchange = Prepared(self._exchanged(), table=self.name)
+
+    def _given(self, tokens: Sequence[str], *, row_versions: Sequence[str] = ()) -> Any:
+        arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self.table.key)]
+        arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
+        arrays += [cast(bindparam(name), ARRAY(Text)) for name in row_versions]
+        names = [*(f"k{at}" for at in range(self._width)), *tokens, *row_versions]
+        columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
+        return select(*columns).subquery("given")
+
+    def _exchanged(self) -> Any:
+        places = range(len(self._fields))
+        tokens = [*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)]
+        given = self._given(tokens, row_versions=["row_version"])
+        columns = [self.table.table.c[str(each.index_column)] for each in self._fields]
+        return (
+            update(self.table.table)
+            .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
+            .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)))
+            # Compare and swap: a value that somebody has changed since it was read has its own, newer token, or none if the change was
+            # made in SQL.
+            .where(_row_version() == given.c.row_version)
+            .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
+        )
+
+    def page(self, connection: Connection, after: PrimaryKey | None) -> list[PrimaryKey]:
+        """Return the next primary keys."""
+        limit = {"limit": PAGE_ROWS}
+        if after is None:
+            return self._first.rows(connection, limit)
+        return self._later.rows(connection, limit | {f"after_{at}": value for at, value in enumerate(after)})
+
+    def renew(self, connection: Connection, keyring: Keyring, keys: Sequence[PrimaryKey], *, fills_unique: bool) -> int:
+        """Exchange the tokens of these rows that are missing or not of the newest key; return how many rows had any.
+
+        Raises:
+            RowError: A value cannot be read, or has no token, or another row has it where each may stand only once.
+        """
+        arrays = {f"k{at}": [key[at] for key in keys] for at in range(self._width)}
+        rows = self._read.rows(connection, arrays | parameters(keyring, self.table, self._fields))
+        stale = []
+        for row in rows:
+            old = list(row[self._width + 3 :: 2])
+            new = self._tokens(row, keyring, fills_unique=fills_unique)
+            if old != new:
+                stale.append((row[: self._width], row[self._width + 1], old, new))
+        if not stale:
+            return 0
+        places = range(len(self._fields))
+        values = {f"k{at}": [key[at] for key, _, _, _ in stale] for at in range(self._width)}
+        values |= {"row_version": [version for _, version, _, _ in stale]}
+        values |= {f"old_{at}": [old[at] for _, _, old, _ in stale] for at in places}
+        values |= {f"new_{at}": [new[at] for _, _, _, new in stale] for at in places}
+        self._exchange.count(connection, values)
+        return len(stale)
+
+    def _tokens(self, row: tuple[Any, ...], keyring: Keyring, *, fills_unique: bool) -> list[bytes | None]:
+        """Return the tokens that a row should have."""
+        row_id = codec.row_id(row[: self._width])
+        scheme = keyring.scheme(row[self._width])
+        if scheme is None:
+            raise DecryptionError(
+                f"row {row_id} of {self.name} is under a key version that is not live", table=self.name, row_id=row_id
+            )
+        tokens: list[bytes | None] = []
+        for at, each in enumerate(self._fields):
+            plaintext, stored = row[self._width + 2 + 2 * at :][:2]
+            value = self._decoders[at](scheme, row_id, plaintext)
+            is_left = stored is None and not fills_unique and each.index_column in self._unique
+            made = None if value is None or is_left else self._token(each, value, keyring)
+            if made is None and stored is not None and value is not None:
+                raise DecryptionError(
+                    f"{self.name}.{each.name} of row {row_id} has a blind index, but a value that cannot be searched",
+                    table=self.name,
+                    field=each.name,
+                    row_id=row_id,
+                )
+            tokens.append(made)
+        return tokens
+
+    @staticmethod
+    def _token(field: EncryptedField, value: str, keyring: Keyring) -> bytes | None:
+        """Return a value's token; None where it has no form to be searched by."""
+        normalise: Callable[[str], str] = NORMALISERS[field.normaliser or "exact"]
+        try:
+            normalised = normalise(value)
+        except ValueError:
+            return None
+        return token(keyring.index_column_keys(field.context)[0], normalised)
+
+
+def _unique(table: EncryptedTable) -> set[str]:
+    """Return the names of the columns that a unique constraint or index covers."""
+    constraints = [each for each in table.table.constraints if isinstance(each, UniqueConstraint)]
+    of_constraints = {column.name for each in constraints for column in each.columns}
+    return of_constraints | {column.name for each in table.table.indexes if each.unique for column in each.columns}
+
+
+def _row_version() -> ColumnElement[str]:
+    """Return the expression of what changes whenever somebody writes the row: the transaction that wrote it."""
+    return literal_column("CAST(xmin AS pg_catalog.text)", Text)
+
+
+def _is_same(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that two values are equal or both NULL, by an operator that can be named with its schema."""
+    return or_(one == other, and_(one.is_(None), other.is_(None)))
