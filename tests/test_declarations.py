@@ -141,8 +141,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a NUL in a name": (lambda: declare(name="a\x00b"), "NUL"),
     "half a character": (lambda: declare(name="a\ud800b"), "surrogate"),
     "a name that is folded": (lambda: declare(name=quoted_name("Visits", quote=False)), "leave out quote=False"),
-    "an index's name too long": (
-        lambda: declare({"é" * 24 + "_encrypted": ssn(), "é" * 24 + "_index": blind_index_column("exact")}),
+    "a constraint's name too long": (
+        lambda: declare(args=(sa.CheckConstraint("true", name="é" * 32),)),
         "of a constraint or index has more than 63 bytes",
     ),
     "a name of ours": (lambda: declare(name="encryption_keys"), "taken by a table of voiceassist-db"),
@@ -241,6 +241,14 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a plain column that unmasks the rest": (
         lambda: declare({"shown": plain(), "ssn_encrypted": ssn()}),
         "a field 'shown'",
+    ),
+    "a field that Python mangles": (
+        lambda: declare({"x": mapped_column("__x", sa.Text), "ssn_encrypted": ssn()}),
+        "'__x'",
+    ),
+    "a plain column not in normal form": (
+        lambda: repository(model(), {"id": UUID, "ssn": str, "E\u0301": str}),
+        "by which no code could read it",
     ),
     "a field self": (lambda: declare({"self_encrypted": ssn()}), "cannot have a field 'self'"),
 }
@@ -356,6 +364,25 @@ def test_a_naming_convention_leaves_our_constraints_alone() -> None:
 
     names = {each.name for each in table_of(Row).constraints if isinstance(each, sa.CheckConstraint)}
     assert names == {"visits_ssn_encrypted_format"}
+
+
+def test_an_index_has_a_name_whatever_the_convention() -> None:
+    """Without a rule for indexes SQLAlchemy could not create ours; a name that PostgreSQL would cut is made shorter."""
+
+    class Base(DeclarativeBase):
+        metadata = sa.MetaData(naming_convention={"pk": "pk_%(table_name)s"})
+
+    class Row(EncryptedRow, Base):
+        __tablename__ = "visits"
+        id: Mapped[UUID] = mapped_column(primary_key=True)
+        ssn_encrypted: Mapped[bytes | None] = ssn()
+        ssn_index: Mapped[bytes | None] = blind_index_column("ssn")
+
+    assert {each.name for each in table_of(Row).indexes} == {"ix_visits_ssn_index"}
+    field = "é" * 24
+    (index,) = table_of(model({f"{field}_encrypted": ssn(), f"{field}_index": blind_index_column("exact")})).indexes
+    assert len(str(index.name).encode()) <= NAME_BYTES
+    assert str(index.name).endswith("_index")
 
 
 @pytest.mark.parametrize("value", ["abcde ", "abcdef", "é" * 6])

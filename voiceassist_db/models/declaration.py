@@ -35,7 +35,15 @@ from sqlalchemy.orm import MappedColumn, mapped_column
 from sqlalchemy.sql.elements import conv
 from sqlalchemy.types import TypeEngine
 
-from voiceassist_db.models.names import CONTEXT, default_context, fitted, problem_with, quoted, require_context
+from voiceassist_db.models.names import (
+    CONTEXT,
+    NAME_BYTES,
+    default_context,
+    fitted,
+    problem_with,
+    quoted,
+    require_context,
+)
 
 ENCRYPTED_SUFFIX: Final = "_encrypted"
 INDEX_SUFFIX: Final = "_index"
@@ -159,6 +167,10 @@ def blind_index_column(normaliser: str, *, context: str | None = None, unique: b
             return
         field = _new_field(table, column, INDEX_SUFFIX)
         column.comment = f"blind index of {given or default_context(table.schema, table.name, field)} by {normaliser}"
+        for index in table.indexes:
+            if column.name in index.columns and (index.name is None or len(index.name.encode()) > NAME_BYTES):
+                # A naming convention without "ix" gives no name, and SQLAlchemy counts characters.
+                index.name = conv(fitted(f"ix_{table.name}_{column.name.removesuffix(INDEX_SUFFIX)}", INDEX_SUFFIX))
 
     event.listen(declared.column, "after_parent_attach", complete, propagate=True)
     return declared

@@ -6,9 +6,11 @@ Owns :class:`Record` and the records of the patient tables. Knows no SQL and no 
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from keyword import iskeyword
 from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
 from uuid import UUID
 
@@ -64,6 +66,13 @@ def record(cls: type[T]) -> type[T]:
     """
     if not issubclass(cls, Record):
         raise TypeError(f"{cls.__name__} must be a subclass of Record")
+    for name in vars(cls).get("__annotations__", {}):
+        # Two underscores at the beginning make a name of the class alone, which Python mangles; and it reads source in NFKC.
+        is_plain = name.isidentifier() and not iskeyword(name) and unicodedata.normalize("NFKC", name) == name
+        if not is_plain or name.startswith("__"):
+            raise TypeError(
+                f"{cls.__name__} cannot have a field {name!r}, by which no code could read it: give the column another name"
+            )
     made: type[T] = dataclass(frozen=True, kw_only=True, slots=True, repr=False)(cls)
     for each in dataclasses.fields(made):  # type: ignore[arg-type]  # made just now
         # A field called shown would decide which fields the repr masks. A ClassVar of that name is no field.
