@@ -5,18 +5,18 @@ Owns the names, the defaults and the errors for what is missing or contradictory
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from voiceassist_db.addresses import ServerAddress
 from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.keys import KeyProvider
+from voiceassist_db.tracebacks import forgetful
 
 DATABASE_URL: Final = "DATABASE_URL"
 ALLOW_UNSAFE: Final = "VOICEASSIST_DB_ALLOW_UNSAFE"
@@ -25,6 +25,7 @@ DRIVER: Final = "postgresql+psycopg"
 DEFAULT_VAULT_PATH: Final = "secret/voiceassist/encryption"
 
 
+@forgetful
 def database_url(environment: Mapping[str, str] = os.environ) -> URL:
     """Return the database's address from ``DATABASE_URL``, with psycopg as its driver.
 
@@ -40,6 +41,7 @@ def database_url(environment: Mapping[str, str] = os.environ) -> URL:
     return parse_database_url(value)
 
 
+@forgetful
 def parse_database_url(value: str) -> URL:
     """Parse ``postgresql://…`` or ``postgres://…``. The value may hold a password and is never shown in an error."""
     url: URL | None
@@ -52,6 +54,7 @@ def parse_database_url(value: str) -> URL:
     return url.set(drivername=DRIVER)
 
 
+@forgetful
 def allow_unsafe(environment: Mapping[str, str] = os.environ) -> bool:
     """Say whether keys may go to servers that could log them: ``VOICEASSIST_DB_ALLOW_UNSAFE=1``, for development.
 
@@ -64,6 +67,7 @@ def allow_unsafe(environment: Mapping[str, str] = os.environ) -> bool:
     return value == "1"
 
 
+@forgetful
 def trust_local(environment: Mapping[str, str] = os.environ) -> bool:
     """Say whether every server on this machine is trusted: ``VOICEASSIST_DB_TRUST_LOCAL=1``, for a proxy beside the application.
 
@@ -78,6 +82,7 @@ def trust_local(environment: Mapping[str, str] = os.environ) -> bool:
     return value == "1"
 
 
+@forgetful
 def engine_options(environment: Mapping[str, str] = os.environ) -> dict[str, bool]:
     """Return what the environment says to :func:`~voiceassist_db.engine.create_engine`.
 
@@ -87,30 +92,27 @@ def engine_options(environment: Mapping[str, str] = os.environ) -> dict[str, boo
     return {"allow_unsafe": allow_unsafe(environment), "trust_local": trust_local(environment)}
 
 
+@forgetful
 def key_store_problem(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return what is unsafe about how keys come here; None: nothing, or no key store is configured."""
     if environment.get("ENCRYPTION_KEY"):
         return "ENCRYPTION_KEY holds a key in the environment, which children inherit: for development only"
-    address = urlsplit(environment.get("VAULT_ADDR", ""))
-    if address.scheme == "http" and not is_this_machine(address.hostname or ""):
-        return f"VAULT_ADDR sends keys to {address.hostname} without TLS: use https://"
-    return None
-
-
-def is_this_machine(host: str) -> bool:
-    """Say whether a host's name or address can only be this machine."""
+    if not environment.get("VAULT_ADDR"):
+        return None
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        address = ServerAddress.parse(environment["VAULT_ADDR"])
+    except ConfigurationError as error:
+        return str(error)
+    return f"VAULT_ADDR sends keys to {address.host} without TLS: use https://" if address.is_in_clear else None
 
 
+@forgetful
 def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:
     """Return the key store that the environment names: Vault by ``VAULT_ADDR``, or ``ENCRYPTION_KEY`` for development.
 
     Raises:
         ConfigurationError: Neither is set, both are, or Vault's settings are incomplete.
+        UnsafeConnectionError: ``VAULT_ADDR`` is the address of another machine, without TLS.
     """
     address = environment.get("VAULT_ADDR", "")
     development_key = environment.get("ENCRYPTION_KEY", "")
@@ -157,4 +159,5 @@ def _vault(address: str, environment: Mapping[str, str]) -> KeyProvider:
         path=secret,
         ca_file=Path(ca_file) if ca_file else None,
         namespace=environment.get("VAULT_NAMESPACE") or None,
+        allow_unsafe=allow_unsafe(environment),
     )

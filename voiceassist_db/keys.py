@@ -11,21 +11,21 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NoReturn, Protocol, Self
+from typing import Final, Protocol, Self
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from voiceassist_db.errors import MalformedKeyError
+from voiceassist_db.masking import Opaque
+from voiceassist_db.tracebacks import forgetful
 
 KEY_BYTES: Final = 32
 """Length of a key: AES-256's, as ``openssl rand -base64 32`` makes it."""
 
-_MASK: Final = "Key(•••)"
 
-
-class Key:
+class Key(Opaque):
     """A secret of 32 uniformly random bytes that shows itself nowhere.
 
     Every way to print, log, format, copy or pickle it yields a mask or an error. The two ways out are :meth:`expose`, which
@@ -47,6 +47,7 @@ class Key:
         return cls(secrets.token_bytes(KEY_BYTES))
 
     @classmethod
+    @forgetful
     def from_base64(cls, text: str, *, name: str) -> Self:
         """Read a key as ``openssl rand -base64 32`` prints it: 44 characters, surrounding white space ignored.
 
@@ -102,20 +103,6 @@ class Key:
         return isinstance(other, Key) and hmac.compare_digest(self._raw, other._raw)
 
     __hash__ = None  # type: ignore[assignment]  # a hash of a key is a fact about it, and nothing needs one
-
-    def __repr__(self) -> str:
-        return _MASK
-
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return _MASK
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Key cannot be pickled or copied")
-
-    def __getstate__(self) -> NoReturn:
-        raise TypeError("a Key has no state to show")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

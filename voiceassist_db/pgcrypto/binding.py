@@ -18,9 +18,10 @@ from sqlalchemy.types import UserDefinedType
 from voiceassist_db.errors import UnsafeConnectionError
 from voiceassist_db.keys import Key
 from voiceassist_db.loading import IntervalLoader
+from voiceassist_db.masking import Opaque
 
 
-class Keys:
+class Keys(Opaque):
     """The keys of one statement, as one array: a parameter for each would cost more than the encryption.
 
     Shows itself as little as a :class:`~voiceassist_db.keys.Key` does.
@@ -39,17 +40,8 @@ class Keys:
         """Return the keys as the text of a PostgreSQL ``text[]``; only the dumper calls it."""
         return self._exposed
 
-    def __repr__(self) -> str:
-        return "Keys(•••)"
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("Keys cannot be pickled or copied")
-
-    def __getstate__(self) -> NoReturn:
-        raise TypeError("Keys have no state to show")
-
-
-class Array:
+class Array(Opaque):
     """Many values, which may be patients', as PostgreSQL's binary form of an array; the statement must cast it to its type.
 
     Args:
@@ -60,9 +52,6 @@ class Array:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-
-    def __repr__(self) -> str:
-        return "Array(•••)"
 
 
 class KeysType(UserDefinedType[Keys]):

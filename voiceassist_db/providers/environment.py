@@ -10,27 +10,27 @@ from typing import NoReturn
 
 from voiceassist_db.errors import KeyStoreError
 from voiceassist_db.keys import Key, KeySet
+from voiceassist_db.masking import Opaque
+from voiceassist_db.tracebacks import forgetful
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "ENCRYPTION_KEY"
 
 
-class EnvironmentKeyProvider:
+class EnvironmentKeyProvider(Opaque):
     """Version 1 from ``ENCRYPTION_KEY``, and a blind-index key derived from it.
 
     An environment is readable by every process of the same user, is inherited by every child, and cannot be rotated online:
     so this provider warns whenever it is made, and refuses to write.
     """
 
+    @forgetful
     def __init__(self, value: str) -> None:
         self._key = Key.from_base64(value, name=VARIABLE)
         logger.warning(
             "the encryption key comes from %s: for development only. Set VAULT_ADDR to take keys from Vault.", VARIABLE
         )
-
-    def __repr__(self) -> str:
-        return "EnvironmentKeyProvider(•••)"
 
     def fetch(self) -> KeySet:
         """Return the key as version 1."""

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 
-from voiceassist_db.config import TRUST_LOCAL, is_this_machine
+from voiceassist_db.addresses import is_this_machine
+from voiceassist_db.config import TRUST_LOCAL
 from voiceassist_db.safety.finding import Finding
 from voiceassist_db.safety.session import Driver, Session
 

@@ -1,30 +1,47 @@
-"""The only door to hvac: the few requests that the key store needs, and the boundary that its errors do not pass.
+"""The few requests that the key store needs, and the boundary that hvac's and requests' errors do not pass.
 
-Keeps no token and no connection: each request has a session of its own, so that no other thread, forked child or
-connection that a firewall dropped meanwhile can disturb it. hvac itself takes a client certificate from
-``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``, as Vault's own tools do.
+Keeps no token and no connection. ``transport`` sends, ``answers`` reads, and here it is decided what an answer means.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from http.client import HTTPException
+from typing import Any, Final
 from urllib.parse import quote
 
-import hvac
-import requests
-from hvac.exceptions import VaultError
+import urllib3.exceptions
 
 from voiceassist_db.errors import (
     KeysNotFoundError,
     KeyStoreAuthenticationError,
     KeyStoreError,
     KeyStoreForbiddenError,
+    VoiceAssistDBError,
 )
-from voiceassist_db.providers.vault.failures import Operation, Place, foreign, invalid, no_answer, no_engine, refusal
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, Masked, RawSecret
+from voiceassist_db.masking import Masked, Opaque
+from voiceassist_db.providers.vault.answers import Answer, RawSecret
+from voiceassist_db.providers.vault.failures import (
+    Operation,
+    Place,
+    deleted,
+    foreign,
+    impossible_token,
+    no_answer,
+    no_engine,
+    refusal,
+)
+from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin
+from voiceassist_db.providers.vault.transport import send
+
+TOKEN: Final = re.compile(r"[!-~]*")
+"""What an HTTP header can carry: visible ASCII."""
+
+NO_ANSWER: Final = (OSError, ValueError, HTTPException, urllib3.exceptions.HTTPError)
+"""What requests and its parts raise. Most are a kind of OSError, some of ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +69,18 @@ class Stored:
     revision: int
 
 
-class VaultClient:
-    """Requests about one secret of one server. Every method may raise a KeyStoreError; those say which it adds."""
+class VaultClient(Opaque):
+    """Requests about one secret of one server. Every method may raise a KeyStoreError; those say which it adds.
 
-    def __init__(self, address: Masked, place: Place) -> None:
+    Args:
+        address: URL of the server.
+        place: Where the secret is.
+        allow_unsafe: Whether the token may go to another machine in clear.
+    """
+
+    def __init__(self, address: Masked, place: Place, *, allow_unsafe: bool) -> None:
         self._address = address
+        self._allow_unsafe = allow_unsafe
         self.place = place
 
     def log_in(self, login: AppRoleLogin | KubernetesLogin) -> Lease:
@@ -71,8 +95,11 @@ class VaultClient:
     def look_up(self, token: Masked) -> Lease:
         """Ask for a token's time. Raises KeyStoreAuthenticationError where the token is not accepted."""
         answer = self._ask(Operation.LOOK_UP, lambda client: client.auth.token.lookup_self(), token)
-        data = _branch(answer, "data")
-        return Lease(token, _seconds(data, "ttl"), _seconds(data, "creation_ttl"), data.get("renewable") is True)
+        data = answer.branch("data") or RawSecret()
+        left_s, granted_s, renewable = data.number("ttl"), data.number("creation_ttl"), data.flag("renewable")
+        if left_s is None or granted_s is None or renewable is None:
+            raise foreign(self.place, Operation.LOOK_UP, HTTPStatus.OK)
+        return Lease(token, left_s, granted_s, renewable)
 
     def renew(self, token: Masked) -> Lease:
         """Prolong a token. Raises KeyStoreAuthenticationError where the token is not accepted."""
@@ -97,10 +124,13 @@ class VaultClient:
         if not answer:
             self._require_kv2(token)
             return None
-        revision = _branch(answer, "data", "metadata").get("version")
-        if not isinstance(revision, int):
+        metadata = answer.branch("data", "metadata")
+        if metadata is None or "version" not in metadata:
             raise no_engine(place)
-        return Stored(_branch(answer, "data", "data"), revision)
+        fields, revision = answer.branch("data", "data"), metadata.number("version", least=1)
+        if fields is None or revision is None:
+            raise foreign(place, Operation.READ, HTTPStatus.OK)
+        return Stored(fields, revision)
 
     def write(self, token: Masked, fields: RawSecret, *, revision: int) -> None:
         """Store the secret if its newest version is still ``revision``; 0 if there must be none.
@@ -112,11 +142,12 @@ class VaultClient:
         answer = self._ask(
             Operation.WRITE,
             lambda client: client.secrets.kv.v2.create_or_update_secret(
-                place.path, fields, cas=revision, mount_point=place.mount
+                place.path, fields.expose(), cas=revision, mount_point=place.mount
             ),
             token,
         )
-        if not isinstance(_branch(answer, "data").get("version"), int):
+        written = answer.branch("data")
+        if written is None or written.number("version", least=1) is None:
             raise foreign(place, Operation.WRITE, HTTPStatus.OK)
 
     def _require_kv2(self, token: Masked) -> None:
@@ -130,10 +161,11 @@ class VaultClient:
             answer = self._ask(Operation.EXAMINE, lambda client: client.adapter.get(url=url), token)
         except (KeyStoreForbiddenError, KeysNotFoundError):
             return
-        if str(_branch(answer, "data", "options").get("version")) != "2":
+        options = answer.branch("data", "options")
+        if options is None or "version" not in options or str(options["version"]) != "2":
             raise no_engine(self.place)
 
-    def _ask(self, operation: Operation, request: Callable[[Any], Any], token: Masked | None = None) -> RawSecret:
+    def _ask(self, operation: Operation, request: Callable[[Any], Answer], token: Masked | None = None) -> RawSecret:
         """Make one request: the boundary at which hvac's, requests' and the system's errors become ours.
 
         Theirs hold request headers and response bodies, that is tokens and keys. So ours are raised outside of the
@@ -142,49 +174,52 @@ class VaultClient:
         Returns:
             The answer's JSON object; empty for a read of a path where nothing is.
         """
-        statuses = [0]
-        answer = RawSecret()
-        failure: KeyStoreError | None = None
+        place = self.place
+        if token and not TOKEN.fullmatch(token.value):
+            raise impossible_token()
         try:
-            answer = self._send(request, token, statuses)
-        except VaultError as error:
-            if operation is Operation.READ and statuses[-1] == HTTPStatus.NOT_FOUND and error.errors == []:
-                return RawSecret()
-            metadata = _branch(error.json, "data", "metadata") if operation is Operation.READ else RawSecret()
-            failure = refusal(self.place, operation, statuses[-1], error.errors, metadata)
-        except OSError as error:  # requests' own errors are a kind of it
-            failure = no_answer(self.place, operation, error)
-        except (AttributeError, TypeError, ValueError) as error:
-            failure = invalid(self.place, operation, error, statuses[-1])
-        if failure is None and not answer:
-            failure = foreign(self.place, operation, statuses[-1])
-        if failure is not None:
-            raise failure
-        return answer
-
-    def _send(self, request: Callable[[Any], Any], token: Masked | None, statuses: list[int]) -> RawSecret:
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy and no .netrc of the environment may see a token
-            session.verify = True if self.place.ca_file is None else str(self.place.ca_file)
-            session.hooks["response"].append(lambda response, **_: statuses.append(response.status_code))
-            client = hvac.Client(
-                url=self._address.value,
-                token=token.value if token else "",  # for None, hvac would look in VAULT_TOKEN and ~/.vault-token
-                verify=session.verify,
-                timeout=self.place.timeout_s,
-                allow_redirects=False,  # requests would carry the token's header along to any host
-                session=session,
-                namespace=self.place.namespace,
+            answer = send(
+                request,
+                address=self._address,
+                token=token,
+                verify=True if place.ca_file is None else str(place.ca_file),
+                timeout_s=place.timeout_s,
+                namespace=place.namespace,
+                allow_unsafe=self._allow_unsafe,
             )
-            answer = request(client)
-            return RawSecret(answer) if isinstance(answer, dict) else RawSecret()
+        except NO_ANSWER as error:
+            failure: VoiceAssistDBError = no_answer(place, operation, error)
+        else:
+            if answer.status == HTTPStatus.OK and answer.body:
+                return answer.body
+            if operation is Operation.READ and answer.status == HTTPStatus.NOT_FOUND and answer.errors == []:
+                return RawSecret()
+            failure = self._failure(operation, answer)
+        raise failure
+
+    def _failure(self, operation: Operation, answer: Answer) -> KeyStoreError:
+        if answer.status < HTTPStatus.BAD_REQUEST:
+            return foreign(self.place, operation, answer.status)
+        if operation is Operation.READ and answer.status == HTTPStatus.NOT_FOUND and answer.body:
+            metadata = answer.body.branch("data", "metadata")
+            if metadata and (failure := deleted(self.place, metadata)):
+                return failure
+        return refusal(self.place, operation, answer.status, answer.errors)
 
     def _lease(self, answer: RawSecret, operation: Operation) -> Lease:
-        auth = _branch(answer, "auth")
-        if not isinstance(auth.get("client_token"), str):
+        auth = answer.branch("auth") or RawSecret()
+        left_s, renewable = auth.number("lease_duration"), auth.flag("renewable")
+        if not _is_token(auth) or left_s is None or renewable is None:
             raise foreign(self.place, operation, HTTPStatus.OK)
-        left_s = _seconds(auth, "lease_duration")
-        return Lease(Masked(auth["client_token"]), left_s, left_s, auth.get("renewable") is True)
+        return Lease(Masked(auth["client_token"]), left_s, left_s, renewable)
+
+
+def _is_token(auth: RawSecret) -> bool:
+    return (
+        "client_token" in auth
+        and isinstance(auth["client_token"], str)
+        and bool(TOKEN.fullmatch(auth["client_token"] or " "))
+    )
 
 
 def _app_role(client: Any, login: AppRoleLogin) -> Any:
@@ -204,15 +239,3 @@ def _service_account_token(login: KubernetesLogin) -> Masked:
         f"the service account's token {login.jwt_file} cannot be read: is this a pod, and is its token mounted "
         "(automountServiceAccountToken)?"
     )
-
-
-def _branch(tree: object, *names: str) -> RawSecret:
-    """Follow names down a JSON object; an empty branch where one is missing."""
-    for name in names:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return RawSecret(tree) if isinstance(tree, dict) else RawSecret()
-
-
-def _seconds(data: RawSecret, name: str) -> float:
-    value = data.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0

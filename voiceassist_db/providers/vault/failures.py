@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import requests
+import urllib3.exceptions
 
 from voiceassist_db.errors import (
     KeysDeletedError,
@@ -26,7 +27,13 @@ from voiceassist_db.errors import (
     KeyStoreSealedError,
     KeyStoreTLSError,
     KeyStoreUnavailableError,
+    UnsafeConnectionError,
+    VoiceAssistDBError,
 )
+from voiceassist_db.providers.vault.answers import RawSecret
+from voiceassist_db.providers.vault.transport import ElsewhereError, TooLongError
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 _DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _LOGIN_REFUSED: Final = _DENIED | {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}
@@ -62,7 +69,7 @@ class Place:
         path: Path below it.
         namespace: Namespace of both.
         ca_file: Authorities that are trusted; None for the public ones.
-        timeout_s: Seconds that an answer may take.
+        timeout_s: Seconds that connecting may take, and again the whole answer.
     """
 
     address: str
@@ -77,28 +84,39 @@ class Place:
         return f"{self.mount}/{self.path}" + (f" (namespace {self.namespace})" if self.namespace else "")
 
 
-def no_answer(place: Place, operation: Operation, error: OSError) -> KeyStoreError:
+def in_clear(place: Place) -> str:
+    """Say why nothing is sent to an address of another machine without TLS."""
+    return (
+        f"{place.address} is another machine, and http would send it the token and the keys in clear: use https:// in "
+        "VAULT_ADDR, and VAULT_CACERT for an authority of your own"
+    )
+
+
+def refused_in_clear(place: Place) -> UnsafeConnectionError:
+    """Say that nothing was sent, and how it could be."""
+    return UnsafeConnectionError(
+        f"no token was sent to Vault: {in_clear(place)}. VOICEASSIST_DB_ALLOW_UNSAFE=1 (or allow_unsafe=True) goes on all "
+        "the same, for development without real patients."
+    )
+
+
+def no_answer(place: Place, operation: Operation, error: Exception) -> VoiceAssistDBError:
     """Translate an error of requests, or of the system, before there was an answer."""
-    if isinstance(error, requests.exceptions.InvalidHeader):
-        return _impossible_token()
+    if _found(error, ElsewhereError):
+        return refused_in_clear(place)
+    if _found(error, TooLongError) or not isinstance(error, OSError):
+        return foreign(place, operation, 0)
     plain = not isinstance(error, requests.exceptions.RequestException)  # requests and ssl on a bad CA file
     if plain or isinstance(error, requests.exceptions.SSLError):
-        reason = _verification(error)
+        untrusted = _found(error, ssl.SSLCertVerificationError)
         return KeyStoreTLSError(
-            f"no trusted TLS connection to Vault at {place.address}{f' ({reason})' if reason else ''}: set "
-            "VAULT_CACERT to the file of the authority that signed its certificate (now: "
+            f"no trusted TLS connection to Vault at {place.address}{f' ({untrusted.verify_message})' if untrusted else ''}: "
+            "set VAULT_CACERT to the file of the authority that signed its certificate (now: "
             f"{place.ca_file or 'the public ones'}), and check that the server speaks TLS"
         )
-    if isinstance(error, requests.exceptions.Timeout):
+    if isinstance(error, requests.exceptions.Timeout) or _found(error, urllib3.exceptions.ReadTimeoutError):
         return _unavailable(place, operation, f"did not answer within {place.timeout_s:g} s")
     return _unavailable(place, operation, "cannot be reached")
-
-
-def invalid(place: Place, operation: Operation, error: Exception, status: int) -> KeyStoreError:
-    """Translate an error of Python's, with which hvac and requests meet a token or an answer of impossible form."""
-    if isinstance(error, UnicodeEncodeError):
-        return _impossible_token()
-    return foreign(place, operation, status)
 
 
 def foreign(place: Place, operation: Operation, status: int) -> KeyStoreError:
@@ -110,13 +128,11 @@ def foreign(place: Place, operation: Operation, status: int) -> KeyStoreError:
         )
     return KeyStoreError(
         f"{place.address} answered a request to {operation.value}{f' with HTTP {status}' if status else ''}, but not "
-        "as Vault does: check VAULT_ADDR, and whether it is http or https"
+        "as Vault does: check VAULT_ADDR, whether it is http or https, and what stands between"
     )
 
 
-def refusal(
-    place: Place, operation: Operation, status: int, errors: Sequence[str] | None, metadata: Mapping[str, Any]
-) -> KeyStoreError:
+def refusal(place: Place, operation: Operation, status: int, errors: Sequence[str] | None) -> KeyStoreError:
     """Translate an answer with a status of failure.
 
     Args:
@@ -124,10 +140,7 @@ def refusal(
         operation: What was asked.
         status: The HTTP status.
         errors: The field ``errors`` of a JSON answer, as Vault's have it; else None.
-        metadata: The metadata of the secret, where a read was answered with it.
     """
-    if metadata:
-        return _deleted(place, metadata)
     if status in _SEALED and errors:
         return KeyStoreSealedError(
             f"Vault at {place.address} is sealed, or was never initialised: unseal it (`vault operator unseal`)"
@@ -188,10 +201,14 @@ def _forbidden(place: Place, operation: Operation) -> KeyStoreForbiddenError:
     )
 
 
-def _deleted(place: Place, metadata: Mapping[str, Any]) -> KeysDeletedError:
-    version, mount = metadata.get("version"), f"-mount={place.mount}"
+def deleted(place: Place, metadata: RawSecret) -> KeysDeletedError | None:
+    """Say that the newest version was deleted, given the metadata of it; None where they do not have Vault's form."""
+    version, is_destroyed = metadata.number("version", least=1), metadata.flag("destroyed")
+    if version is None or is_destroyed is None:
+        return None
+    mount = f"-mount={place.mount}"
     what, remedy = "deleted", f"`vault kv undelete {mount} -versions={version} {place.path}` brings it back"
-    if metadata.get("destroyed") is True:
+    if is_destroyed:
         what = "destroyed"
         remedy = f"`vault kv rollback {mount} -version=NUMBER {place.path}` brings an earlier one back"
     return KeysDeletedError(
@@ -200,12 +217,22 @@ def _deleted(place: Place, metadata: Mapping[str, Any]) -> KeysDeletedError:
     )
 
 
-def _impossible_token() -> KeyStoreAuthenticationError:
+def impossible_token() -> KeyStoreAuthenticationError:
+    """Say that a token cannot be sent."""
     return KeyStoreAuthenticationError("the Vault token holds characters that no token has: set VAULT_TOKEN again")
 
 
-def _verification(error: BaseException | None) -> str:
-    """Return OpenSSL's reason for not trusting a certificate, from down the chain; empty if it was something else."""
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return "" if error is None else error.verify_message
+def _found(error: BaseException, kind: type[ErrorT]) -> ErrorT | None:
+    """Return the first of a kind among an error and what hangs on it."""
+    return next((each for each in _chain(error) if isinstance(each, kind)), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    todo: list[object] = [error]
+    while todo:
+        each = todo.pop(0)
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            todo += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]

@@ -1,55 +1,35 @@
-"""The three ways to log in to Vault, and the wrappers that keep a secret out of every repr.
+"""The three ways to log in to Vault. Sends nothing.
 
-A traceback with local variables, as crash reporters take it, shows the reprs of what a frame holds: so nothing in this
-package keeps a token, a password or a raw secret in a variable without one of these wrappers. Sends nothing.
+A traceback with local variables, as crash reporters take it, shows what a frame holds. So nothing in this package keeps a token,
+a password or a raw secret in a variable without a wrapper that masks it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from voiceassist_db.masking import Opaque
 
 SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 """Where Kubernetes mounts a pod's token (Kubernetes documentation, "Accessing the Kubernetes API from a Pod")."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Masked:
-    """A string that shows itself only by its attribute."""
-
-    value: str
-
-    def __repr__(self) -> str:
-        return "•••"
-
-
-class RawSecret(dict[str, Any]):
-    """Fields as Vault stores or returns them, whose repr shows nothing."""
-
-    def __repr__(self) -> str:
-        return "RawSecret(•••)"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class TokenLogin:
+class TokenLogin(Opaque):
     """A token that somebody else made, and that is renewed while it can be.
 
     Attributes:
         token: The token; surrounding white space, as a file leaves it, is not part of it.
     """
 
-    token: str
+    __slots__ = ("token",)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "token", self.token.strip())
-
-    def __repr__(self) -> str:
-        return "TokenLogin(•••)"
+    def __init__(self, token: str) -> None:
+        self.token = token.strip()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class AppRoleLogin:
+class AppRoleLogin(Opaque):
     """An AppRole. Its secret id must be good for many logins: there is one whenever the token is about to expire.
 
     Attributes:
@@ -58,9 +38,12 @@ class AppRoleLogin:
         mount: Where the auth method is mounted, without ``auth/``.
     """
 
-    role_id: str
-    secret_id: str
-    mount: str = "approle"
+    __slots__ = ("mount", "role_id", "secret_id")
+
+    def __init__(self, role_id: str, secret_id: str, mount: str = "approle") -> None:
+        self.role_id = role_id
+        self.secret_id = secret_id
+        self.mount = mount
 
     def __repr__(self) -> str:
         return f"AppRoleLogin(•••, mount={self.mount!r})"

@@ -6,36 +6,43 @@ Owns the rule of what may be written over what. ``client`` speaks to the server,
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Final, TypeVar
 
-from voiceassist_db.errors import (
-    ConfigurationError,
-    KeysNotFoundError,
-    KeyStoreConflictError,
-    KeyStoreForbiddenError,
-)
+from voiceassist_db.addresses import ServerAddress
+from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError, KeyStoreForbiddenError
 from voiceassist_db.keys import KeySet
+from voiceassist_db.masking import Masked, Opaque
+from voiceassist_db.providers.vault.answers import RawSecret
 from voiceassist_db.providers.vault.client import Stored, VaultClient
-from voiceassist_db.providers.vault.failures import Place
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, Masked, RawSecret, TokenLogin
+from voiceassist_db.providers.vault.failures import Place, in_clear, refused_in_clear
+from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, TokenLogin
 from voiceassist_db.providers.vault.secret import KEY, key_set, with_keys
 from voiceassist_db.providers.vault.tokens import GivenToken, LoginToken
+from voiceassist_db.tracebacks import forgetful
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_NAMESPACE: Final = re.compile(r"[!-~]+")
+"""What an HTTP header can carry: visible ASCII."""
 
-class VaultKeyProvider:
+
+class VaultKeyProvider(Opaque):
     """Keys in one secret of a KV v2 engine of Vault or OpenBao. Thread-safe, and safe to fork.
 
     Every method may raise, besides what it says: :class:`KeyStoreUnavailableError`, :class:`KeyStoreSealedError`,
     :class:`KeyStoreTLSError`, :class:`KeyStoreAuthenticationError`, :class:`KeyStoreForbiddenError`,
     :class:`KeysDeletedError` if the secret's newest version is deleted, :class:`KeysNotFoundError` if there is no KV v2
     engine at the mount, and :class:`KeyStoreError` for the rest. None carries or chains a token, a key or an answer.
+    :class:`UnsafeConnectionError` is raised where ``localhost`` leads to another machine.
     """
 
+    @forgetful
     def __init__(  # one deployment's settings; all but two are optional and keyword-only
         self,
         address: str,
@@ -46,6 +53,7 @@ class VaultKeyProvider:
         ca_file: Path | None = None,
         namespace: str | None = None,
         timeout_s: float = 5.0,
+        allow_unsafe: bool = False,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -56,20 +64,30 @@ class VaultKeyProvider:
             path: The secret's path below it.
             ca_file: PEM file of the authorities to trust instead of the public ones.
             namespace: Namespace of mount and login.
-            timeout_s: Seconds to wait for a connection, and again for each part of an answer.
+            timeout_s: Seconds that connecting may take, and again the whole answer.
+            allow_unsafe: Send the token and keys to another machine without TLS, with a warning. For development.
 
         Raises:
             ConfigurationError: The address is not one.
-            ValueError: The mount or the path is empty, or the timeout is not positive.
+            UnsafeConnectionError: The address is that of another machine, without TLS.
+            ValueError: The mount or the path is empty, the namespace is not visible ASCII, or the timeout is not positive.
         """
         mount, path = mount.strip("/"), path.strip("/")
         if not mount or not path:
             raise ValueError("mount and path must not be empty")
         if timeout_s <= 0:
             raise ValueError("timeout_s must be more than 0")
-        shown = _without_credentials(address)
-        place = Place(address=shown, mount=mount, path=path, namespace=namespace, ca_file=ca_file, timeout_s=timeout_s)
-        self._client = VaultClient(Masked(address), place)
+        if namespace is not None and not _NAMESPACE.fullmatch(namespace):
+            raise ValueError("namespace must be visible ASCII characters: an HTTP header carries it")
+        server = ServerAddress.parse(address)
+        place = Place(
+            address=server.shown, mount=mount, path=path, namespace=namespace, ca_file=ca_file, timeout_s=timeout_s
+        )
+        if server.is_in_clear:
+            if not allow_unsafe:
+                raise refused_in_clear(place)
+            logger.warning("%s. For development only, never for real patients.", in_clear(place))
+        self._client = VaultClient(server.url, place, allow_unsafe=allow_unsafe)
         self._token: GivenToken | LoginToken = (
             GivenToken(self._client, login) if isinstance(login, TokenLogin) else LoginToken(self._client, login)
         )
@@ -77,6 +95,7 @@ class VaultKeyProvider:
     def __repr__(self) -> str:
         return f"<VaultKeyProvider {self._client.place} at {self._client.place.address}>"
 
+    @forgetful
     def fetch(self) -> KeySet:
         """Read the keys, and renew a given token that has lived half of its time.
 
@@ -90,6 +109,7 @@ class VaultKeyProvider:
             raise self._not_found(stored)
         return key_set(stored.fields, revision=stored.revision, where=str(self._client.place))
 
+    @forgetful
     def create(self, keys: KeySet) -> None:
         """Store the first keys, beside the fields of others that the secret may have.
 
@@ -103,6 +123,7 @@ class VaultKeyProvider:
         fields, revision = (RawSecret(), 0) if stored is None else (stored.fields, stored.revision)
         self._write(fields, keys, revision)
 
+    @forgetful
     def replace(self, old: KeySet, new: KeySet) -> None:
         """Store ``new``, whose None removes a field, where the secret is still at ``old``'s revision.
 
@@ -140,15 +161,3 @@ class VaultKeyProvider:
             f"{what} at {place} in Vault at {place.address}: run `voiceassist-db init-keys`, or correct "
             "VOICEASSIST_DB_VAULT_PATH"
         )
-
-
-def _without_credentials(address: str) -> str:
-    """Return a server's URL as it may be shown, without the user name and password that it may hold."""
-    try:
-        parts = urlsplit(address)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ConfigurationError("the address of Vault (VAULT_ADDR) must look like https://vault.example.org:8200")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"

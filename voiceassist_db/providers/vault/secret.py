@@ -6,12 +6,11 @@ Owns their names and forms. Knows no network.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from voiceassist_db.errors import MalformedKeyError
 from voiceassist_db.keys import Key, KeySet
-from voiceassist_db.providers.vault.logins import RawSecret
+from voiceassist_db.providers.vault.answers import RawSecret
 
 KEY: Final = "key"
 KEY_VERSION: Final = "key_version"
@@ -23,7 +22,7 @@ PREVIOUS_INDEX_KEY: Final = "previous_index_key"
 _VERSION: Final = re.compile(r"[0-9]{1,9}")
 
 
-def key_set(fields: Mapping[str, Any], *, revision: int, where: str) -> KeySet:
+def key_set(fields: RawSecret, *, revision: int, where: str) -> KeySet:
     """Read the keys from a secret that has the field ``key``.
 
     Args:
@@ -42,9 +41,9 @@ def key_set(fields: Mapping[str, Any], *, revision: int, where: str) -> KeySet:
     raise MalformedKeyError(message)
 
 
-def with_keys(fields: Mapping[str, Any], keys: KeySet) -> RawSecret:
+def with_keys(fields: RawSecret, keys: KeySet) -> RawSecret:
     """Return the fields with these keys for those that were there; versions as strings, as `vault kv put` does."""
-    merged = RawSecret(fields)
+    merged = RawSecret(dict(fields.expose()))
     ours = {
         KEY: keys.key,
         KEY_VERSION: keys.version,
@@ -55,13 +54,13 @@ def with_keys(fields: Mapping[str, Any], keys: KeySet) -> RawSecret:
     }
     for name, value in ours.items():
         if value is None:
-            merged.pop(name, None)
+            merged.expose().pop(name, None)
         else:
-            merged[name] = value.expose().decode("ascii") if isinstance(value, Key) else str(value)
+            merged.expose()[name] = value.expose().decode("ascii") if isinstance(value, Key) else str(value)
     return merged
 
 
-def _parse(fields: Mapping[str, Any], revision: int) -> KeySet:
+def _parse(fields: RawSecret, revision: int) -> KeySet:
     version, key = _version(fields, KEY_VERSION), _key(fields, KEY)
     if key is None:
         raise MalformedKeyError(f"{KEY} is missing")
@@ -80,7 +79,7 @@ def _parse(fields: Mapping[str, Any], revision: int) -> KeySet:
     )
 
 
-def _key(fields: Mapping[str, Any], name: str) -> Key | None:
+def _key(fields: RawSecret, name: str) -> Key | None:
     if name not in fields:
         return None
     if not isinstance(fields[name], str):
@@ -88,7 +87,7 @@ def _key(fields: Mapping[str, Any], name: str) -> Key | None:
     return Key.from_base64(fields[name], name=name)
 
 
-def _version(fields: Mapping[str, Any], name: str) -> int | None:
+def _version(fields: RawSecret, name: str) -> int | None:
     if name not in fields:
         return None
     text = str(fields[name]).strip()  # of all JSON values, only a number and a string come out as digits

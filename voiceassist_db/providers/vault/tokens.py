@@ -13,8 +13,9 @@ from typing import Final
 
 from voiceassist_db.errors import KeyStoreAuthenticationError, KeyStoreError, KeyStoreForbiddenError
 from voiceassist_db.forks import ProcessLock
+from voiceassist_db.masking import Masked, Opaque
 from voiceassist_db.providers.vault.client import Lease, VaultClient
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, Masked, TokenLogin
+from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, TokenLogin
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ RENEW: Final = 1 / 2
 """Part of its first time that is left when a given token is renewed."""
 
 
-class GivenToken:
+class GivenToken(Opaque):
     """A token that came from outside: it cannot be replaced, only renewed."""
 
     def __init__(self, client: VaultClient, login: TokenLogin) -> None:
@@ -72,7 +73,7 @@ class GivenToken:
         self._due = now + left_s - half_s
 
 
-class LoginToken:
+class LoginToken(Opaque):
     """A token from a login, which is replaced by another login."""
 
     def __init__(self, client: VaultClient, login: AppRoleLogin | KubernetesLogin) -> None:

@@ -1,0 +1,53 @@
+"""What an object that holds a secret shows of itself: the name of its type.
+
+Owns the base of all such objects and the wrapper of one string. Knows nothing of what they hold.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+
+class Opaque:
+    """Base of objects that hold a secret: a program can use them, and no tool can print, copy or pickle them.
+
+    ``rich.inspect``, debuggers and completion show the value of each name that ``dir`` lists, so ``dir`` lists methods only.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(•••)"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in dir(type(self)) if callable(getattr(type(self), name, None))]
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied: it holds a secret. Make a new one instead."
+        )
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has no state to show: it holds a secret")
+
+
+class Masked(Opaque):
+    """A string that shows itself only by its attribute.
+
+    Attributes:
+        value: The string.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "•••"
