@@ -13,13 +13,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     LargeBinary,
-    Text,
     UniqueConstraint,
     and_,
     bindparam,
     cast,
     func,
-    literal_column,
     or_,
     select,
     tuple_,
@@ -66,31 +64,26 @@ class TokenTable:
         columns = [column for pair in tokens for column in pair]
         given = self._given(())
         wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
-        self._read = Prepared(
-            select(*table.key, table.version, _row_version(), *columns).where(wanted), table=self.name
-        )
+        self._read = Prepared(select(*table.key, table.version, *columns).where(wanted), table=self.name)
         self._exchange = Prepared(self._exchanged(), table=self.name)
 
-    def _given(self, tokens: Sequence[str], *, row_versions: Sequence[str] = ()) -> Any:
+    def _given(self, tokens: Sequence[str]) -> Any:
         arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self.table.key)]
         arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
-        arrays += [cast(bindparam(name), ARRAY(Text)) for name in row_versions]
-        names = [*(f"k{at}" for at in range(self._width)), *tokens, *row_versions]
+        names = [*(f"k{at}" for at in range(self._width)), *tokens]
         columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
         return select(*columns).subquery("given")
 
     def _exchanged(self) -> Any:
         places = range(len(self._fields))
-        tokens = [*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)]
-        given = self._given(tokens, row_versions=["row_version"])
+        given = self._given([*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)])
         columns = [self.table.table.c[str(each.index_column)] for each in self._fields]
         return (
             update(self.table.table)
             .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
             .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)))
-            # Compare and swap: a value that somebody has changed since it was read has its own, newer token, or none if the change was
-            # made in SQL.
-            .where(_row_version() == given.c.row_version)
+            # Compare and swap: a value that somebody has changed since it was read has its own, newer token. Where the change was made in
+            # SQL, and left no token, the next pass finds the wrong one.
             .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
         )
 
@@ -111,17 +104,16 @@ class TokenTable:
         rows = self._read.rows(connection, arrays | parameters(keyring, self.table, self._fields))
         stale = []
         for row in rows:
-            old = list(row[self._width + 3 :: 2])
+            old = list(row[self._width + 2 :: 2])
             new = self._tokens(row, keyring, fills_unique=fills_unique)
             if old != new:
-                stale.append((row[: self._width], row[self._width + 1], old, new))
+                stale.append((row[: self._width], old, new))
         if not stale:
             return 0
         places = range(len(self._fields))
-        values = {f"k{at}": [key[at] for key, _, _, _ in stale] for at in range(self._width)}
-        values |= {"row_version": [version for _, version, _, _ in stale]}
-        values |= {f"old_{at}": [old[at] for _, _, old, _ in stale] for at in places}
-        values |= {f"new_{at}": [new[at] for _, _, _, new in stale] for at in places}
+        values = {f"k{at}": [key[at] for key, _, _ in stale] for at in range(self._width)}
+        values |= {f"old_{at}": [old[at] for _, old, _ in stale] for at in places}
+        values |= {f"new_{at}": [new[at] for _, _, new in stale] for at in places}
         self._exchange.count(connection, values)
         return len(stale)
 
@@ -135,7 +127,7 @@ class TokenTable:
             )
         tokens: list[bytes | None] = []
         for at, each in enumerate(self._fields):
-            plaintext, stored = row[self._width + 2 + 2 * at :][:2]
+            plaintext, stored = row[self._width + 1 + 2 * at :][:2]
             value = self._decoders[at](scheme, row_id, plaintext)
             is_left = stored is None and not fills_unique and each.index_column in self._unique
             made = None if value is None or is_left else self._token(each, value, keyring)
@@ -165,11 +157,6 @@ def _unique(table: EncryptedTable) -> set[str]:
     constraints = [each for each in table.table.constraints if isinstance(each, UniqueConstraint)]
     of_constraints = {column.name for each in constraints for column in each.columns}
     return of_constraints | {column.name for each in table.table.indexes if each.unique for column in each.columns}
-
-
-def _row_version() -> ColumnElement[str]:
-    """Return the expression of what changes whenever somebody writes the row: the transaction that wrote it."""
-    return literal_column("CAST(xmin AS pg_catalog.text)", Text)
 
 
 def _is_same(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[bool]:
