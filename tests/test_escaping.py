@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine, text
 
 from voiceassist_db.escaping import escaped, escaped_sql
 
@@ -64,3 +66,24 @@ def _named(identifier: str) -> str:
     if identifier.startswith("U&"):
         inside = re.sub(r"\\(\\|\+([0-9a-f]{6}))", lambda found: chr(int(found[2], 16)) if found[2] else "\\", inside)
     return inside
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m\n", 'it\'s "x"\u202e', "a\\b\x07\\", "plain", "\U000e0041\t'"])
+def test_literals_and_names_are_what_the_server_reads(engine: Engine, name: str) -> None:
+    """What is printed gives the same string, the same column, and the same name in a string, as PostgreSQL reads them."""
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        written = connection.scalar(
+            text(
+                "SELECT pg_catalog.format('SELECT %L AS %I, %L', CAST(:name AS pg_catalog.text), CAST(:name AS pg_catalog.text), "
+                "pg_catalog.quote_ident(:name))"
+            ),
+            {"name": name},
+        )
+        shown = escaped_sql(written)
+        assert escaped(shown) == shown == escaped_sql(shown)
+        cursor = driver.execute(shown.encode())
+        assert name == cursor.description[0][0]
+        value, identifier = cursor.fetchone()
+        assert name == value
+        assert name == identifier.removeprefix('"').removesuffix('"').replace('""', '"')

@@ -13,7 +13,9 @@ _INVISIBLE: Final = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe
 blank braille pattern)."""
 
 _NOT_ASCII: Final = re.compile(r"[^\x20-\x7e]")
-_IDENTIFIER: Final = re.compile(r'"(?:[^"]|"")+"')
+_QUOTED: Final = re.compile(r"""\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")+\"""", re.DOTALL)
+"""A string literal with escapes, one without, or a quoted identifier."""
+
 _IS_INVISIBLE: Final = re.compile(f"[{_INVISIBLE}]")
 
 
@@ -31,22 +33,24 @@ def escaped(text: str, *, keep: str = "") -> str:
 
 
 def escaped_sql(statement: str) -> str:
-    r"""Return a statement that does the same, and whose quoted identifiers can be seen.
+    r"""Return a statement that does the same, and whose names and string literals can be seen.
 
-    An identifier that holds what :func:`escaped` would change is written with PostgreSQL's Unicode escapes:
-    ``U&"\001b"``. Such a statement can be printed, copied and executed.
+    One that holds what :func:`escaped` would change is written with PostgreSQL's Unicode escapes: ``U&"\+00001b"``. Such a
+    statement can be printed, copied and executed.
 
     Args:
-        statement: SQL without string literals, or plain text.
+        statement: SQL without dollar quotes, or plain text.
     """
-    return _IDENTIFIER.sub(lambda found: _unicode_identifier(found[0]), statement)
+    return _QUOTED.sub(lambda found: _with_unicode_escapes(found[0]), statement)
 
 
-def _unicode_identifier(identifier: str) -> str:
-    if escaped(identifier) == identifier:
-        return identifier
-    parts = (r"\\" if each == "\\" else each if escaped(each) == each else rf"\+{ord(each):06x}" for each in identifier)
-    return f"U&{''.join(parts)}"
+def _with_unicode_escapes(quoted: str) -> str:
+    if escaped(quoted) == quoted:
+        return quoted
+    if quoted[0] in "eE":  # has escapes of its own, and doubles its backslashes already
+        return "".join(each if escaped(each) == each else rf"\U{ord(each):08x}" for each in quoted)
+    doubled = quoted.replace("\\", r"\\")
+    return "U&" + "".join(each if escaped(each) == each else rf"\+{ord(each):06x}" for each in doubled)
 
 
 def _shown(character: str) -> str:
