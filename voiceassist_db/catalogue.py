@@ -16,7 +16,7 @@ from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.exc import SAWarning
 
 from voiceassist_db.errors import SchemaNotMigratedError
-from voiceassist_db.execution import execute, regclass
+from voiceassist_db.execution import execute, regclass, require_transactions
 from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
 from voiceassist_db.safety import NOT_TRUSTED
@@ -105,6 +105,7 @@ def system_names(connection: Connection) -> Iterator[str | None]:
     Yields:
         The schema that names without one are in, outside the block.
     """
+    require_transactions(connection)
     before = text("SELECT pg_catalog.current_setting('search_path') AS path, pg_catalog.current_schema() AS name")
     row = execute(connection, before, table="search_path").one()
     set_path = text("SELECT pg_catalog.set_config('search_path', CAST(:path AS pg_catalog.text), true)")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
@@ -18,9 +20,13 @@ from voiceassist_db.execution import Interrupt, translated
 from voiceassist_db.keyring import DEFAULT_TTL_S, KeyringSource
 from voiceassist_db.keys import KeyProvider
 from voiceassist_db.repositories import ClinicalNoteRepository, PatientRepository, Repository
+from voiceassist_db.sessions import AnySession, require_bound
 
 T = TypeVar("T")
 RepositoryT = TypeVar("RepositoryT", bound=Repository[Any])
+
+AnyAsyncSession = AsyncSession | async_scoped_session[AsyncSession]
+"""What application code on an event loop may hand over."""
 
 
 class Repositories:
@@ -28,18 +34,31 @@ class Repositories:
 
     Attributes:
         session: The session or connection.
-        patients: The patients.
-        clinical_notes: Their notes.
     """
 
-    def __init__(self, session: Session | Connection, keys: KeyringSource) -> None:
+    def __init__(self, session: AnySession, keys: KeyringSource, engine: Engine | None = None) -> None:
         self.session = session
         self._keys = keys
-        self.patients = PatientRepository(session, keys)
-        self.clinical_notes = ClinicalNoteRepository(session, keys)
+        self._engine = engine  # which the session must use for a table; None where it is sure to
+
+    @cached_property
+    def patients(self) -> PatientRepository:
+        """The patients."""
+        return self.repository(PatientRepository)
+
+    @cached_property
+    def clinical_notes(self) -> ClinicalNoteRepository:
+        """Their notes."""
+        return self.repository(ClinicalNoteRepository)
 
     def repository(self, kind: type[RepositoryT]) -> RepositoryT:
-        """Return a repository of another table, in the same session."""
+        """Return a repository of another table, in the same session.
+
+        Raises:
+            ValueError: The session uses another engine for this table, whose database the keys need not fit.
+        """
+        if self._engine is not None:
+            prepare(require_bound(self.session, self._engine, kind.model))
         return kind(self.session, self._keys)
 
 
@@ -70,18 +89,17 @@ class Database:
         with interrupt.outlasts(), translated(), Session(self.engine) as session, session.begin(), interrupt.seen():
             yield Repositories(session, self.keys)
 
-    def using(self, session: Session | Connection) -> Repositories:
+    def using(self, session: AnySession) -> Repositories:
         """Give repositories on a session or connection of the caller's own, who keeps its transaction.
 
+        Args:
+            session: A session, a ``scoped_session``, or a connection. A session with ``binds`` is asked for the engine of each table.
+
         Raises:
-            ValueError: It belongs to another engine, whose database these keys need not fit.
+            ValueError: It uses another engine for the patients, whose database these keys need not fit; or its
+                ``schema_translate_map`` would move the table.
         """
-        forks.follow()
-        engine = session.get_bind() if isinstance(session, Session) else session
-        if engine.engine.pool is not self.engine.pool:
-            raise ValueError("this session belongs to another engine: give that engine to Database()")
-        prepare(engine.engine)  # which may have been made of this one's by execution_options(), or this one of it
-        return Repositories(session, self.keys)
+        return _handed_over(session, self.keys, self.engine)
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -94,19 +112,46 @@ class Database:
         self.close()
 
 
+def _handed_over(session: AnySession, keys: KeyringSource, engine: Engine) -> Repositories:
+    forks.follow()
+    repositories = Repositories(session, keys, engine)
+    if _has_patients(session):
+        _ = repositories.patients  # a session of another engine is refused here, and not at the first read
+    return repositories
+
+
+def _has_patients(session: AnySession) -> bool:
+    """Say whether a session has an engine for the patients: one with binds for other tables only need not."""
+    if isinstance(session, Connection):
+        return True
+    try:
+        session.get_bind(mapper=PatientRepository.model)
+    except UnboundExecutionError:
+        return not session.binds
+    return True
+
+
 class AsyncTransaction:
     """A transaction on an event loop: hands its repositories to functions that run beside it, on the same connection."""
 
-    def __init__(self, session: AsyncSession, keys: KeyringSource) -> None:
+    def __init__(self, session: AnyAsyncSession, keys: KeyringSource, engine: Engine | None = None) -> None:
         self.session = session
         self._keys = keys
+        self._engine = engine
 
     async def run(self, work: Callable[[Repositories], T]) -> T:
         """Run code that uses repositories, such as ``lambda tx: tx.patients.get("PT-001")``.
 
         The loop goes on while the database and the key store are waited for.
         """
-        return await self.session.run_sync(lambda session: work(Repositories(session, self._keys)))
+        session = _of_this_scope(self.session)
+        return await session.run_sync(lambda session: work(Repositories(session, self._keys, self._engine)))
+
+
+def _of_this_scope(session: AnyAsyncSession) -> AsyncSession:
+    if isinstance(session, async_scoped_session):
+        return session()
+    return session
 
 
 class AsyncDatabase:
@@ -140,17 +185,18 @@ class AsyncDatabase:
                 with interrupt.seen():
                     yield AsyncTransaction(session, self.keys)
 
-    def using(self, session: AsyncSession) -> AsyncTransaction:
+    def using(self, session: AnyAsyncSession) -> AsyncTransaction:
         """Give repositories on an async session of the caller's own, who keeps its transaction.
 
+        Args:
+            session: A session, or an ``async_scoped_session``.
+
         Raises:
-            ValueError: It belongs to another engine, whose database these keys need not fit.
+            ValueError: As for :meth:`Database.using`.
         """
-        forks.follow()
-        if session.get_bind().engine.pool is not self.engine.pool:
-            raise ValueError("this session belongs to another engine: give that engine to AsyncDatabase()")
-        prepare(session.get_bind().engine)
-        return AsyncTransaction(session, self.keys)
+        engine = self.engine.sync_engine
+        _handed_over(_of_this_scope(session).sync_session, self.keys, engine)
+        return AsyncTransaction(session, self.keys, engine)
 
     async def close(self) -> None:
         """Close the pooled connections."""

@@ -11,7 +11,6 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import sqlalchemy
-from psycopg import AsyncClientCursor, ClientCursor
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DisconnectionError
@@ -20,7 +19,8 @@ from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_asyn
 
 from voiceassist_db import forks, safety
 from voiceassist_db.config import ALLOW_UNSAFE, parse_database_url
-from voiceassist_db.errors import ConfigurationError, TransactionFailedError
+from voiceassist_db.drivers import require_fitting
+from voiceassist_db.errors import TransactionFailedError
 from voiceassist_db.execution import FAILED
 from voiceassist_db.pgcrypto.binding import allow_keys, refuse_keys
 from voiceassist_db.safety import Session
@@ -131,7 +131,7 @@ class _Gate:
                 refuse_keys(driver, _NOT_LOOKED_AT)
             return
         _require_own(driver, record)
-        _require_fitting(driver)
+        require_fitting(driver)  # once more: listeners to the event connect come after ours
         session = _ask(connection)
         findings = _ask_about_schemas(connection, session)
         if not driver.autocommit:
@@ -177,6 +177,7 @@ class _Gate:
 
 
 def _on_connect(_connection: Any, record: Any) -> None:
+    require_fitting(record.driver_connection)
     record.info[_OPENED_BY] = os.getpid()
     forks.own(record.driver_connection)
 
@@ -214,18 +215,6 @@ def _ask_about_schemas(connection: Any, session: Session) -> list[safety.Finding
     if session.has_citus:
         rows += _ask_all(connection, safety.DISTRIBUTED)
     return safety.unsafe_schemas(rows)
-
-
-def _require_fitting(driver: Any) -> None:
-    if issubclass(driver.cursor_factory, ClientCursor | AsyncClientCursor):
-        raise ConfigurationError(
-            "this engine binds parameters in the client, which would put keys into the text of statements: leave out "
-            "cursor_factory=ClientCursor"
-        )
-    if driver.info.encoding != "utf-8":
-        raise ConfigurationError(
-            f"this connection's client_encoding is {driver.info.encoding}, which cannot carry every text: set it to utf8"
-        )
 
 
 def _on_commit(connection: Connection) -> None:

@@ -7,17 +7,18 @@ translated by its SQLSTATE alone, and ours is raised where no cause and no conte
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 from sqlalchemy import Connection, CursorResult, Executable, Table, TextClause, UniqueConstraint, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
 
 from voiceassist_db.errors import (
+    ConfigurationError,
     ConstraintError,
     DatabaseError,
     DatabaseUnavailableError,
@@ -33,7 +34,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
-from voiceassist_db.qualified import rendered
+from voiceassist_db.qualified import names_tables_of, rendered
 from voiceassist_db.safety import UNPROVEN, is_unproven
 from voiceassist_db.tracebacks import forget_locals
 
@@ -65,6 +66,9 @@ logging.getLogger("psycopg").addFilter(_without_texts)
 
 Parameters = Mapping[str, Any]
 
+_PLAINLY: Final = {"stream_results": False, "yield_per": None, "no_parameters": False}
+"""Options that an application may have set for its own statements: a cursor on the server cannot do what ours do."""
+
 
 def execute(
     connection: Connection, statement: Executable, parameters: Parameters | None = None, *, table: str
@@ -83,8 +87,9 @@ def execute(
     """
     try:
         if isinstance(statement, TextClause):
-            return connection.execute(statement, parameters)
-        return connection.exec_driver_sql(*rendered(statement, parameters or {}))
+            return connection.execute(statement, parameters, execution_options=_PLAINLY)
+        require_untranslated(connection, partial(names_tables_of, statement), table)
+        return connection.exec_driver_sql(*rendered(statement, parameters or {}), execution_options=_PLAINLY)
     except DRIVER_ERRORS as error:
         failure = translate(error, table=table)
     except BaseException as error:
@@ -95,23 +100,56 @@ def execute(
     raise failure
 
 
-def connection_of(session: Session) -> Connection:
-    """Return a session's connection, with what the session holds back written; an error of that is the caller's own.
+def require_untranslated(connection: Connection, names: Callable[[str | None], bool], table: str) -> None:
+    """Refuse to execute a statement that a ``schema_translate_map`` of the connection would send to other tables.
+
+    Args:
+        connection: The connection.
+        names: Says whether the statement names a table that is declared with a schema.
+        table: Name of the table that it is about.
 
     Raises:
-        VoiceAssistDBError: There is none, or the session's transaction has failed.
+        ConfigurationError: The map is about a table of the statement.
     """
-    session.flush()
-    try:
-        return session.connection()
-    except DRIVER_ERRORS as error:
-        failure = translate(error, table="")
-    raise failure
+    options = connection.get_execution_options()
+    if "schema_translate_map" in options and any(map(names, translated_schemas(options))):
+        raise ConfigurationError(f"{table}: {TRANSLATED}")
+
+
+def translated_schemas(options: Mapping[str, Any]) -> list[str | None]:
+    """Return the schemas that a ``schema_translate_map`` in execution options replaces; None for tables without one."""
+    given = options.get("schema_translate_map") or {}
+    return [schema for schema, other in given.items() if schema != other]
+
+
+TRANSLATED: Final = (
+    "schema_translate_map would move this table to another schema. Values are bound to their table and not to its schema, so one "
+    "tenant's could pass for another's: give each tenant a database of its own, with a Database() for it; or map a schema name that "
+    "only your own tables are declared with"
+)
 
 
 def see_all_rows(connection: Connection) -> None:
-    """Let this transaction fail rather than pass over rows that row-level security hides from the role."""
+    """Let this transaction fail rather than pass over rows that row-level security hides from the role.
+
+    Raises:
+        ConfigurationError: The connection has no transactions.
+    """
+    require_transactions(connection)
     execute(connection, text("SET LOCAL row_security = off"), table="row_security")
+
+
+def require_transactions(connection: Connection) -> None:
+    """Refuse a connection with autocommit: what is set for a transaction there is over before the next statement.
+
+    Raises:
+        ConfigurationError: It is one.
+    """
+    driver: Any = connection.connection.driver_connection
+    if driver.autocommit:
+        raise ConfigurationError(
+            "this needs a transaction, and the connection has isolation_level AUTOCOMMIT: use an engine or a connection without it"
+        )
 
 
 def regclass(connection: Connection, table: Table) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only
 
 from voiceassist_db import forks, qualified
 from voiceassist_db.errors import DatabaseUnavailableError, VoiceAssistDBError
-from voiceassist_db.execution import DRIVER_ERRORS, translate
+from voiceassist_db.execution import DRIVER_ERRORS, require_untranslated, translate
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
@@ -52,6 +52,8 @@ class Prepared:
         columns = getattr(statement, "selected_columns", ())
         self._columns = [each.type.dialect_impl(DIALECT) for each in columns]
         self._key = [at for at, each in enumerate(columns) if getattr(each, "primary_key", False)]
+        self._statement = statement
+        self._schemas: dict[str | None, bool] = {}
         self._results: list[Callable[[Any], Any] | None] | None = None
 
     def rows(
@@ -168,11 +170,18 @@ class Prepared:
             parameters[name] = process(parameters[name])
         return parameters
 
+    def _names_tables_of(self, schema: str | None) -> bool:
+        found = self._schemas.get(schema)
+        if found is None:
+            found = self._schemas[schema] = qualified.names_tables_of(self._statement, schema)
+        return found
+
     def _run(
         self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, str, dict[str, Any]], Any]
     ) -> Any:
         """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
         try:
+            require_untranslated(connection, self._names_tables_of, self._table)
             if not connection.in_transaction():
                 connection.begin()
             cursor = connection.connection.cursor()

@@ -135,16 +135,27 @@ class QualifyingDialect(PGDialect_psycopg):
 DIALECT: Final = QualifyingDialect()
 
 
-def compiled(statement: Executable) -> SQLCompiler:
+def compiled(statement: Executable, schemas: Mapping[str | None, str] | None = None) -> SQLCompiler:
     """Compile a statement.
+
+    Args:
+        statement: The statement.
+        schemas: A ``schema_translate_map``.
 
     Raises:
         sqlalchemy.exc.CompileError: It has a construct that names an operator or a type without a schema.
     """
     assert isinstance(statement, ClauseElement)
-    made = statement.compile(dialect=DIALECT)
+    made = statement.compile(
+        dialect=DIALECT, schema_translate_map=schemas or None, render_schema_translate=bool(schemas)
+    )
     assert isinstance(made, SQLCompiler)
     return made
+
+
+def names_tables_of(statement: Executable, schema: str | None) -> bool:
+    """Say whether a statement names a table that is declared with this schema; with None, without one."""
+    return str(compiled(statement, {schema: "elsewhere"})) != str(compiled(statement))
 
 
 def binders(made: SQLCompiler) -> dict[str, Callable[[Any], Any]]:

@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
-from voiceassist_db.execution import execute
+from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
@@ -69,6 +69,7 @@ def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND
         WrongKeyError: A version is registered already, with another key.
     """
     # Processes that start together may all initialise: the second waits here, and then finds the first one's rows.
+    require_transactions(connection)
     lock = select(func.pg_advisory_xact_lock(_REGISTRATION_LOCK))
     execute(connection, lock, table=_KEYS.name)
     # Whoever registers goes on to write under the key: a crash of the server must not undo the one and keep the other.

@@ -14,11 +14,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from sqlalchemy import Column, Connection, Table, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase
 
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, ValueFormatError, WrongRowError
-from voiceassist_db.execution import connection_of
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.models.requirements import require_lookup, require_writable, usable
@@ -38,6 +37,7 @@ from voiceassist_db.repositories.freshness import (
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
 from voiceassist_db.repositories.statements import Statements
+from voiceassist_db.sessions import AnySession, connection_of
 from voiceassist_db.tracebacks import forgetful
 
 R = TypeVar("R", bound=Record)
@@ -113,7 +113,7 @@ class Repository(Generic[R]):
             )
         return [each for each in plain if each.name in known]
 
-    def __init__(self, session: Session | Connection, keys: KeyringSource) -> None:
+    def __init__(self, session: AnySession, keys: KeyringSource) -> None:
         self._session = session
         self._keys = keys
 
@@ -430,8 +430,7 @@ class Repository(Generic[R]):
         )
 
     def _connection(self) -> Connection:
-        session = self._session
-        return connection_of(session) if isinstance(session, Session) else session
+        return connection_of(self._session, self.model)
 
     @classmethod
     @functools.cache

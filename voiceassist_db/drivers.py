@@ -1,0 +1,89 @@
+"""What a connection of psycopg must be like for our statements: how it binds parameters, gives rows, and converts values.
+
+An application may change all of that for its engine, or for the whole process. Owns the rules; ``engine`` applies them to each
+connection.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import AsyncClientCursor, AsyncRawCursor, ClientCursor, RawCursor
+from psycopg.adapt import AdaptersMap, PyFormat
+from psycopg.postgres import register_default_adapters
+from psycopg.postgres import types as postgres_types
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
+
+from voiceassist_db.errors import ConfigurationError
+
+_WRITTEN: Final = (str, bytes, int, UUID)
+"""Python types of keys of rows, encrypted values, tokens and key versions. Those of plain columns are the application's own affair."""
+
+_READ: Final = ("text", "varchar", "bpchar", "bytea", "uuid", "int2", "int4", "int8", "bool")
+"""PostgreSQL's types of the same."""
+
+_OWN_PACKAGES: Final = frozenset({"psycopg", "psycopg_binary", "psycopg_c"})
+
+
+def _psycopgs_own() -> AdaptersMap:
+    own = AdaptersMap(types=postgres_types)
+    register_default_adapters(SimpleNamespace(adapters=own, connection=None))
+    return own
+
+
+_LOADERS: Final = [
+    (name, postgres_types[name].oid, format_, _psycopgs_own().get_loader(postgres_types[name].oid, format_))
+    for name in _READ
+    for format_ in Format
+]
+
+
+def require_fitting(driver: Any) -> None:
+    """Refuse a connection through which our statements would show keys, or give other rows and values than the stored ones.
+
+    Raises:
+        ConfigurationError: It is one; the message names what makes it so.
+    """
+    factory = driver.cursor_factory
+    if issubclass(factory, ClientCursor | AsyncClientCursor):
+        raise ConfigurationError(
+            "this engine binds parameters in the client, which would put keys into the text of statements: leave out "
+            "cursor_factory=ClientCursor"
+        )
+    if issubclass(factory, RawCursor | AsyncRawCursor):
+        raise ConfigurationError("this engine's cursors take no named parameters: leave out cursor_factory=RawCursor")
+    if driver.row_factory is not tuple_row:
+        raise ConfigurationError(
+            f"this engine's row_factory ({driver.row_factory!r}) gives rows of its own: leave it out, and set it on cursors of "
+            "your own"
+        )
+    if driver.info.encoding != "utf-8":
+        raise ConfigurationError(
+            f"this connection's client_encoding is {driver.info.encoding}, which cannot carry every text: set it to utf8"
+        )
+    if not (style := driver.info.parameter_status("DateStyle") or "ISO").startswith("ISO"):
+        raise ConfigurationError(
+            f"this connection's DateStyle is {style}, in which psycopg reads no timestamps: leave it out of the engine's options, or give "
+            "the role ALTER ROLE … SET DateStyle = ISO"
+        )
+    _require_own_adapters(driver.adapters)
+
+
+def _require_own_adapters(adapters: AdaptersMap) -> None:
+    for kind in _WRITTEN:
+        dumper = adapters.get_dumper(kind, PyFormat.AUTO)
+        if dumper.__module__.partition(".")[0] not in _OWN_PACKAGES:
+            raise _foreign_adapter(f"write {kind.__name__}", dumper)
+    for name, oid, format_, own in _LOADERS:
+        if (loader := adapters.get_loader(oid, format_)) is not own:
+            raise _foreign_adapter(f"read {name}", loader)
+
+
+def _foreign_adapter(what: str, adapter: Any) -> ConfigurationError:
+    return ConfigurationError(
+        f"this engine's connections {what} by {getattr(adapter, '__qualname__', adapter)}, so keys of rows and patients' values could differ "
+        "from what is stored: register it on connections of your own instead of psycopg.adapters, and give Database() an engine of its own"
+    )
