@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from voiceassist_db import Database, Patient
-from voiceassist_db.importing import ImportReport, Reading, Update, import_patients, patients
+from voiceassist_db.importing import ImportReport, Reading, Update, ids, import_patients, patients
 
 CASES = Path(__file__).parent / "cases"
 HEADER = "patient_id,mrn,name"
@@ -158,6 +158,15 @@ def test_a_broken_line_does_not_take_its_id_in_any_case(database: Database) -> N
     """A later, correct line in another case is imported."""
     load(database, "P0,M0,")
     assert load(database, "ps-1,M0,", "PS-1,M1,").imported == 1
+
+
+def test_a_long_file_of_one_case_is_compared_at_its_beginning(database: Database) -> None:
+    """After 2,000 lines only a file with both cases, or one that has met another spelling, goes on with the comparison."""
+    load(database, "ps-1,,", "ps-2,,", "ps-3,,")
+    with patch.object(ids, "COMPARED_LINES", 1), patch.object(patients, "BATCH_LINES", 1):
+        assert load(database, "Q-1,,", "PS-1,,").bad == 0
+        assert [each.line for each in load(database, "q-2,,", "PS-2,,").bad_lines] == [3]
+        assert [each.line for each in load(database, "PS-2,,", "Q-3,,", "PS-3,,").bad_lines] == [2, 4]
 
 
 # --- a model ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ _NO_ADDRESS: Final = f"is not a JSON object (each name once, at most {MAX_ADDRES
 _DATE_DIRECTIVES: Final = frozenset("YmdjbB")
 _TEXT_FORMULA: Final = re.compile(r'="((?:[^"]|"")*)"')
 
+_MARKS: Final = frozenset("'=")
+"""First characters of a cell whose text is marked as text."""
+
 Read = Callable[[Sequence[str]], Any]
 """Makes a field's value of its cells, of which one at least is not empty. Raises ValueError in words fit to show."""
 
@@ -47,7 +50,8 @@ def latest_birth() -> date:
 
 def patient_id(cells: Sequence[str]) -> str:
     """Read a patient's id and give it its form."""
-    form = spelling.patient_id(_unescaped(cells[0]))
+    value = cells[0]
+    form = spelling.patient_id(_unescaped(value) if value[:1] in _MARKS else value)
     if blind_index.is_spreadsheet_number(form):
         raise ValueError(blind_index.SPREADSHEET_NUMBER)
     return form
@@ -55,22 +59,28 @@ def patient_id(cells: Sequence[str]) -> str:
 
 def ssn(cells: Sequence[str]) -> str:
     """Read a social security number."""
-    value = _unescaped(cells[0])
+    value = cells[0]
+    if value[0] in _MARKS:
+        value = _unescaped(value)
     blind_index.ssn(value)
     return value
 
 
 def mrn(cells: Sequence[str]) -> str:
     """Read a medical record number."""
-    value = _unescaped(cells[0])
+    value = cells[0]
+    if value[0] in _MARKS:
+        value = _unescaped(value)
     blind_index.mrn(value)
     return value
 
 
 def name(cells: Sequence[str]) -> str:
     """Read a name, of which the cells are the parts."""
-    parts = [_text(cell) for cell in cells if cell]
-    whole = parts[0] if len(parts) == 1 else " ".join(part for part in parts if part.strip())
+    if len(cells) == 1:
+        whole = cells[0] if cells[0][0] != "=" else _text(cells[0])
+    else:
+        whole = " ".join([_text(cell) for cell in cells if cell and not cell.isspace()])
     blind_index.name(whole)
     return whole
 
@@ -103,7 +113,8 @@ def birth_reader(date_format: str | None, latest: date) -> Read:
     parse = _iso_date if date_format is None else _parser(date_format)
 
     def read(cells: Sequence[str]) -> date:
-        value = parse(_unescaped(cells[0]))
+        cell = cells[0]
+        value = parse(_unescaped(cell) if cell[0] in _MARKS else cell)
         if value < EARLIEST_BIRTH:
             raise ValueError(f"is before {EARLIEST_BIRTH.year}")
         if value > latest:

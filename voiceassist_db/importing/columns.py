@@ -26,6 +26,8 @@ MAPPABLE: Final = (*FIELDS, *(f"address.{part}" for part in _ADDRESS_PARTS))
 """What a column can be mapped to; or to nothing."""
 
 
+_NO_WORDS: Final[frozenset[str]] = frozenset()
+_HEADER_AGAIN: Final = "repeats the header: another file begins here"
 _WORD: Final = "is a word that may mean no value (NULL, N/A, nan, …): name those that do with --null-words"
 
 
@@ -171,29 +173,15 @@ class Layout:
         """
         if not any(cells):
             return None
-        row = [*cells, ""]
-        words: frozenset[str] = frozenset()
-        if not self._words.isdisjoint(map(str.strip, cells)):
-            if self._words_are_empty:
-                row = ["" if each.strip() in self._words else each for each in row]
-            else:
-                words = self._words
+        row: Sequence[str] = (*cells, "")
+        words = _NO_WORDS if self._words.isdisjoint(map(str.strip, cells)) else self._words
+        if words and self._words_are_empty:
+            row, words = ["" if each.strip() in words else each for each in row], _NO_WORDS
+        if len(cells) != len(self._header):
+            self._nobody(cells, [f"has {len(cells):,} columns, where the header has {self.width:,}"])
+            return None
         values: dict[str, Any] = {}
         problems: list[str] = []
-        if len(cells) != len(self._header):
-            problems.append(f"has {len(cells):,} columns, where the header has {self.width:,}")
-        else:
-            self._read(row, words, values, problems)
-        if problems or values["patient_id"].casefold() == self._header[self.id_position]:
-            if not any(map(str.strip, cells)):
-                return None
-            if tuple(map(key_of, cells)) == self._header:
-                problems = ["repeats the header: another file begins here"]
-            if problems:
-                raise BadRowError("; ".join(problems))
-        return Patient(**values)
-
-    def _read(self, row: Sequence[str], words: frozenset[str], values: dict[str, Any], problems: list[str]) -> None:
         for field, label, pick, read in self._sources:
             given = pick(row)
             if not any(given) and field != "patient_id":
@@ -207,6 +195,20 @@ class Layout:
                 problem = f"{label} {error.args[0]}"
                 if problem not in problems:
                     problems.append(problem)
+        if problems:
+            self._nobody(cells, problems)
+            return None
+        if values["patient_id"].casefold() == self._header[self.id_position] and self._is_header(cells):
+            raise BadRowError(_HEADER_AGAIN)
+        return Patient(**values)
+
+    def _nobody(self, cells: Sequence[str], problems: Sequence[str]) -> None:
+        """Pass over a row that holds nothing but blanks; raise what is wrong with any other."""
+        if any(map(str.strip, cells)):
+            raise BadRowError(_HEADER_AGAIN if self._is_header(cells) else "; ".join(problems))
+
+    def _is_header(self, cells: Sequence[str]) -> bool:
+        return tuple(map(key_of, cells)) == self._header
 
 
 def known(reading: Reading) -> Callable[[Sequence[str]], int]:

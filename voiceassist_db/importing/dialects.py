@@ -61,7 +61,9 @@ def first_row(reader: RowReader, known: Callable[[Sequence[str]], int]) -> Row:
         row = rows[","]
         raise ImportFileError(f"line {row.line}, which should be the header, {row.problem}")
     # Of equals the first: a comma. Most cells decide only where no name is known, so that the error names the columns.
-    reader.delimiter = max(readable, key=lambda each: (known(readable[each].cells), len(readable[each].cells)))
+    names = {delimiter: known(row.cells) for delimiter, row in readable.items()}
+    counts = names if any(names.values()) else {delimiter: len(row.cells) for delimiter, row in readable.items()}
+    reader.delimiter = max(counts, key=lambda each: counts[each])
     return readable[reader.delimiter]
 
 

@@ -30,39 +30,12 @@ _MEANT: Final = {
 _SYNONYMS: Final = {other: name for name, others in _MEANT.items() for other in others.split()}
 
 _WORDS: Final = frozenset(
-    {
-        "ids",
-        "birth",
-        "lastname",
-        "status",
-        "identifier",
-        "cd",
-        "gender",
-        "surname",
-        "code",
-        "identification",
-        "firstname",
-        "ssn",
-        "dob",
-        "sex",
-        "name",
-        "birthdate",
-        "number",
-        "patient",
-        "id",
-        "ethnicity",
-        "birthday",
-        "phone",
-        "mrn",
-        "zip",
-        "dt",
-        "social",
-        "race",
-        "date",
-        "postcode",
-        "email",
-        "nr",
-    }
+    re.findall(
+        r"\w+",
+        "birth birthdate birthday born cd code date dob dt email ethnicity first firstname gender id "
+        "identification identifier ids last lastname middle mrn name nr number patient phone pid "
+        "postal postcode race sex social ssn status surname zip ",
+    )
 )
 """Words that names of columns have, and rows of values rarely."""
 

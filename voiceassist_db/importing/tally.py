@@ -16,6 +16,7 @@ from typing import Any, Final
 from voiceassist_db import blind_index
 from voiceassist_db.database import Repositories
 from voiceassist_db.importing.columns import Layout, differing
+from voiceassist_db.importing.ids import Spellings, others
 from voiceassist_db.importing.report import BadLine, ImportReport
 from voiceassist_db.repositories import Patient
 
@@ -56,6 +57,7 @@ class Tally:
         self._unchanged = 0
         self._updated = 0
         self._empty = 0
+        self._spellings = Spellings()
         self._changes: Counter[str] = Counter()
         self._bad_lines: list[BadLine] = []
 
@@ -81,10 +83,11 @@ class Tally:
     def _there(self, tx: Repositories, batch: list[Line], patients: list[Patient]) -> dict[str, Any]:
         """Return the patients who are there already, and those whose ids are other spellings of the batch's, by id."""
         asked = {each.patient_id for each in patients}
-        for _, patient, spelled in batch:
-            if isinstance(patient, Patient):
-                asked |= _others(patient.patient_id, spelled)
-        there: dict[str, Any] = dict(tx.patients.get_many(asked, fields=self._layout.fields))
+        other = self._spellings.to_ask(
+            (patient.patient_id, spelled) for _, patient, spelled in batch if isinstance(patient, Patient)
+        )
+        there: dict[str, Any] = dict(tx.patients.get_many(asked | other, fields=self._layout.fields))
+        self._spellings.found(there.keys() - asked)
         if self._update is not Update.NONE:
             changed = {
                 each.patient_id
@@ -180,7 +183,7 @@ class _Batch:
     def problem(self, patient: Patient, spelled: str) -> str | None:
         """Say why a patient who is not there cannot be added."""
         form = patient.patient_id
-        is_known = self._known_ids and not self._known_ids.isdisjoint(_others(form, spelled))
+        is_known = self._known_ids and not self._known_ids.isdisjoint(others(form, spelled))
         if is_known or self._folded.get(form.casefold(), form) != form:
             return (
                 "patient_id is another spelling of one that the database or an earlier line has: case or blanks differ"
@@ -210,15 +213,6 @@ class _Batch:
         self._tx.patients.update(patient_id, **changes)
         values = {name: getattr(known, name) for name in self._layout.fields}
         self.there[patient_id] = SimpleNamespace(**values | changes)
-
-
-def _others(form: str, spelled: str) -> set[str]:
-    """Return other spellings of an id by which the same patient may be there: the file's own, and one in the other case.
-
-    Rows of earlier versions may have the former. Case makes two ids in the database, but in a file it is mostly a slip.
-    """
-    upper = form.upper()
-    return {spelled, upper if upper != form else form.lower()} - {form}
 
 
 def _owners(tx: Repositories, mrns: list[str]) -> dict[str, str]:
