@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.cli.conftest import Outcome, Run
+from tests.cli.conftest import ROOT, Outcome, Run
 from voiceassist_db import Database
 from voiceassist_db.cli.import_command import command
 
@@ -137,3 +137,105 @@ def test_help_names_formats_and_exit_codes() -> None:
         "4 some",
     ):
         assert part in shown
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+FOREIGN = "PID;BORN;FIRST NAME;LAST NAME;NO\nX-1;31.12.1970;Quuxa;Quuxley;N/A\n;;;;\n"
+MAPPED = (
+    "--map",
+    "PID=patient_id",
+    "--map",
+    "BORN=date_of_birth",
+    "--map",
+    "first name=name",
+    "--map",
+    "last name=name",
+)
+
+
+def test_a_foreign_file_is_imported_by_its_owners_words(load: Run, tmp_path: Path, database: Database) -> None:
+    """Columns, dates and words that mean no value, all by options; a row without any value is counted."""
+    path = tmp_path / "foreign.csv"
+    path.write_text(FOREIGN, encoding="utf-8")
+    refused = load(path)
+    assert refused.code == 1
+    assert 'The file has the columns "PID", "BORN", "FIRST NAME", "LAST NAME", "NO"' in refused.stderr
+    done = load(path, *MAPPED, "--map", "NO=mrn", "--date-format", "%d.%m.%Y", "--null-words", "n/a, null")
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "format: mapped columns",
+        "columns that are imported: PID, BORN, FIRST NAME, LAST NAME, NO",
+        "1 imported, 0 already there and unchanged, 1 without any value and passed over",
+    ]
+    with database.transaction() as tx:
+        (patient,) = tx.patients.page()
+    assert (patient.patient_id, patient.name, patient.mrn) == ("X-1", "Quuxa Quuxley", None)
+    assert str(patient.date_of_birth) == "1970-12-31"
+
+
+def test_a_patient_is_completed_and_the_command_says_what_changes(
+    load: Run, tmp_path: Path, database: Database
+) -> None:
+    """First it says what would be filled, then it fills; another value needs a word more."""
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("patient_id,name\nPT-1,Zoë Quuxley\n", encoding="utf-8")
+    second.write_text("patient_id,mrn,name\nPT-1,MRN-QUUX,Eve Quuxley\nPT-2,MRN-QUUX-2,\n", encoding="utf-8")
+    assert load(first).code == 0
+    for options, problem in (((), "; --update would fill mrn"), (("--update",), " name; --overwrite would replace it")):
+        done = load(second, *options)
+        assert done.code == 3
+        assert done.stderr.startswith("line 2: duplicate patient_id: ")
+        assert done.stderr.rstrip().endswith(problem)
+        assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+    done = load(second, "--update", "--overwrite")
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == [
+        "1 imported, 0 already there and unchanged, 1 updated",
+        "fields that were updated, by lines: mrn 1, name 1",
+    ]
+    with database.transaction() as tx:
+        assert tx.patients.get("PT-1").name == "Eve Quuxley"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--overwrite",), "--overwrite is for --update"),
+        (("--map", "PID"), "must be COLUMN=FIELD"),
+        (("--map", "=mrn"), "must be COLUMN=FIELD"),
+        (("--map", "PID=shoe_size"), "there is no field shoe_size"),
+        (("--date-format", "%d.%m.%y"), "a year of two digits does not tell the century"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_exits_2(
+    load: Run, path: Path, options: tuple[str, ...], problem: str
+) -> None:
+    """Wrong usage, and what is wrong about it; no file is read and no database is asked."""
+    done = load(path, *options)
+    assert done.code == 2
+    assert problem in done.stderr
+
+
+def test_text_of_the_file_cannot_act_on_the_terminal(load: Run, tmp_path: Path) -> None:
+    """Names of columns are escaped in messages and results, and ids and record numbers are not shown at all."""
+    path = tmp_path / "hostile.csv"
+    path.write_text(
+        "patient_id,mrn,\x1b[2J\x9b1m\u202eeman\nEVIL\x1b[31m,M-1,\nEVIL-1,M-2,\nEVIL-2,m-2,\nevil-1,M-3,\nEVIL-1,M-4,\n",
+        encoding="utf-8",
+    )
+    for options in ((), ("--ignore-columns",), ("--ignore-columns", "--skip-bad"), ("--ignore-columns", "--json")):
+        done = load(path, *options)
+        assert all(line.isprintable() for line in (done.stdout + done.stderr).splitlines())
+        assert "evil" not in (done.stdout + done.stderr).lower()
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["line 2", "line 4", "line 5", "line 6"]
+    assert load(path).stderr.startswith("error: the header has columns that are not known: column 3 ")
+
+
+@pytest.mark.parametrize(
+    "option", ["--update", "--overwrite", "--map", "--date-format", "--null-words", "--ignore-columns"]
+)
+def test_every_option_is_documented(option: str) -> None:
+    """In the help, and in docs/importing.md."""
+    assert option in CliRunner().invoke(command, ["--help"]).output
+    assert option in (ROOT / "docs" / "importing.md").read_text(encoding="utf-8")
