@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import psycopg
-from psycopg.adapt import Dumper
+from psycopg.adapt import Dumper, PyFormat
 from psycopg.pq import Format
 from sqlalchemy import BindParameter, bindparam
 from sqlalchemy.types import UserDefinedType
@@ -100,6 +100,17 @@ def refuse_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[An
 
     for kind in (Keys, Array):
         connection.adapters.register_dumper(kind, Refusing)
+
+
+def require_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Raise what a statement with a key would raise on this connection, and send nothing.
+
+    Raises:
+        UnsafeConnectionError: Keys are refused.
+        psycopg.ProgrammingError: Its engine may not send keys.
+    """
+    dumper = connection.adapters.get_dumper(Keys, PyFormat.AUTO)
+    dumper(Keys, connection).dump(Keys(()))
 
 
 def keys_parameter() -> BindParameter[Keys]:

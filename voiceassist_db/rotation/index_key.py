@@ -36,7 +36,7 @@ from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
-from voiceassist_db.rotation.relations import relations_of
+from voiceassist_db.rotation.relations import relations_of, require_local_tables, require_safe_connection
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
 from voiceassist_db.rotation.tokens import PrimaryKey, TokenTable, indexed
@@ -110,6 +110,8 @@ def rotate_index_key(
     """
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
+        require_local_tables(connection)
+        require_safe_connection(connection)
         stored = keys.provider.fetch()
         is_adopted = keys.keyring(connection).has_direct
         tables = [each for each in encrypted_tables(connection) if indexed(each)]

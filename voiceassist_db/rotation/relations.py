@@ -6,13 +6,15 @@ Owns the look-up in the catalogue. A declaration is of a table; pages, and so wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, MetaData, Row, text
 
 from voiceassist_db.errors import RotationError
 from voiceassist_db.execution import execute, regclass
 from voiceassist_db.models import EncryptedTable
+from voiceassist_db.pgcrypto.binding import require_keys
+from voiceassist_db.safety import DISTRIBUTED, unsafe_schemas
 
 _LEAVES: Final = text(
     """
@@ -64,6 +66,29 @@ class Relation:
         """Return the bytes of its rows, TOAST included, and of its indexes."""
         row = execute(connection, _SIZES, {"oid": self.oid}, table=self.table.name).one()
         return row.rows, row.indexes
+
+
+def require_local_tables(connection: Connection) -> None:
+    """Refuse a database whose tables Citus distributes; asked before the key store is touched.
+
+    Raises:
+        RotationError: A table of ours is distributed.
+    """
+    has_citus = text("SELECT pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL")
+    if not execute(connection, has_citus, table="pg_dist_partition").scalar_one():
+        return
+    rows = execute(connection, text(DISTRIBUTED), table="pg_dist_partition")
+    if findings := unsafe_schemas(tuple(row) for row in rows):
+        raise RotationError(f"Citus is not supported. {' '.join(str(each) for each in findings)}")
+
+
+def require_safe_connection(connection: Connection) -> None:
+    """Refuse a connection that may not send keys, before the key store gets a new key that no row could be written under.
+
+    Raises:
+        UnsafeConnectionError: It may not.
+    """
+    require_keys(cast(Any, connection.connection.driver_connection))
 
 
 def relations_of(connection: Connection, table: EncryptedTable) -> list[Relation]:

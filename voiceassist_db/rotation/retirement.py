@@ -22,6 +22,7 @@ from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, regis
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
+from voiceassist_db.rotation.relations import require_local_tables
 
 DEFAULT_GRACE_DAYS: Final = 30
 
@@ -64,6 +65,7 @@ def retire(
         RotationError: It is still needed, or the grace period is not over.
     """
     with translated(), engine.connect() as connection:
+        require_local_tables(connection)
         stored = keys.provider.fetch()
         tables = encrypted_tables(connection)
         previous = _previous(connection, stored, tables, grace_days)

@@ -27,7 +27,12 @@ from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationFailureRow, table_of
 from voiceassist_db.rotation.batches import Tally
 from voiceassist_db.rotation.lease import Journal, Lease, Wanted, active_run, commit_durably, unfinished_run
-from voiceassist_db.rotation.relations import Relation, relations_of
+from voiceassist_db.rotation.relations import (
+    Relation,
+    relations_of,
+    require_local_tables,
+    require_safe_connection,
+)
 from voiceassist_db.rotation.report import OnProgress, Pace, Plan, RotationReport
 from voiceassist_db.rotation.throttle import require_visible_replicas
 from voiceassist_db.rotation.transactions import persistently
@@ -49,6 +54,8 @@ def plan(engine: Engine, keys: KeyringSource, *, tables: Iterable[str] | None = 
         RotationError: It would be refused, and why.
     """
     with translated(), engine.connect() as connection:
+        require_local_tables(connection)
+        require_safe_connection(connection)
         preflight = _Preflight.make(connection, keys.provider.fetch(), tables)
         if active := active_run(connection):
             raise RotationActiveError(f"a rotation is being run by {active.holder_name}: see `voiceassist-db status`")
@@ -98,6 +105,8 @@ def rotate(
     """
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
+        require_local_tables(connection)
+        require_safe_connection(connection)
         preflight = _Preflight.make(connection, keys.provider.fetch(), tables, resume_only=resume_only)
         require_visible_replicas(connection, pace)
         relations = [part for each in preflight.chosen for part in relations_of(connection, each)]
