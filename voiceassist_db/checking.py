@@ -98,7 +98,9 @@ def check(connection: Connection, *, trust_local: bool = False) -> list[Line]:
     lines = [*_connection(connection, session, trust_local=trust_local), *_names(connection, session)]
     lines += _tables(connection)
     with system_names(connection):
-        lines += _role(connection)
+        role = list(_role(connection))
+        lines += role
+        lines += _temporary(connection, is_fit=all(each.verdict is not Verdict.UNSAFE for each in role))
         lines += _functions(connection, session)
         lines += _dependants(connection)
         lines += _server(connection)
@@ -250,6 +252,21 @@ def _tables(connection: Connection) -> Iterator[Line]:
         for name in sorted(plain[each.casefold()] for each in table.fields if each.casefold() in plain):
             detail = f"the column {name} stands beside {name}{ENCRYPTED_SUFFIX}: if it holds the same values, they are not encrypted"
             yield Line(table.name, Verdict.NOTE, detail, "Drop it when nothing needs it any more.")
+
+
+def _temporary(connection: Connection, *, is_fit: bool) -> Iterator[Line]:
+    # Of a role that is no application's the remedy is the role's; the owner may have them for migrations.
+    name, database, may = _all(
+        connection,
+        "SELECT current_user, pg_catalog.current_database(), "
+        "pg_catalog.has_database_privilege(pg_catalog.current_database()::pg_catalog.text, 'TEMPORARY')",
+    )[0]
+    if may:
+        detail = f"{name} may create temporary tables and types, which PostgreSQL finds before all others"
+        remedy = f"REVOKE TEMPORARY ON DATABASE {safety.quoted(database)} FROM PUBLIC, {safety.quoted(name)};"
+        yield Line("temporary objects", Verdict.UNSAFE if is_fit else Verdict.NOTE, detail, remedy if is_fit else "")
+    else:
+        yield Line("temporary objects", Verdict.OK, f"{name} may create none")
 
 
 def _functions(connection: Connection, session: safety.Session) -> Iterator[Line]:

@@ -7,6 +7,7 @@ password: whoever runs them sets those. Settings are given to each role itself, 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -25,7 +26,7 @@ from voiceassist_db.models import (
     KeyRotationRow,
     table_of,
 )
-from voiceassist_db.safety import NOT_TRUSTED, SETTINGS, quoted
+from voiceassist_db.safety import LEFTOVERS, NOT_TRUSTED, SETTINGS, Finding, quoted, unsafe_schemas
 
 _NEWER_SETTINGS: Final = {"auto_explain.log_parameter_max_length": 16}
 """Settings by the PostgreSQL version that brought them: the ones before refuse the name while the module is loaded."""
@@ -95,6 +96,57 @@ def provision(connection: Connection, roles: Roles) -> list[str]:
     return made
 
 
+def leftovers(connection: Connection, roles: Roles) -> list[Finding]:
+    """Return the objects that the roles' statements could find by name, and whose owners are not trusted; they stay as they are.
+
+    Functions, operators, aggregates, types, casts, collations, operator classes, tables: in pgcrypto, in the schemas of encrypted
+    tables, in this connection's search path, and in those that the roles have by a setting.
+
+    Args:
+        connection: A connection of any role.
+        roles: Names of the roles.
+    """
+    path = _all(connection, "SELECT pg_catalog.current_schemas(false)::pg_catalog.text[]")[0][0]
+    with system_names(connection):
+        plan = _Plan(connection, roles, path)
+        schemas = {*path, *plan.schemas(), *(name for own in plan.own_paths() for name in own.schemas)}
+        searched = ", ".join(quoted(name) for name in sorted(schemas - {"pg_catalog", "pg_temp", "$user"}))
+        set_path = "SELECT pg_catalog.set_config('search_path', CAST(:path AS pg_catalog.text), true)"
+        _all(connection, set_path, path=searched)
+        return unsafe_schemas(tuple(row) for row in _all(connection, LEFTOVERS))
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnPath:
+    """A search path that is set for one role.
+
+    Attributes:
+        role: The role.
+        database: The only database that it is set for; None: all.
+        schemas: The names in it.
+    """
+
+    role: str
+    database: str | None
+    schemas: tuple[str, ...]
+
+    @property
+    def is_late(self) -> bool:
+        """Whether names are found elsewhere before pg_catalog."""
+        return "pg_catalog" in self.schemas[1:]
+
+
+_IDENTIFIER: Final = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
+
+
+def _identifiers(text: str) -> tuple[str, ...]:
+    """Return the names of a list as PostgreSQL reads it: in lower case where they are not in quotes."""
+    return tuple(
+        found[1].replace('""', '"') if found[1] is not None else found[2].lower()
+        for found in _IDENTIFIER.finditer(text)
+    )
+
+
 def _all(connection: Connection, query: str, **parameters: Any) -> list[Any]:
     return list(execute(connection, text(query), parameters, table="pg_catalog"))
 
@@ -119,13 +171,32 @@ class _Plan:
         yield from self._settings()
         yield from self._database()
         tables = encrypted_tables(self._connection)
-        registry = {table.name: self._existing(table) for table in (*_REGISTRY, _MIGRATIONS)}
+        registry = self._registered()
         names = {table.name: self._tree(table.table) for table in tables}
-        own = {schema for schema, _ in (*registry.values(), *itertools.chain(*names.values())) if schema}
-        yield from self._schemas(own | {"public"} & set(self._path))
+        yield from self._schemas(self.schemas() | {"public"} & set(self._path))
         yield from self._registry({name: _full(*found) for name, found in registry.items() if found[0]})
         for table in tables:
             yield from self._encrypted(table, [_full(*found) for found in names[table.name]])
+
+    def schemas(self) -> set[str]:
+        """Return the schemas of encrypted tables, their partitions and the registry."""
+        found = itertools.chain(*(self._tree(table.table) for table in encrypted_tables(self._connection)))
+        return {schema for schema, _ in (*self._registered().values(), *found) if schema}
+
+    def _registered(self) -> dict[str, tuple[str, str]]:
+        return {table.name: self._existing(table) for table in (*_REGISTRY, _MIGRATIONS)}
+
+    def own_paths(self) -> list[_OwnPath]:
+        """Return the search paths that are set for the roles, as each role may do for itself."""
+        rows = self._all(
+            "SELECT r.rolname, d.datname, pg_catalog.substr(c.setting, 13) AS path FROM pg_catalog.pg_db_role_setting s "
+            "CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS c (setting) JOIN pg_catalog.pg_roles r ON r.oid = s.setrole "
+            "LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase "
+            "WHERE r.rolname = ANY(:names) AND pg_catalog.starts_with(c.setting, 'search_path=') "
+            "AND (d.datname IS NULL OR d.datname = pg_catalog.current_database()) ORDER BY 1, 2",
+            names=list(self._roles.names()),
+        )
+        return [_OwnPath(row.rolname, row.datname, _identifiers(row.path)) for row in rows]
 
     def _require_trusted_schemas(self) -> None:
         """Refuse a schema pgcrypto of somebody unknown, who could put functions into it that are given keys."""
@@ -181,6 +252,10 @@ class _Plan:
             settings=list(names),
         ):
             yield f"ALTER ROLE {quoted(row.rolname)} IN DATABASE {quoted(row.datname)} RESET {row.setting}"
+        for own in self.own_paths():
+            if own.is_late:
+                where = f" IN DATABASE {quoted(own.database)}" if own.database else ""
+                yield f"ALTER ROLE {quoted(own.role)}{where} RESET search_path"
         # Who holds an old snapshot, and how far replicas are: a rotation waits for them.
         yield f"GRANT pg_read_all_stats TO {self._rotator}"
 

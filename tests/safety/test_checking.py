@@ -53,7 +53,13 @@ def test_a_provisioned_deployment_is_safe(deployment: Deployment) -> None:
     assert unsafe(deployment) == set()
     assert unsafe(deployment, ROLES.rotator) == set()
     subjects = {*SETTINGS, "connection", "cursors", "role", "search path", "pgcrypto"}
-    subjects |= {"views and indexes", "preloaded libraries", "core dumps", *(each[0] for each in CVES)}
+    subjects |= {
+        "temporary objects",
+        "views and indexes",
+        "preloaded libraries",
+        "core dumps",
+        *(each[0] for each in CVES),
+    }
     assert subjects == set(lines_of(deployment))
 
 
@@ -101,6 +107,26 @@ def test_a_setting_is_a_line(deployment: Deployment, name: str) -> None:
             "CREATE INDEX open ON patient_data (pgcrypto.pgp_sym_decrypt(ssn_encrypted, 'key'))",
             "DROP INDEX open",
             "views and indexes",
+        ),
+        (
+            f"CREATE DOMAIN public.text AS pg_catalog.text; ALTER DOMAIN public.text OWNER TO {ROLES.auditor}",
+            "DROP DOMAIN public.text",
+            "schema public",
+        ),
+        (
+            f'CREATE COLLATION pgcrypto.c FROM "C"; ALTER COLLATION pgcrypto.c OWNER TO {ROLES.auditor}',
+            "DROP COLLATION pgcrypto.c",
+            "schema pgcrypto",
+        ),
+        (
+            f"GRANT TEMPORARY ON DATABASE postgres TO {ROLES.app}",
+            f"REVOKE TEMPORARY ON DATABASE postgres FROM {ROLES.app}",
+            "temporary objects",
+        ),
+        (
+            f"ALTER ROLE {ROLES.app} SET search_path = public, pg_catalog",
+            f"ALTER ROLE {ROLES.app} RESET search_path",
+            "search_path",
         ),
         (f"ALTER ROLE {ROLES.app} SUPERUSER", f"ALTER ROLE {ROLES.app} NOSUPERUSER", "role"),
         (f"ALTER ROLE {ROLES.app} BYPASSRLS", f"ALTER ROLE {ROLES.app} NOBYPASSRLS", "role"),

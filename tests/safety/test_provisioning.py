@@ -20,7 +20,7 @@ from voiceassist_db.checking import CVES, Line, Verdict, check
 from voiceassist_db.errors import ConfigurationError, DatabaseError, ProvisioningError
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
-from voiceassist_db.provisioning import Roles, provision, statements
+from voiceassist_db.provisioning import Roles, leftovers, provision, statements
 from voiceassist_db.rotation import retire, rotate, rotate_index_key
 from voiceassist_db.schema import migrate
 from voiceassist_db.status import read_status
@@ -164,6 +164,52 @@ def test_a_grant_too_many_is_taken_back(empty: URL) -> None:
         assert refused(auditor, "SELECT patient_id FROM patient_data")
     with engine_at(empty, ROLES.app) as engine, engine.connect() as app:
         assert refused(app, "DELETE FROM encryption_keys")
+
+
+def test_a_search_path_that_puts_pg_catalog_late_is_reset(empty: URL, deployment: Deployment) -> None:
+    """A role may set it for itself, for all databases or for one; a path that is safe is left as it is."""
+    app, rotator, database = ROLES.app, ROLES.rotator, empty.database
+    provisioned(empty)
+    deployment.admin.execute(f"ALTER ROLE {app} SET search_path = public, pg_catalog")
+    deployment.admin.execute(f'ALTER ROLE {app} IN DATABASE {database} SET search_path = "$user", PUBLIC, "pg_catalog"')
+    deployment.admin.execute(f"ALTER ROLE {rotator} SET search_path = pg_catalog, public")
+    try:
+        reset = [each for each in provisioned(empty) if "search_path" in each]
+        assert reset == [
+            f'ALTER ROLE "{app}" IN DATABASE "{database}" RESET search_path',
+            f'ALTER ROLE "{app}" RESET search_path',
+        ]
+        assert not [each for each in provisioned(empty) if "search_path" in each]
+    finally:
+        for role in (app, rotator):
+            deployment.admin.execute(f"ALTER ROLE {role} RESET search_path")
+
+
+def test_what_others_left_is_listed(empty: URL, deployment: Deployment) -> None:
+    """In each schema that a role's statements look in, of each kind; it is for a person to drop, so it stays."""
+    provisioned(empty)
+    deployment.admin.execute("CREATE ROLE hostile")
+    try:
+        with psycopg.connect(plain(empty), autocommit=True) as admin:
+            admin.execute("CREATE SCHEMA extra; GRANT USAGE, CREATE ON SCHEMA public, pgcrypto, extra TO hostile")
+            admin.execute(f"ALTER ROLE {ROLES.app} IN DATABASE {empty.database} SET search_path = extra, public")
+            admin.execute("SET ROLE hostile; CREATE DOMAIN public.text AS pg_catalog.text")
+            admin.execute("CREATE FUNCTION extra.f() RETURNS int LANGUAGE sql RETURN 1")
+            admin.execute("CREATE TYPE extra.boxed AS (a int)")
+            admin.execute("CREATE FUNCTION extra.box(int) RETURNS extra.boxed LANGUAGE sql RETURN ROW($1)::extra.boxed")
+            admin.execute("CREATE CAST (int AS extra.boxed) WITH FUNCTION extra.box AS IMPLICIT; RESET ROLE")
+            admin.execute("REVOKE CREATE ON SCHEMA public, pgcrypto, extra FROM hostile")
+        with engine_at(empty) as superuser, superuser.connect() as connection:
+            found = {each.subject: each.problem for each in leftovers(connection, ROLES)}
+        assert set(found) == {"schema public", "schema extra", "cast from integer to boxed"}
+        assert "type public.text" in found["schema public"]
+        assert all(name in found["schema extra"] for name in ("f()", "box(integer)", "boxed"))
+        provisioned(empty)
+        with engine_at(empty) as superuser, superuser.connect() as connection:
+            assert {each.subject for each in leftovers(connection, ROLES)} == set(found)
+    finally:
+        with psycopg.connect(plain(empty), autocommit=True) as admin:
+            admin.execute("DROP OWNED BY hostile CASCADE; DROP ROLE hostile")
 
 
 def test_tables_of_a_team_with_partitions_and_sequences(empty: URL) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
 from voiceassist_db.cli.output import emit_json, json_option, say
@@ -25,19 +27,21 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
 
     Run it as a superuser in DATABASE_URL before the first migration and after each one that creates a table: it may be repeated
     at any time, and looks at what is there. Roles are made without a password: set it by psql's \password, or let them log in by
-    certificate. Sessions take the settings when they begin: reconnect what is connected (pgbouncer: RECONNECT).
+    certificate. Objects of other roles that statements could find by name are listed and left as they are. Sessions take the
+    settings when they begin: reconnect what is connected (pgbouncer: RECONNECT).
     """
     from voiceassist_db import config
     from voiceassist_db.engine import create_engine
     from voiceassist_db.errors import DatabaseError, ProvisioningError
     from voiceassist_db.execution import translated
-    from voiceassist_db.provisioning import Roles, provision, statements
+    from voiceassist_db.provisioning import Roles, leftovers, provision, statements
 
     roles = Roles(owner=owner, app=app, rotator=rotator, auditor=auditor)
     engine = create_engine(config.database_url(), **config.engine_options())
     try:
         with translated("roles"), engine.begin() as connection:
             made = statements(connection, roles) if only_print else provision(connection, roles)
+            left = leftovers(connection, roles)
     except DatabaseError as error:
         if error.sqlstate != NEEDS_SUPERUSER:
             raise
@@ -47,10 +51,16 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
     finally:
         engine.dispose()
     if as_json:
-        emit_json({"roles": list(roles.names()), "statements": made, "executed": not only_print})
+        findings = [dataclasses.asdict(each) for each in left]
+        result = {"roles": list(roles.names()), "statements": made, "executed": not only_print, "leftovers": findings}
+        emit_json(result)
     elif only_print:
         for statement in ("BEGIN", *made, "COMMIT"):
             say(f"{statement};")
+        for finding in left:
+            say(f"left as it is: {finding}", err=True)
     else:
         say(f"{', '.join(roles.names())}: {len(made)} statements executed (--print shows them)")
+        for finding in left:
+            say(f"left as it is: {finding}")
         say("next: set the roles' passwords with psql's \\password, reconnect, and run `voiceassist-db check` as each")

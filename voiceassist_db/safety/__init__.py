@@ -5,7 +5,7 @@ A bind parameter is not a secret place: a server can log it, and a wire without 
 """
 
 from voiceassist_db.safety.finding import Finding, described, quoted
-from voiceassist_db.safety.schemas import DISTRIBUTED, NOT_TRUSTED, SCHEMAS, SUSPECT, unsafe_schemas
+from voiceassist_db.safety.schemas import DISTRIBUTED, LEFTOVERS, NOT_TRUSTED, SCHEMAS, SUSPECT, unsafe_schemas
 from voiceassist_db.safety.session import SESSION, Driver, Session, is_pooled, unsafe_names
 from voiceassist_db.safety.settings import FIXED, SETTINGS, unsafe_settings
 from voiceassist_db.safety.transport import UNPROVEN, is_unproven, proof, proving, unsafe_hop, unsafe_transport
@@ -13,6 +13,7 @@ from voiceassist_db.safety.transport import UNPROVEN, is_unproven, proof, provin
 __all__ = [
     "DISTRIBUTED",
     "FIXED",
+    "LEFTOVERS",
     "NOT_TRUSTED",
     "SCHEMAS",
     "SESSION",

@@ -95,29 +95,12 @@ SUSPECT: Final = f"""
 """  # noqa: S608  # of constants
 """Whether :data:`SCHEMAS` could find something: one row, in a third of its time. A new connection is asked this first."""
 
-SCHEMAS: Final = f"""
-    WITH {_UNTRUSTED}, {_PATH}
-    SELECT 'database'::pg_catalog.text AS subject, 'PUBLIC may create schemas in it'::pg_catalog.text AS problem,
-        pg_catalog.format('REVOKE CREATE ON DATABASE %I FROM PUBLIC;', pg_catalog.current_database()) AS remedy
-    WHERE pg_catalog.has_database_privilege('public', pg_catalog.current_database()::pg_catalog.text, 'CREATE')
-    UNION ALL
-    SELECT pg_catalog.format('schema %s', p.nspname), pg_catalog.format('%s owns it', pg_catalog.pg_get_userbyid(p.nspowner)),
-        pg_catalog.format('ALTER SCHEMA %I OWNER TO CURRENT_USER;', p.nspname)
-    FROM path p WHERE {NOT_TRUSTED.format(role="p.nspowner")}
-    UNION ALL
-    SELECT pg_catalog.format('schema %s', p.nspname),
-        pg_catalog.format('%s may create in it what this role''s statements find by name', coalesce(r.rolname, 'PUBLIC')),
-        pg_catalog.format('REVOKE CREATE ON SCHEMA %I FROM %s;', p.nspname, coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC'))
-    FROM path p CROSS JOIN LATERAL pg_catalog.aclexplode(p.nspacl) a
-    LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee
-    WHERE a.privilege_type OPERATOR(pg_catalog.=) 'CREATE' AND a.grantee OPERATOR(pg_catalog.<>) p.nspowner
-      AND {NOT_TRUSTED.format(role="a.grantee")}
-    UNION ALL
-    SELECT pg_catalog.format('schema %s', f.nspname),
+_OBJECTS: Final = f"""
+    SELECT pg_catalog.format('schema %s', f.nspname) AS subject,
         pg_catalog.format('%s owns in it what statements could find by name: %s%s', f.rolname,
             pg_catalog.array_to_string(f.names[1:{_SHOWN}], ', '),
-            CASE WHEN pg_catalog.cardinality(f.names) OPERATOR(pg_catalog.>) {_SHOWN} THEN ', and more' END),
-        'Drop each, or give it to an owner who may create schemas in this database.'
+            CASE WHEN pg_catalog.cardinality(f.names) OPERATOR(pg_catalog.>) {_SHOWN} THEN ', and more' END) AS problem,
+        'Drop each, or give it to an owner who may create schemas in this database.' AS remedy
     FROM (
         SELECT p.nspname, u.rolname, pg_catalog.array_agg(pg_catalog.pg_describe_object(o.kind, o.oid, 0)) AS names
         FROM ({_objects(_NAMED, _ROW_TYPES)}) o
@@ -148,6 +131,30 @@ SCHEMAS: Final = f"""
       AND (t.oid OPERATOR(pg_catalog.<) {_FIRST_NORMAL_OID}::pg_catalog.oid
         OR v.oid OPERATOR(pg_catalog.<) {_FIRST_NORMAL_OID}::pg_catalog.oid)
     GROUP BY c.castsource, c.casttarget
+"""  # noqa: S608  # of constants
+
+LEFTOVERS: Final = f"WITH {_UNTRUSTED}, {_PATH} {_OBJECTS}"
+"""Which objects of roles that are not trusted the search path leads to; casts need no path."""
+
+SCHEMAS: Final = f"""
+    WITH {_UNTRUSTED}, {_PATH}
+    SELECT 'database'::pg_catalog.text AS subject, 'PUBLIC may create schemas in it'::pg_catalog.text AS problem,
+        pg_catalog.format('REVOKE CREATE ON DATABASE %I FROM PUBLIC;', pg_catalog.current_database()) AS remedy
+    WHERE pg_catalog.has_database_privilege('public', pg_catalog.current_database()::pg_catalog.text, 'CREATE')
+    UNION ALL
+    SELECT pg_catalog.format('schema %s', p.nspname), pg_catalog.format('%s owns it', pg_catalog.pg_get_userbyid(p.nspowner)),
+        pg_catalog.format('ALTER SCHEMA %I OWNER TO CURRENT_USER;', p.nspname)
+    FROM path p WHERE {NOT_TRUSTED.format(role="p.nspowner")}
+    UNION ALL
+    SELECT pg_catalog.format('schema %s', p.nspname),
+        pg_catalog.format('%s may create in it what this role''s statements find by name', coalesce(r.rolname, 'PUBLIC')),
+        pg_catalog.format('REVOKE CREATE ON SCHEMA %I FROM %s;', p.nspname, coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC'))
+    FROM path p CROSS JOIN LATERAL pg_catalog.aclexplode(p.nspacl) a
+    LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee
+    WHERE a.privilege_type OPERATOR(pg_catalog.=) 'CREATE' AND a.grantee OPERATOR(pg_catalog.<>) p.nspowner
+      AND {NOT_TRUSTED.format(role="a.grantee")}
+    UNION ALL
+    {_OBJECTS}
     UNION ALL
     SELECT pg_catalog.format('table %s.%s', n.nspname, c.relname),
         'is a foreign table with encrypted columns: parameters go on to a server that was not checked',
