@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from sqlalchemy import Column, Connection, Table, UniqueConstraint
+from sqlalchemy import Connection
 from sqlalchemy.orm import DeclarativeBase
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, ValueFormatError, WrongRowError
+from voiceassist_db.errors import ValueFormatError
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
-from voiceassist_db.models.requirements import require_lookup, require_writable, usable
+from voiceassist_db.models.requirements import usable
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.bulk import Batch, Groups
+from voiceassist_db.repositories.fitting import lookup_columns, plain_columns
 from voiceassist_db.repositories.freshness import (
     CURRENT,
     left_behind,
@@ -35,6 +36,7 @@ from voiceassist_db.repositories.freshness import (
     written_with,
 )
 from voiceassist_db.repositories.records import Record
+from voiceassist_db.repositories.refusals import not_found, unknown_version, wrong_row
 from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.sessions import AnySession, connection_of
@@ -78,40 +80,15 @@ class Repository(Generic[R]):
                 setattr(cls, name, forgetful(each))  # a team's own finders have values for arguments too
         if not {"model", "record", "lookup"} & vars(cls).keys() or not hasattr(cls, "model"):
             return
-        if cls.record.__repr__ is not Record.__repr__:
-            raise TypeError(f"{cls.record.__name__} must be made by @record, whose repr shows no value")
         cls._table = usable(table_of(cls.model))
+        plain = plain_columns(cls._table, cls.record)
         cls.lookup = cls.lookup or tuple(each.name for each in cls._table.key)
-        if not _is_unique(cls._table.table, cls.lookup):
-            raise TypeError(
-                f"{cls.__name__}.lookup: several rows of {cls._table.name} may have the same {', '.join(cls.lookup)}, so that it "
-                "names none of them: add a unique constraint, or choose other columns"
-            )
-        require_lookup(cls._table, cls.lookup)
-        plain = cls._plain_columns()
-        require_writable(cls._table, plain)
-        lookup = [cls._table.table.c[name] for name in cls.lookup]
+        lookup = lookup_columns(cls._table, cls.lookup)
         cls._statements = Statements(cls._table, plain, lookup)
         cls._adopted = Statements(cls._table, plain, lookup, is_adopted=True)
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._fields = tuple(cls._table.fields.values())
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each)) for each in cls._statements.lookup]
-
-    @classmethod
-    def _plain_columns(cls) -> list[Column[Any]]:
-        """Return the unencrypted columns that the record has, after a look whether record and table fit together."""
-        fields = cls._table.fields.values()
-        own = {*(each.column for each in fields), *(each.index_column for each in fields), "key_version"}
-        own |= {each.name for each in cls._table.key}
-        plain = [each for each in cls._table.table.c if each.name not in own]
-        known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # made by @record
-        expected = {*cls._table.fields, *(each.name for each in (*cls._table.key, *plain))}
-        optional = {each.name for each in plain if each.nullable or each.server_default is not None}
-        if odd := (known - expected) | (expected - optional - known):
-            raise TypeError(
-                f"{cls.record.__name__} and the table {cls._table.name} do not have the same fields: {', '.join(sorted(odd))}"
-            )
-        return [each for each in plain if each.name in known]
 
     def __init__(self, session: AnySession, keys: KeyringSource) -> None:
         self._session = session
@@ -231,14 +208,14 @@ class Repository(Generic[R]):
                 return
             versions = self._statements.version().rows(connection, dict(where))
             if not versions:
-                raise self._not_found(where)
+                raise not_found(self._table, where.values())
             version = versions[0][0]
             if keyring.scheme(version) is None:
                 keyring = self._keys.refresh(connection, version)
             else:  # the index key is no longer the current one, or a rotation committed between the two statements
                 keyring, tolerated = renewed(self._keys, connection, keyring)
         if keyring.scheme(version) is None:
-            raise self._unknown(version, "/".join(map(str, key)))
+            raise unknown_version(self._table, version, "/".join(map(str, key)))
         raise left_behind(self._table.name, keyring)
 
     @forgetful
@@ -251,7 +228,7 @@ class Repository(Generic[R]):
         """
         where = self._where(key)
         if not self._statements.delete().count(self._connection(), dict(where)):
-            raise self._not_found(where)
+            raise not_found(self._table, where.values())
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
@@ -272,10 +249,10 @@ class Repository(Generic[R]):
         where = self._where(key)
         found = self._read(lambda of: of.get(chosen), where, chosen)
         if not found:
-            raise self._not_found(where)
+            raise not_found(self._table, where.values())
         asked = tuple(where.values())
         if self._named(found[0]) != asked:
-            raise self._wrong_row(asked)
+            raise wrong_row(self._connection(), self._table, asked)
         return found[0]
 
     @forgetful
@@ -310,7 +287,7 @@ class Repository(Generic[R]):
         asked = {tuple(each.values()) for each in wanted}
         for each in found:
             if self._named(each) not in asked:
-                raise self._wrong_row(self._named(each))
+                raise wrong_row(self._connection(), self._table, self._named(each))
         return {self._lookup_key(each): each for each in found}
 
     @forgetful
@@ -337,7 +314,7 @@ class Repository(Generic[R]):
         )
         for column, value in within.items():
             if any(getattr(each, column) != value for each in found):
-                raise self._wrong_row((value,))
+                raise wrong_row(self._connection(), self._table, (value,))
         return found
 
     def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
@@ -416,18 +393,9 @@ class Repository(Generic[R]):
             if unknown is None:
                 return found
             keyring = self._keys.refresh(connection, unknown[0])
-        raise self._unknown(*unknown) if unknown else left_behind(self._table.name, keyring)
+        raise unknown_version(self._table, *unknown) if unknown else left_behind(self._table.name, keyring)
 
     # --- inside --------------------------------------------------------------------------------------------------------
-
-    def _unknown(self, version: int, row_id: str) -> UnknownKeyVersionError:
-        return UnknownKeyVersionError(
-            f"row {row_id} of {self._table.name} is under key version {version}, which the key store does not hold: check that this "
-            "is the right key store, or restore that version of the secret (`vault kv rollback`)",
-            version=version,
-            table=self._table.name,
-            row_id=row_id,
-        )
 
     def _connection(self) -> Connection:
         return connection_of(self._session, self.model)
@@ -472,32 +440,3 @@ class Repository(Generic[R]):
 
     def _named(self, record: R) -> tuple[Any, ...]:
         return tuple([getattr(record, name) for name in self.lookup])
-
-    def _wrong_row(self, key: tuple[Any, ...]) -> WrongRowError:
-        """Give up the connection, whose answers are not to be trusted, and return the error."""
-        self._connection().invalidate()
-        row = "/".join(map(str, key))
-        return WrongRowError(
-            f"the server did not answer with row {row} of {self._table.name} alone, which was asked for: another process or thread "
-            "uses this connection. Nothing was returned, and the connection was closed. Give each process its own engine.",
-            table=self._table.name,
-            row_id=row,
-        )
-
-    def _not_found(self, where: dict[str, Any]) -> NotFoundError:
-        row = "/".join(str(value) for value in where.values())
-        return NotFoundError(f"{self._table.name} has no row {row}", table=self._table.name, row_id=row)
-
-
-def _is_unique(table: Table, names: Iterable[str]) -> bool:
-    """Say whether no two rows of a table can have the same values in these columns."""
-    columns = {table.c[name] for name in names}
-    constraints = (each.columns for each in table.constraints if isinstance(each, UniqueConstraint))
-    indexes = (
-        each.columns
-        for each in table.indexes
-        if each.unique
-        and not each.dialect_options["postgresql"]["where"]
-        and len(each.columns) == len(each.expressions)
-    )
-    return any(set(each) <= columns for each in (table.primary_key.columns, *constraints, *indexes))

@@ -1,0 +1,68 @@
+"""Whether the model, the record and the lookup columns of a repository fit together; asked once, when its class is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Column, Table, UniqueConstraint
+
+from voiceassist_db.models import EncryptedTable
+from voiceassist_db.models.requirements import require_lookup, require_writable
+from voiceassist_db.repositories.records import Record
+
+
+def plain_columns(table: EncryptedTable, record: type[Record]) -> list[Column[Any]]:
+    """Return the unencrypted columns that a record has, without the primary key.
+
+    Raises:
+        TypeError: The class was not made by ``@record``, or its fields are not those of the table.
+        ValueError: The server would write a column in place of the record.
+    """
+    if record.__repr__ is not Record.__repr__:
+        raise TypeError(f"{record.__name__} must be made by @record, whose repr shows no value")
+    fields = table.fields.values()
+    own = {*(each.column for each in fields), *(each.index_column for each in fields), table.version.name}
+    own |= {each.name for each in table.key}
+    plain = [each for each in table.table.c if each.name not in own]
+    known = {each.name for each in dataclasses.fields(record)}  # type: ignore[arg-type]  # made by @record
+    expected = {*table.fields, *(each.name for each in (*table.key, *plain))}
+    optional = {each.name for each in plain if each.nullable or each.server_default is not None}
+    if odd := (known - expected) | (expected - optional - known):
+        raise TypeError(
+            f"{record.__name__} and the table {table.name} do not have the same fields: {', '.join(sorted(odd))}"
+        )
+    kept = [each for each in plain if each.name in known]
+    require_writable(table, kept)
+    return kept
+
+
+def lookup_columns(table: EncryptedTable, names: Iterable[str]) -> list[Column[Any]]:
+    """Return the columns by which application code names one row.
+
+    Raises:
+        TypeError: Several rows may have the same values in them.
+        ValueError: SQL and Python do not agree on which of their values are equal.
+    """
+    columns = [table.table.c[name] for name in names]
+    if not _is_unique(table.table, columns):
+        listed = ", ".join(each.name for each in columns)
+        raise TypeError(
+            f"lookup: several rows of {table.name} may have the same {listed}, which therefore names none of them: add a unique "
+            "constraint, or choose other columns"
+        )
+    require_lookup(table, names)
+    return columns
+
+
+def _is_unique(table: Table, columns: Iterable[Column[Any]]) -> bool:
+    constraints = (each.columns for each in table.constraints if isinstance(each, UniqueConstraint))
+    indexes = (
+        each.columns
+        for each in table.indexes
+        if each.unique
+        and not each.dialect_options["postgresql"]["where"]
+        and len(each.columns) == len(each.expressions)
+    )
+    return any(set(each) <= set(columns) for each in (table.primary_key.columns, *constraints, *indexes))
