@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,14 @@ def has_pgaudit() -> bool:
 
 @pytest.fixture(scope="session")
 def deployment(vault: VaultServer) -> Iterator[Deployment]:
-    """The server, with TLS, and with what modules of those that matter it has."""
+    """The server that the tests of this process share."""
+    with deployed(vault) as made:
+        yield made
+
+
+@contextmanager
+def deployed(vault: VaultServer) -> Iterator[Deployment]:
+    """Start the server, with TLS, and with what modules of those that matter it has."""
     with ExitStack() as stack:
         tls = stack.enter_context(certified("safety", HOST, OWN_ADDRESS))
         modules = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"

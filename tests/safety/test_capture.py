@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, event
 
-from tests.conftest import plain
-from tests.safety.conftest import PASSWORD, ROLES, Deployment, use
+from tests.conftest import VaultServer, plain
+from tests.safety.conftest import PASSWORD, ROLES, Deployment, deployed, use
 from tests.safety.pooler import BINARY, Pooler
 from tests.safety.traps import MARK, TRAPS, every_trap, traps
 from voiceassist_db import Database, Patient, create_engine
@@ -62,16 +62,17 @@ aggregates never in pg_temp; a table hides another one from a schema before its 
 
 
 @pytest.fixture(scope="module")
-def places(deployment: Deployment) -> Iterator[Deployment]:
-    """The deployment with a hostile role, a schema of a trusted owner for it, TEMP for all, and the guide's table."""
-    admin, everyone = deployment.admin, f"{ROLES.app}, {ROLES.rotator}"
-    admin.execute(f"CREATE ROLE hostile LOGIN PASSWORD '{PASSWORD}'; CREATE SCHEMA hostile")
-    admin.execute(f"GRANT USAGE ON SCHEMA hostile TO PUBLIC; GRANT TEMPORARY ON DATABASE postgres TO {everyone}")
-    admin.execute("CREATE TABLE public.guide (patient_id text, ssn bytea); GRANT ALL ON public.guide TO PUBLIC")
-    admin.execute(f"GRANT SELECT ON patient_data, clinical_notes TO hostile; GRANT hostile TO {ROLES.owner}")
-    yield deployment
-    admin.execute(f"REVOKE hostile FROM {ROLES.owner}; REVOKE TEMPORARY ON DATABASE postgres FROM {everyone}")
-    admin.execute("DROP OWNED BY hostile CASCADE; DROP SCHEMA hostile CASCADE; DROP ROLE hostile; DROP TABLE guide")
+def places(vault: VaultServer) -> Iterator[Deployment]:
+    """A deployment of its own, whose keys are rotated, with a hostile role, a schema of a trusted owner for it, TEMP for all, and the guide's table."""
+    with deployed(vault) as deployment:
+        admin, everyone = deployment.admin, f"{ROLES.app}, {ROLES.rotator}"
+        admin.execute(f"CREATE ROLE hostile LOGIN PASSWORD '{PASSWORD}'; CREATE SCHEMA hostile")
+        admin.execute(f"GRANT USAGE ON SCHEMA hostile TO PUBLIC; GRANT TEMPORARY ON DATABASE postgres TO {everyone}")
+        admin.execute("CREATE TABLE public.guide (patient_id text, ssn bytea); GRANT ALL ON public.guide TO PUBLIC")
+        admin.execute(f"GRANT SELECT ON patient_data, clinical_notes TO hostile; GRANT hostile TO {ROLES.owner}")
+        yield deployment
+        admin.execute(f"REVOKE hostile FROM {ROLES.owner}; REVOKE TEMPORARY ON DATABASE postgres FROM {everyone}")
+        admin.execute("DROP OWNED BY hostile CASCADE; DROP SCHEMA hostile CASCADE; DROP ROLE hostile; DROP TABLE guide")
 
 
 @contextmanager
