@@ -42,7 +42,7 @@ class Secrets:
             ssn=ssn if number % 2 else ssn.replace("-", ""),
             mrn=f"Mrn-Qz8w-{number:04d}-k",
             name=f"Ælfþrÿð Žižková-{number:04d}-té",
-            date_of_birth=date(1811, 1 + number % 12, 1 + number % 28),
+            date_of_birth=date(1861, 1 + number % 12, 1 + number % 28),
             address={"street": f"{number:04d} Kvŕchovný Láne", "zip": f"Zp-{number:04d}-90417-té"},
         )
         self.keep(f"SSN {number}", ssn, ssn.replace("-", ""))

@@ -300,21 +300,28 @@ class Statements:
         newer = {"version_current": self._keys["version_current"]}
         return self._current_in_window.rows(connection, newer | part.parameters())
 
-    def look_back(self, connection: Connection, since: Moment) -> dict[int, tuple[int, int, int]]:
+    def look_back(self, connection: Connection, since: Moment) -> tuple[dict[int, tuple[int, int]], int]:
         """Count the rows under the current version by relation, and open those that were written since a moment.
 
         Returns:
-            By the relation's number in the catalogue: rows that were there at that moment, rows that were written since, and how
-            many of these cannot be trusted.
+            By the relation's number in the catalogue: rows that were there at that moment, and rows that were written since. And how
+            many of the latter cannot be trusted.
 
         Raises:
             DecryptionError: A value of a row that was written since does not open.
         """
         had_row = since.had_row()
-        wrong = case((had_row, false()), else_=self._is_wrong())
-        counts = (func.count().filter(each) for each in (had_row, ~had_row, wrong))
         is_current = self._table.version == version_parameter("current")
         oid: ColumnElement[int] = literal_column("CAST(tableoid AS pg_catalog.int8)")
-        statement = select(oid, *counts).select_from(self._table.table).where(is_current).group_by(oid)
-        rows = self._prepare(statement).rows(connection, dict(self._keys))
-        return {row[0]: (row[1], row[2], row[3]) for row in rows}
+        counts = (func.count().filter(each) for each in (had_row, ~had_row))
+        counted = select(oid, *counts).select_from(self._table.table).where(is_current).group_by(oid)
+        # Apart from the groups: a server that gathers rows of groups may write them to its disk, and these hold plaintext.
+        wrong = (
+            select(func.count())
+            .select_from(self._table.table)
+            .where(is_current, case((had_row, false()), else_=self._is_wrong()))
+        )
+        current = {"version_current": self._keys["version_current"]}
+        rows = self._prepare(counted).rows(connection, current)
+        failed: int = self._prepare(wrong).rows(connection, dict(self._keys))[0][0]
+        return {row[0]: (row[1], row[2]) for row in rows}, failed

@@ -250,19 +250,21 @@ class Work:
                 rows = [self._look_back(each, since) for each in self._tables]
             except DecryptionError:
                 return False
-            if any(wrong for table in rows for _, _, wrong in table.values()):
+            if any(wrong for _, wrong in rows):
                 return False
-            unread = {oid for table in rows for oid, (there, _, _) in table.items() if there > read.get(oid, 0)}
+            unread = {oid for table, _ in rows for oid, (there, _) in table.items() if there > read.get(oid, 0)}
             if not unread:
-                proven += sum(written for table in rows for _, written, _ in table.values())
+                proven += sum(written for table, _ in rows for _, written in table.values())
                 self._show("verifying", partial(int, proven))
                 return not self.is_stopping()
             relations = [each for each in self._relations_now() if each.oid in unread]
         return False
 
-    def _look_back(self, table: EncryptedTable, since: Moment) -> dict[int, tuple[int, int, int]]:
+    def _look_back(self, table: EncryptedTable, since: Moment) -> tuple[dict[int, tuple[int, int]], int]:
         statements = Statements(table, self._keyring)
-        found: dict[int, tuple[int, int, int]] = self._ask(lambda connection: statements.look_back(connection, since))
+        found: tuple[dict[int, tuple[int, int]], int] = self._ask(
+            lambda connection: statements.look_back(connection, since)
+        )
         return found
 
     def _relations_now(self) -> list[Relation]:
