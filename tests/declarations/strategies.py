@@ -134,7 +134,7 @@ ODD: Final = (
 
 def _long(draw: Any) -> str:
     """Return a name about as long as PostgreSQL keeps, in bytes, of one or of several bytes a character."""
-    letter: str = draw(st.sampled_from("aAéñ字😀_"))
+    letter: str = draw(st.sampled_from("aAéñ字😀"))  # not _, of which PostgreSQL makes the names of its array types
     size: int = draw(st.integers(36, 66))
     ending: str = draw(st.sampled_from(["", "1", "2"]))
     return (letter * size).encode()[:size].decode(errors="ignore") + ending
@@ -258,8 +258,10 @@ class Declaration:
             "__table_args__": self._table_args(),
         }
         types = KEY_TYPES | UNKEYABLE
+        # Alembic's comparison fails on a sequence with an apostrophe in its name.
+        serial: Any = False if any("'" in name for name in (self.schema or "", self.table, *self.key)) else "auto"
         for position, (name, type_) in enumerate(self.key.items()):
-            body[f"key{position}"] = mapped_column(name, types[type_], primary_key=True)
+            body[f"key{position}"] = mapped_column(name, types[type_], primary_key=True, autoincrement=serial)
         for position, (name, plain) in enumerate(self.plain.items()):
             body[f"plain{position}"] = mapped_column(
                 name, PLAIN_TYPES[plain.type_], nullable=plain.is_nullable, unique=plain.is_lookup
@@ -326,6 +328,8 @@ def declarations(draw: Any) -> Declaration:
     types = sorted(KEY_TYPES) if is_sound else sorted(KEY_TYPES) * 3 + sorted(UNKEYABLE)
     key: dict[str, str] = draw(st.dictionaries(in_record, st.sampled_from(types), min_size=1, max_size=3))
     made: dict[str, Field] = draw(st.dictionaries(in_record, fields(), min_size=1, max_size=4))
+    made.pop("_", None)  # SQLAlchemy takes no notice of an attribute __encrypted
+    made = made or {"note": Field(kind=Kind.TEXT)}
     plain: dict[str, Plain] = {}
     for name, column in draw(st.dictionaries(any_name, plain_columns(), max_size=4)).items():
         is_kept = column.is_kept and as_identifier(name) == name
