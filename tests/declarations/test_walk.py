@@ -10,16 +10,22 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 
-from tests.declarations.strategies import Declaration, declarations
+from tests.declarations.strategies import INTERNAL, Declaration, Field, Plain, declarations
 from tests.declarations.walk import Held, check_constraints, check_declared, create, created_names, delete, fill, read
 from voiceassist_db import Database
-from voiceassist_db.models import table_of
+from voiceassist_db.models import Kind, table_of
 from voiceassist_db.rotation import retire, rotate, rotate_index_key
 from voiceassist_db.verification import verify
 
 SHORT = 25
 LONG_BATCHES = 40
 LONG_BATCH = 50
+
+ALIASES = ("given", "one", "stored", "always", "encryption_keys", "patient_data", "keys")
+"""What our statements call tables and subqueries."""
+
+MOST_KEY_COLUMNS = 32
+"""Columns of an index of PostgreSQL (INDEX_MAX_KEYS)."""
 
 BASE = settings(
     deadline=None,
@@ -120,6 +126,25 @@ def test_what_is_accepted_works_to_the_end(database: Database) -> None:
     batch = run(database, SHORT, chosen=None)
     assert batch.accepted >= SHORT // 2
     assert batch.refused.total() > 0
+
+
+def test_every_name_of_ours_is_one_for_a_column_too(database: Database) -> None:
+    """As plain columns, as fields, as keys and as tables: no parameter, alias or attribute of ours meets them."""
+    batch = Batch(database)
+    plain = {name: Plain(type_="text") for name in INTERNAL}
+    fields = {name: Field(kind=Kind.TEXT, normaliser="exact" if at % 3 else None) for at, name in enumerate(INTERNAL)}
+    key, note = {"number": "integer"}, {"note": Field(kind=Kind.TEXT, normaliser="exact", is_unique=True)}
+    batch.take(Declaration(schema=None, table="of_plain", key=key, fields=note, plain=plain))
+    batch.take(Declaration(schema=None, table="of_fields", key=key, fields=fields, plain={}))
+    parts = [INTERNAL[at : at + MOST_KEY_COLUMNS] for at in range(0, len(INTERNAL), MOST_KEY_COLUMNS)]
+    for part in parts:
+        batch.take(
+            Declaration(schema=None, table=f"of_{part[0]}", key=dict.fromkeys(part, "text"), fields=note, plain={})
+        )
+    for name in ALIASES:
+        batch.take(Declaration(schema="ours", table=name, key=key, fields=note, plain={}))
+    assert (batch.refused.total(), batch.accepted) == (0, 2 + len(parts) + len(ALIASES))
+    batch.finish()
 
 
 @pytest.mark.long

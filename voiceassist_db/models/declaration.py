@@ -253,6 +253,10 @@ class EncryptedTable:
         """The column that holds the key version of each row."""
         return self.table.c[VERSION_COLUMN]
 
+    def beside(self, name: str) -> str:
+        """Return a name for a subquery that stands beside the table: another one, should the table itself be called so."""
+        return f"{name}_" if name == self.table.name else name
+
     @classmethod
     def of(cls, table: Table) -> Self:
         """Read a table's declaration.

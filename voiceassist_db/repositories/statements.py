@@ -122,7 +122,7 @@ class Statements:
         """
 
         def build() -> Executable:
-            always = select(literal_column("1").label("one")).subquery("always")
+            always = select(literal_column("1").label("one")).subquery(self.table.beside("always"))
             found = always.outerjoin(self.table.table, self._has_token(index_column))
             return self._opened(fields, self._stored(fields).select_from(found).limit(_ALL)).add_columns(
                 _unknown_index_keys()

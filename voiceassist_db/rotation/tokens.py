@@ -72,7 +72,7 @@ class TokenTable:
         arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
         names = [*(f"k{at}" for at in range(self._width)), *tokens]
         columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
-        return select(*columns).subquery("given")
+        return select(*columns).subquery(self.table.beside("given"))
 
     def _exchanged(self) -> Any:
         places = range(len(self._fields))
