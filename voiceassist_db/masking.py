@@ -1,11 +1,12 @@
 """What an object that holds a secret shows of itself: the name of its type.
 
-Owns the base of all such objects and the wrapper of one string. Knows nothing of what they hold.
+Owns the base of all such objects, the wrapper of one string, an attribute that is wrapped so, and
+parameters of a statement. Knows nothing of what they hold.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Opaque:
@@ -51,3 +52,29 @@ class Masked(Opaque):
 
     def __repr__(self) -> str:
         return "•••"
+
+
+class MaskedValues(dict[str, Any]):
+    """The parameters of a statement that writes patients' values: instrumentation of the driver records their ``str``.
+
+    Still a dict that a tool can walk through, because the driver does so itself.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MaskedValues(•••)"
+
+
+class Credential:
+    """An attribute that is a password or a token: a program reads it as a string, and ``vars`` of its object shows a mask."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, instance: object, owner: type) -> str:
+        masked: Masked = getattr(instance, self._name)
+        return masked.value
+
+    def __set__(self, instance: object, value: str) -> None:
+        setattr(instance, self._name, Masked(value))

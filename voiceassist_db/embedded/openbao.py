@@ -29,6 +29,7 @@ from voiceassist_db.embedded.process import (
     write_private,
 )
 from voiceassist_db.errors import EmbeddedServerError
+from voiceassist_db.masking import Credential, Opaque
 
 START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 10.0
@@ -37,7 +38,7 @@ _STARTED = "OpenBao server started!"
 _PORT_TAKEN = "address already in use"
 
 
-class EmbeddedOpenBao:
+class EmbeddedOpenBao(Opaque):
     """An OpenBao server that lives as long as a ``with`` block, and never longer than this process.
 
     Its key-value store, version 2, is mounted at ``secret/``.
@@ -49,6 +50,9 @@ class EmbeddedOpenBao:
         ca_file: Certificate of its authority with ``tls``, else None.
         pid: Process id of the server.
     """
+
+    root_token = Credential()
+    unseal_key = Credential()
 
     def __init__(self, directory: Path | None = None, *, tls: bool = False) -> None:
         """Prepare a server; :meth:`start` starts it.

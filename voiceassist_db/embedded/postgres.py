@@ -29,6 +29,7 @@ from voiceassist_db.embedded.process import (
     write_private,
 )
 from voiceassist_db.errors import EmbeddedServerError
+from voiceassist_db.masking import Credential, Opaque
 
 INITDB_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 120.0
@@ -48,7 +49,7 @@ _ALREADY_RUNS = 'lock file "postmaster.pid" already exists'
 _PID_LINE, _STATUS_LINE = 0, 7  # of postmaster.pid: LOCK_FILE_LINE_PID and _PM_STATUS in PostgreSQL's miscadmin.h
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Opaque):
     """A PostgreSQL server that lives as long as a ``with`` block, and never longer than this process.
 
     It listens on 127.0.0.1 alone, on a port of its own choice, asks for a random password (SCRAM-SHA-256), and logs no
@@ -62,6 +63,8 @@ class EmbeddedPostgres:
         log: What the server writes to stderr, since its last start.
         pid: Process id of the server.
     """
+
+    password = Credential()
 
     def __init__(self, directory: Path | None = None, *, settings: Mapping[str, str] | None = None) -> None:
         """Prepare a server; :meth:`start` starts it.

@@ -31,6 +31,9 @@ def uuid7() -> UUID:
 class Record:
     """Base of all records: masks its values, and refuses to give a field that was not read.
 
+    Code that names a field gets its value. So does code that takes the whole record: ``dataclasses.asdict`` and ``pickle``.
+    What prints a record shows ``shown`` alone.
+
     Attributes:
         shown: Names of the fields that may appear in ``repr``; every other one is masked.
     """
@@ -50,6 +53,21 @@ class Record:
                 continue
             parts.append(f"{each.name}={value!r}" if value is None or each.name in self.shown else f"{each.name}=•••")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __dir__(self) -> list[str]:
+        # rich.inspect and debuggers print the value of each name in it.
+        masked = {each.name for each in dataclasses.fields(self)} - self.shown  # type: ignore[arg-type]  # as above
+        return [name for name in super().__dir__() if name not in masked]
+
+    # By hand: where a dataclass made __eq__, pytest prints the values of all fields that differ.
+    def __eq__(self, other: object) -> bool:
+        return self._compared() == other._compared() if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, each.name) for each in dataclasses.fields(self) if each.compare)  # type: ignore[arg-type]  # as above
 
     def __getattr__(self, name: str) -> NoReturn:
         # Only reached where the slot is empty, or where there is no such attribute at all.
@@ -73,7 +91,7 @@ def record(cls: type[T]) -> type[T]:
             raise TypeError(
                 f"{cls.__name__} cannot have a field {name!r}, by which no code could read it: give the column another name"
             )
-    made: type[T] = dataclass(frozen=True, kw_only=True, slots=True, repr=False)(cls)
+    made: type[T] = dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)(cls)
     for each in dataclasses.fields(made):  # type: ignore[arg-type]  # made just now
         # A field called shown would decide which fields the repr masks. A ClassVar of that name is no field.
         if hasattr(Record, each.name) or each.name == "self":

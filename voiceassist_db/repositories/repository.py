@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import ValueFormatError
 from voiceassist_db.keyring import Keyring, KeyringSource
+from voiceassist_db.masking import MaskedValues
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
 from voiceassist_db.models.requirements import usable
 from voiceassist_db.pgcrypto import codec
@@ -168,7 +169,7 @@ class Repository(Generic[R]):
         """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
         keyring, tolerated = self._keys.keyring(connection), CURRENT
         for attempt in (1, 2):
-            row = values(keyring) | written_with(keyring, tolerated)
+            row = MaskedValues(values(keyring) | written_with(keyring, tolerated))
             require_untaken(connection, self._statements, keyring, records)
             if count := statement.count(connection, row):
                 return count
@@ -197,12 +198,14 @@ class Repository(Generic[R]):
         for _ in range(3):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
             statement = self._statements.update(names, schemes)
-            values = {
-                **where,
-                **self._rows.changed(changes, keyring),
-                **parameters(keyring, self._table, changed),
-                **written_with(keyring, tolerated),
-            }
+            values = MaskedValues(
+                {
+                    **where,
+                    **self._rows.changed(changes, keyring),
+                    **parameters(keyring, self._table, changed),
+                    **written_with(keyring, tolerated),
+                }
+            )
             require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
             if statement.count(connection, values):
                 return
