@@ -321,6 +321,53 @@ def test_traps_after_the_check_capture_nothing(places: Deployment, place: str) -
     assert MARK not in watch.log()
 
 
+RELATIONS = {
+    "table": traps("table", "pg_temp"),
+    "view": f"""
+        CREATE VIEW pg_temp.patient_data AS SELECT * FROM public.patient_data;
+        CREATE FUNCTION pg_temp.seen() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE LOG '{MARK} %', CAST(NEW AS pg_catalog.text); RETURN NEW; END $$;
+        CREATE TRIGGER seen INSTEAD OF INSERT OR UPDATE ON pg_temp.patient_data
+        FOR EACH ROW EXECUTE FUNCTION pg_temp.seen()""",
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_table_or_view_takes_rows_but_no_secret(places: Deployment, relation: str, when: str) -> None:
+    """Our own tables are found by the search path. One that hides them sees ciphertexts and plain columns, such as patient_id."""
+    watch = Watch(places)
+    watch.keys()
+    name, patient = secrets.token_hex(8), secrets.token_hex(8)
+    watch.secrets |= {name, "123456789"}
+    statements = RELATIONS[relation]
+
+    def inject(connection: psycopg.Connection[object], record: object, _: object) -> None:
+        info = record.info  # type: ignore[attr-defined]  # a connection record's
+        if "trapped" not in info:
+            info["trapped"] = True
+            execute(connection, statements)
+
+    with reached(places, "direct", temporary=statements if when == "before" else "") as engine_of:
+        engine = engine_of(allow_unsafe=when == "before")
+        if when == "after":
+            with engine.connect():
+                pass
+            event.listen(engine, "checkout", inject)
+        database = Database(engine, places.provider)
+        with database.transaction() as tx:
+            tx.patients.add(Patient(patient_id=patient, ssn="123456789", name=name))
+            tx.patients.add_many([Patient(patient_id=f"{patient}-2", ssn="123456789", name=name)])
+            found = {each.patient_id for each in (*tx.patients.find_by_name(name), *tx.patients.page())}
+            assert found == ({patient, f"{patient}-2"} if relation == "table" else set())
+            if relation == "table":
+                tx.patients.update(patient, ssn="123456789", name=name)
+                assert tx.patients.get(patient).name == name
+    assert watch.captured() == []
+    assert f"{MARK} (" in watch.log()
+    assert patient in watch.log()
+
+
 @needs_pgbouncer
 @pytest.mark.parametrize("kind", TRAPS)
 def test_a_trap_of_another_client_is_refused_in_the_next_transaction(places: Deployment, kind: str) -> None:
