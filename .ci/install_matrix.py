@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -261,4 +262,5 @@ def run(matrix: Matrix, found: list[Python], environments: list[Environment]) ->
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the directory is removed then, too
     sys.exit(main())
