@@ -154,6 +154,48 @@ def test_a_patient_with_an_id_of_an_earlier_version_is_not_added_again(database:
     assert load(database, "PS-1 ,,Ana").unchanged == 1
 
 
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        *(
+            (f"{before}PS-1{after}", "PS-1")
+            for before, after in [("", " "), (" ", ""), ("", "\u00a0"), ("\t", ""), ("\ufeff", "")]
+        ),
+        *(("PS\u200b-1", "PS-1"), ("PS\u20111", "PS-1"), ("ＰＳ-1", "PS-1"), ("ps-1 ", "PS-1"), ("PS  1", "PS 1")),
+        *(("Jose\u0301", "José"), ("Jose\u0301", "JOSÉ"), ("PS-1 ", "PS-1\u00a0")),
+    ],
+)
+@pytest.mark.parametrize("update", [Update.NONE, Update.ANY])
+def test_a_row_in_another_form_and_a_line_are_one_patient(
+    database: Database, stored: str, given: str, update: Update
+) -> None:
+    """Whichever form an earlier version stored, and whichever the file has: no second patient, until the row has its right id."""
+    load(database, "other,,Bo", "PS-2,M2,Ana", "Zoë,,Di")
+    with database.transaction() as tx:
+        tx.session.execute(
+            text("UPDATE patient_data SET patient_id = :stored WHERE patient_id = 'PS-2'"), {"stored": stored}
+        )
+    before = state(database)
+    with patch.object(ids, "_PAGE_IDS", 1), patch.object(patients, "BATCH_LINES", 1):
+        report = load(database, "new,,Ana", f"{given},,Ana", "Zoë,,Di", update=update)
+    assert [(bad.line, bad.problem.split(" that ")[0]) for bad in report.bad_lines] == [
+        (3, "patient_id is another spelling of one")
+    ]
+    assert (report.imported, report.unchanged) == (1, 1)
+    assert state(database) == before | {"new": (None, "Ana")}
+
+
+def test_a_row_whose_id_has_no_form_stops_no_import(database: Database) -> None:
+    """An earlier version stored ids with control characters, and an empty one."""
+    for each in ("", "PS-1\x1b[2J", "\x01"):
+        load(database, "PS-2,,Ana")
+        with database.transaction() as tx:
+            tx.session.execute(
+                text("UPDATE patient_data SET patient_id = :each WHERE patient_id = 'PS-2'"), {"each": each}
+            )
+    assert load(database, "PS-1,,Ana").imported == 1
+
+
 def test_a_broken_line_does_not_take_its_id_in_any_case(database: Database) -> None:
     """A later, correct line in another case is imported."""
     load(database, "P0,M0,")

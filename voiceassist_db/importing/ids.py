@@ -8,8 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from sqlalchemy import Connection, text
+
+from voiceassist_db import spelling
+from voiceassist_db.execution import execute
+
 COMPARED_LINES: Final = 2000
 """Lines at the beginning of a file whose ids are looked for in the other case: each costs a second look-up."""
+
+_PAGE_IDS: Final = 10_000
+_ODD = text(
+    """
+    SELECT patient_id FROM patient_data
+    WHERE patient_id OPERATOR(pg_catalog.~) '[^ -~]|^ | $|  ' AND patient_id OPERATOR(pg_catalog.>) CAST(:after AS pg_catalog.text)
+    ORDER BY patient_id LIMIT :limit
+    """
+)
+"""Ids that may have another form than their own: with a character that is no printable one of ASCII, or with blanks."""
 
 
 class Spellings:
@@ -56,3 +71,24 @@ def _style(form: str) -> str | None:
     if form.islower():
         return "lower"
     return "mixed" if form.upper() != form else None
+
+
+def forms_stored_otherwise(connection: Connection) -> frozenset[str]:
+    """Return the forms, case-folded, of the ids that an earlier version stored in another form.
+
+    It looks at every id once, because no look-up by a form finds such an id. Memory is needed for those only that it returns.
+    """
+    found: set[str] = set()
+    after = ""  # an empty id has no form
+    while ids := [
+        row[0] for row in execute(connection, _ODD, {"after": after, "limit": _PAGE_IDS}, table="patient_data")
+    ]:
+        after = ids[-1]
+        for each in ids:
+            try:
+                form = spelling.patient_id(each)
+            except ValueError:
+                continue
+            if form != each:
+                found.add(form.casefold())
+    return frozenset(found)

@@ -16,9 +16,11 @@ from typing import Any, Final
 from voiceassist_db import blind_index
 from voiceassist_db.database import Repositories
 from voiceassist_db.importing.columns import Layout, differing
-from voiceassist_db.importing.ids import Spellings, others
+from voiceassist_db.importing.ids import Spellings, forms_stored_otherwise, others
 from voiceassist_db.importing.report import BadLine, ImportReport
+from voiceassist_db.models import PatientRow
 from voiceassist_db.repositories import Patient
+from voiceassist_db.sessions import connection_of
 
 MAX_BAD_LINES: Final = 1000
 """Broken lines that a report holds; ``on_bad`` is told of all."""
@@ -58,13 +60,16 @@ class Tally:
         self._updated = 0
         self._empty = 0
         self._spellings = Spellings()
+        self._stored_otherwise: frozenset[str] | None = None
         self._changes: Counter[str] = Counter()
         self._bad_lines: list[BadLine] = []
 
     def write(self, tx: Repositories, batch: list[Line], *, meanwhile: Callable[[], object]) -> None:
         """Add a batch's new patients and change those who are there, after a look at who is there and whose MRNs are taken."""
+        if self._stored_otherwise is None:
+            self._stored_otherwise = forms_stored_otherwise(connection_of(tx.session, PatientRow))
         patients = [patient for _, patient, _ in batch if isinstance(patient, Patient)]
-        work = _Batch(tx, self._layout, self._there(tx, batch, patients))
+        work = _Batch(tx, self._layout, self._there(tx, batch, patients), self._stored_otherwise)
         work.owners = _owners(tx, [each.mrn for each in patients if each.mrn and work.is_new_mrn(each)])
         for line, patient, spelled in batch:
             self.lines += 1
@@ -166,7 +171,9 @@ class _Batch:
         new: The patients to be added, by id.
     """
 
-    def __init__(self, tx: Repositories, layout: Layout, there: dict[str, Any]) -> None:
+    def __init__(
+        self, tx: Repositories, layout: Layout, there: dict[str, Any], stored_otherwise: frozenset[str]
+    ) -> None:
         self.there = there
         self.owners: dict[str, str] = {}
         self.new: dict[str, Patient] = {}
@@ -174,6 +181,7 @@ class _Batch:
         self._layout = layout
         self._folded: dict[str, str] = {}
         self._known_ids = set(there)
+        self._stored_otherwise = stored_otherwise
 
     def is_new_mrn(self, patient: Patient) -> bool:
         """Say whether the medical record number of a line's patient may be another's."""
@@ -184,6 +192,7 @@ class _Batch:
         """Say why a patient who is not there cannot be added."""
         form = patient.patient_id
         is_known = self._known_ids and not self._known_ids.isdisjoint(others(form, spelled))
+        is_known = is_known or form.casefold() in self._stored_otherwise
         if is_known or self._folded.get(form.casefold(), form) != form:
             return (
                 "patient_id is another spelling of one that the database or an earlier line has: case or blanks differ"
