@@ -57,6 +57,20 @@ def test_broken_lines_exit_3_and_nothing_is_imported(load: Run, path: Path, data
     assert count(database) == 0
 
 
+def test_a_file_whose_column_is_another_number_is_refused_with_its_columns(load: Run, database: Database) -> None:
+    """Its header is one of ours, so that only the values tell: the columns that were found are named, and what says what they are."""
+    path = ROOT / "tests" / "importing" / "cases" / "nhs-own.csv"
+    done = load(path)
+    assert (done.code, count(database)) == (3, 0)
+    assert done.stderr.splitlines()[-1] == "line 2: ssn must have 9 digits"
+    assert "columns that are imported: patient_id, ssn, mrn, name, date_of_birth\n" in done.stdout
+    assert "say with --map what a column is" in done.stdout
+    assert load(path, "--map", "ssn=mrn").code == 0
+    with database.transaction() as tx:
+        (found,) = tx.patients.page()
+    assert (found.patient_id, found.mrn, found.ssn) == ("NHS-1", "9000000009", None)
+
+
 def test_skipped_lines_exit_4_and_the_rest_is_imported(load: Run, path: Path, database: Database) -> None:
     """The broken lines are listed all the same; once there, the good one counts as unchanged."""
     done = load(path, "--skip-bad", "--ignore-columns")

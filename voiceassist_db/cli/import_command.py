@@ -147,4 +147,7 @@ def _show(report: ImportReport) -> None:
         fields = ", ".join(f"{name} {lines}" for name, lines in report.changes.items())
         say(f"fields that {'were' if report.committed else 'would be'} updated, by lines: {fields}")
     if report.bad and not report.committed:
-        say("nothing was imported, because lines are broken: correct them, or import the rest with --skip-bad")
+        say(
+            "nothing was imported, because lines are broken: correct them, say with --map what a column is, or import the rest with "
+            "--skip-bad"
+        )
