@@ -7,7 +7,6 @@ password: whoever runs them sets those. Settings are given to each role itself, 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -26,7 +25,7 @@ from voiceassist_db.models import (
     KeyRotationRow,
     table_of,
 )
-from voiceassist_db.safety import LEFTOVERS, NOT_TRUSTED, SETTINGS, Finding, quoted, unsafe_schemas
+from voiceassist_db.safety import LEFTOVERS, NOT_TRUSTED, SETTINGS, Finding, quoted, schemas_named, unsafe_schemas
 
 _NEWER_SETTINGS: Final = {"auto_explain.log_parameter_max_length": 16}
 """Settings by the PostgreSQL version that brought them: the ones before refuse the name while the module is loaded."""
@@ -136,17 +135,6 @@ class _OwnPath:
         return "pg_catalog" in self.schemas[1:]
 
 
-_IDENTIFIER: Final = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
-
-
-def _identifiers(text: str) -> tuple[str, ...]:
-    """Return the names of a list as PostgreSQL reads it: in lower case where they are not in quotes."""
-    return tuple(
-        found[1].replace('""', '"') if found[1] is not None else found[2].lower()
-        for found in _IDENTIFIER.finditer(text)
-    )
-
-
 def _all(connection: Connection, query: str, **parameters: Any) -> list[Any]:
     return list(execute(connection, text(query), parameters, table="pg_catalog"))
 
@@ -196,7 +184,7 @@ class _Plan:
             "AND (d.datname IS NULL OR d.datname = pg_catalog.current_database()) ORDER BY 1, 2",
             names=list(self._roles.names()),
         )
-        return [_OwnPath(row.rolname, row.datname, _identifiers(row.path)) for row in rows]
+        return [_OwnPath(row.rolname, row.datname, schemas_named(row.path)) for row in rows]
 
     def _require_trusted_schemas(self) -> None:
         """Refuse a schema pgcrypto of somebody unknown, who could put functions into it that are given keys."""

@@ -112,6 +112,46 @@ def test_a_safe_value_that_the_session_set_is_refused(deployment: Deployment, en
         deployment.admin.execute(f"ALTER ROLE {ROLES.app} SET plan_cache_mode = force_generic_plan")
 
 
+@pytest.mark.parametrize(
+    ("path", "before"),
+    [
+        ("public, pg_catalog", "public"),
+        ("absent, pg_catalog, public", "absent"),
+        ('"$user", "PG_Catalog", pg_catalog, public', "$user, PG_Catalog"),
+        ("closed, public, pg_catalog", "closed, public"),
+    ],
+)
+def test_a_path_that_names_pg_catalog_late_is_refused(
+    deployment: Deployment, engine_of: Callable[..., Engine], path: str, before: str
+) -> None:
+    """Also behind a schema that is not there yet, or that the role may not use yet: either can change under the connection."""
+    deployment.admin.execute("CREATE SCHEMA closed")
+    deployment.admin.execute(f"ALTER ROLE {ROLES.app} SET search_path = {path}")
+    try:
+        with pytest.raises(UnsafeConnectionError) as refused:
+            use(engine_of(), deployment)
+    finally:
+        deployment.admin.execute("DROP SCHEMA closed")
+        deployment.admin.execute(f"ALTER ROLE {ROLES.app} RESET search_path")
+    (line,) = [each.strip() for each in str(refused.value).splitlines() if each.startswith("  ")]
+    assert line.startswith(f"search_path: finds names in {before} before pg_catalog")
+    assert line.endswith(f'ALTER ROLE "{ROLES.app}" RESET search_path;')
+
+
+@pytest.mark.parametrize(
+    "path", ["public", "pg_catalog, public", "absent, public", '"$user", public', "PG_CATALOG, public"]
+)
+def test_a_path_that_finds_the_systems_own_first_is_safe(
+    deployment: Deployment, engine_of: Callable[..., Engine], path: str
+) -> None:
+    """A path that does not name pg_catalog has it first."""
+    deployment.admin.execute(f"ALTER ROLE {ROLES.app} SET search_path = {path}")
+    try:
+        use(engine_of(), deployment)
+    finally:
+        deployment.admin.execute(f"ALTER ROLE {ROLES.app} RESET search_path")
+
+
 def test_a_connection_that_comes_after_a_change_is_looked_at_again(
     deployment: Deployment, engine_of: Callable[..., Engine]
 ) -> None:

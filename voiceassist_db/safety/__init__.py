@@ -6,7 +6,7 @@ A bind parameter is not a secret place: a server can log it, and a wire without 
 
 from voiceassist_db.safety.finding import Finding, described, quoted
 from voiceassist_db.safety.schemas import DISTRIBUTED, LEFTOVERS, NOT_TRUSTED, SCHEMAS, SUSPECT, unsafe_schemas
-from voiceassist_db.safety.session import SESSION, Driver, Session, is_pooled, unsafe_names
+from voiceassist_db.safety.session import SESSION, Driver, Session, is_pooled, schemas_named, unsafe_names
 from voiceassist_db.safety.settings import FIXED, SETTINGS, unsafe_settings
 from voiceassist_db.safety.transport import UNPROVEN, is_unproven, proof, proving, unsafe_hop, unsafe_transport
 
@@ -29,6 +29,7 @@ __all__ = [
     "proof",
     "proving",
     "quoted",
+    "schemas_named",
     "unsafe_hop",
     "unsafe_names",
     "unsafe_schemas",

@@ -5,6 +5,7 @@ Behind a pooler each transaction is asked again, because each may be another ses
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,8 @@ _TEMPORARY: Final = "pg_temp_"
 
 _SHOWN: Final = 5
 """How many temporary objects a message names."""
+
+_IDENTIFIER: Final = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^",\s]+))\s*(?:,|$)')
 
 _NAMES: Final = ", ".join(f"'{name}'" for name in (*SETTINGS, SEARCH_PATH))
 
@@ -92,10 +95,21 @@ def unsafe_names(session: Session) -> list[Finding]:
     return [*_late_catalog(session), *_temporary_objects(session)]
 
 
+def schemas_named(search_path: str) -> tuple[str, ...]:
+    """Return the names in a setting of search_path as PostgreSQL reads it: in lower case where they are not in quotes."""
+    return tuple(
+        found[1].replace('""', '"') if found[1] is not None else found[2].lower()
+        for found in _IDENTIFIER.finditer(search_path)
+    )
+
+
 def _late_catalog(session: Session) -> list[Finding]:
-    if session.path[:1] == (_CATALOG,):
+    # Of the setting as well: the path lacks schemas that are not there yet, or that this role may not use yet.
+    named = schemas_named(session.settings.get(SEARCH_PATH, ("", ""))[0])
+    first = next((each for each in (named, session.path) if _CATALOG in each and each[0] != _CATALOG), None)
+    if first is None:
         return []
-    before = ", ".join(session.path[: session.path.index(_CATALOG)] if _CATALOG in session.path else session.path)
+    before = ", ".join(first[: first.index(_CATALOG)])
     problem = f"finds names in {before} before pg_catalog, so that a type or function there replaces the system's own"
     role, database = quoted(session.role), quoted(session.database)
     remedies = {
