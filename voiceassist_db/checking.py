@@ -166,7 +166,7 @@ def _role(connection: Connection) -> Iterator[Line]:
     )[0]
     remedy = "Connect as a role that `voiceassist-db provision` made for this."
     if is_super:
-        yield Line("role", Verdict.UNSAFE, f"{name} is a superuser, whom nothing in the database holds back", remedy)
+        yield Line("role", Verdict.UNSAFE, f"{name} is a superuser, so its rights cannot be limited", remedy)
         return
     powers = [what for has, what in ((bypasses, "BYPASSRLS"), (creates, "CREATEROLE")) if has]
     try:
@@ -221,7 +221,7 @@ def _names(connection: Connection, session: safety.Session) -> Iterator[Line]:
     for finding in findings:
         yield Line(finding.subject, Verdict.UNSAFE, finding.problem, finding.remedy)
     if not findings:
-        detail = f"{', '.join(session.path)}: nobody but who may create schemas has anything in it that could be taken for another"
+        detail = f"{', '.join(session.path)}: holds no object of an untrusted role that a statement could find by name"
         yield Line("search path", Verdict.OK, detail)
 
 
@@ -302,7 +302,7 @@ def _functions(connection: Connection, session: safety.Session) -> Iterator[Line
             "DROP FUNCTION each of them.",
         )
     else:
-        yield Line("pgcrypto", Verdict.OK, "is in its own schema, and no function has a name of its")
+        yield Line("pgcrypto", Verdict.OK, "is in its own schema; no other function shadows it")
 
 
 def _dependants(connection: Connection) -> Iterator[Line]:

@@ -32,10 +32,10 @@ _OPENED_BY: Final = "voiceassist_db.opened_by"
 _CHECKED_BY: Final = "voiceassist_db.checked_by"
 _POOLED: Final = "voiceassist_db.is_pooled"
 
-_REFUSED: Final = f"""no key is sent over this connection, for it could be seen:
+_REFUSED: Final = f"""no key is sent over this connection, because it could be seen:
 {{findings}}
-`voiceassist-db check` shows all that matters, `voiceassist-db provision` mends it, and {ALLOW_UNSAFE}=1 goes on all the same, \
-for development without real patients."""
+Each line says how to fix it. `voiceassist-db provision` fixes settings and rights, and `voiceassist-db check` shows what is left. \
+{ALLOW_UNSAFE}=1 sends keys all the same, for development without real patients."""
 
 _ALLOWED: Final = """keys and patients' values are sent over a connection where they can be seen. For development only, never for real patients:
 %s"""

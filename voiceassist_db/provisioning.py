@@ -209,7 +209,7 @@ class _Plan:
         }
         for name, quoted_name in zip(self._roles.names(), self._everyone, strict=True):
             if known.get(name):
-                raise ProvisioningError(f"{name} is a superuser, whom no right can be kept from: name another role")
+                raise ProvisioningError(f"{name} is a superuser, so its rights cannot be limited: choose another role")
             if name not in known:
                 yield f"CREATE ROLE {quoted_name} LOGIN"
         for role in self._everyone:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @click.command("check")
 @json_option
 def command(as_json: bool) -> None:
-    """Check whether keys and patients' values are safe: settings, TLS, role, schemas, pgcrypto, this process.
+    """Check whether keys and patients' values are safe: settings, the way to the server, role, names, ciphers, this process.
 
-    Looks as the role of DATABASE_URL, so run it as the application's role, and as the rotator's. Sends no key and needs none.
-    Exit codes: 0 safe; 1 something is unsafe (its line says what mends it), or the check could not be made.
+    It checks for the role of DATABASE_URL, so run it as the application's role, and as the rotator's. It sends and needs no key.
+    Exit codes: 0 safe; 1 something is unsafe (its line says how to fix it), or the check failed.
     """
     from voiceassist_db import config
     from voiceassist_db.checking import Verdict, check
