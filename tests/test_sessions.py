@@ -368,6 +368,28 @@ def test_savepoints(database: Database) -> None:
             session.commit()
 
 
+def test_a_pipeline_is_refused(database: Database) -> None:
+    """In it no statement says whether it wrote a row, and errors are the driver's own, with a row's values in them."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn=SSN))
+    calls: list[Callable[[Repositories], object]] = [
+        lambda tx: tx.patients.add(Patient(patient_id="PT-001", ssn=SSN)),
+        lambda tx: tx.patients.add_many([Patient(patient_id="PT-002", ssn=SSN)]),
+        lambda tx: tx.patients.update("PT-009", name="Zoë"),
+        lambda tx: tx.patients.delete("PT-009"),
+        lambda tx: tx.patients.get("PT-001"),
+        lambda tx: tx.patients.page(limit=300),
+    ]
+    with database.engine.connect() as connection, connection.begin():
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        tx = database.using(connection)
+        for call in calls:
+            with driver.pipeline(), pytest.raises(ConfigurationError, match="in a pipeline the driver does not wait"):
+                call(tx)
+        assert [each.patient_id for each in tx.patients.page()] == ["PT-001"]
+
+
 def test_autoflush_is_the_sessions_own(database: Database) -> None:
     """Pending objects are written before a call of ours, unless the session was told not to."""
     key = {"version": 9, "scheme": "bound", "state": "previous", "check_value": b"x" * 32}

@@ -17,13 +17,18 @@ from sqlalchemy import Connection, Executable
 from sqlalchemy.util import await_only
 
 from voiceassist_db import forks, qualified
-from voiceassist_db.errors import DatabaseUnavailableError, VoiceAssistDBError
+from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, require_untranslated, translate
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
 
 Result = TypeVar("Result")
+
+PIPELINED: Final = (
+    "in a pipeline the driver does not wait for the server, so that nobody would learn whether a row was written: leave the block "
+    "connection.pipeline() first"
+)
 
 CHUNK_ROWS: Final = 50
 """Rows that the driver hands over at once of a statement that is read while it runs. A page of 1,000 took 1.30 of the time of
@@ -184,7 +189,10 @@ class Prepared:
             require_untranslated(connection, self._names_tables_of, self._table)
             if not connection.in_transaction():
                 connection.begin()
-            cursor = connection.connection.cursor()
+            pooled = connection.connection
+            if cast(Any, pooled.driver_connection).pgconn.pipeline_status:
+                raise ConfigurationError(f"{self._table}: {PIPELINED}")
+            cursor = pooled.cursor()
             try:
                 return way(cursor, self.sql, parameters)
             except FAILURES as error:
