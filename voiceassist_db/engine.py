@@ -42,6 +42,11 @@ _ALLOWED: Final = """keys and patients' values are sent over a connection where 
 
 _NOT_LOOKED_AT: Final = "no key is sent behind a pooler outside of a transaction that began on a prepared engine: use Database(), or prepare()"
 
+_ENDED: Final = (
+    "no key is sent behind a pooler once a statement, such as COMMIT, has ended the transaction, for the next one may be in another "
+    "server's session: use commit() or rollback() of the connection or session, and begin again"
+)
+
 _GATES: Final[WeakKeyDictionary[Engine, _Gate]] = WeakKeyDictionary()
 
 
@@ -91,6 +96,7 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False, trust_local: bool = F
         event.listen(engine, "connect", _on_connect, insert=True)  # before SQLAlchemy's own first questions
         event.listen(engine, "checkout", gate.on_checkout)
         event.listen(engine, "begin", gate.on_begin)
+        event.listen(engine, "after_cursor_execute", _on_executed)
         event.listen(engine, "commit", _on_commit)
         forks.guard(engine)
     return engine
@@ -215,6 +221,14 @@ def _ask_about_schemas(connection: Any, session: Session) -> list[safety.Finding
     if session.has_citus:
         rows += _ask_all(connection, safety.DISTRIBUTED)
     return safety.unsafe_schemas(rows)
+
+
+def _on_executed(connection: Connection, *_: object) -> None:
+    # The driver would begin another transaction by itself, in a session of the pooler's that nobody has looked at.
+    if _POOLED in connection.connection.info:
+        driver: Any = connection.connection.driver_connection
+        if not driver.autocommit and driver.info.transaction_status is TransactionStatus.IDLE:
+            refuse_keys(driver, _ENDED)
 
 
 def _on_commit(connection: Connection) -> None:

@@ -92,6 +92,36 @@ def test_a_transaction_that_begins_elsewhere_gets_no_unchecked_key(
         other.execute("RESET plan_cache_mode")
 
 
+def test_a_transaction_that_a_statement_ended_gets_no_more_keys(deployment: Deployment) -> None:
+    """The driver begins the next one by itself, here in a session that another client has changed."""
+    with Pooler(deployment.url(), sessions=2) as pooler:
+        engine = create_engine(pooler.url)
+        database = Database(engine, deployment.provider)
+        address = plain(pooler.url)
+        with (
+            engine.connect() as connection,
+            psycopg.connect(address, autocommit=True, prepare_threshold=None) as other,
+            psycopg.connect(address, autocommit=True, prepare_threshold=None) as third,
+        ):
+            for end in ("COMMIT", "ROLLBACK"):
+                with connection.begin():
+                    tx = database.using(connection)
+                    assert tx.patients.page() == []
+                    other.execute("SET log_parameter_max_length_on_error = -1")
+                    other.execute("BEGIN")
+                    connection.exec_driver_sql(end)
+                    third.execute("BEGIN")  # takes the session that was given back
+                    other.execute("COMMIT")
+                    for _ in range(2):
+                        with pytest.raises(UnsafeConnectionError, match="once a statement, such as COMMIT, has ended"):
+                            tx.patients.page()
+                    third.execute("COMMIT")
+                    connection.exec_driver_sql("RESET ALL")
+            with connection.begin():
+                assert database.using(connection).patients.page() == []
+        engine.dispose()
+
+
 def test_a_search_path_that_another_client_changed_is_refused(
     pooled: Engine, pooler: Pooler, deployment: Deployment
 ) -> None:
