@@ -38,7 +38,7 @@ from voiceassist_db.database import AsyncTransaction
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.process import HOST
 from voiceassist_db.engine import prepare
-from voiceassist_db.errors import DatabaseUnavailableError
+from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.schema import migrate
@@ -372,6 +372,28 @@ def test_locks_that_another_thread_holds_at_the_fork_hang_nobody(database: Datab
     assert work(database, 1) == 0
 
 
+def test_locks_of_our_attributes_hang_nobody(database: Database) -> None:
+    """In Python 3.11 a ``functools.cached_property`` has one lock for all objects, which another thread may hold at the fork."""
+    locks = [lock for each in vars(Repositories).values() if (lock := getattr(each, "lock", None)) is not None]
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        assert Child(lambda: work(database, 1)).result() == 0
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_a_child_of_a_child(database: Database) -> None:
     """Each generation has its own connections, and all work at once."""
 
@@ -462,6 +484,50 @@ def test_a_session_of_the_applications_own_after_a_fork_without_hooks(url: URL, 
     children = [Child(use, fork=fork_in_c) for _ in range(2)]
     assert len({before, *(child.result() for child in children)}) == 3
     assert use() == before
+    engine.dispose()
+
+
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c])
+def test_a_creator_that_hands_on_the_parents_connections(
+    url: URL, deployed: VaultKeyProvider, fork: Callable[[], int]
+) -> None:
+    """As a pool of the driver's own does: a child gets an error that says so, and the parent's connections stay usable."""
+    address = url.set(drivername="postgresql").update_query_dict({"require_auth": "scram-sha-256"})
+    opened = [psycopg.connect(address.render_as_string(hide_password=False)) for _ in range(3)]
+    idle = list(opened)
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", poolclass=NullPool, creator=lambda: idle.pop())
+    database = Database(engine, deployed)
+    assert work(database, 1) == 0
+
+    def use() -> int:
+        with pytest.raises(ConfigurationError, match="another process opened"), Session(engine) as session:
+            session.execute(text("SELECT 1"))
+        with pytest.raises(ConfigurationError, match="another process opened"), database.transaction() as tx:
+            tx.patients.get("PT-1")
+        idle.append(psycopg.connect(address.render_as_string(hide_password=False)))
+        return work(database, 1)
+
+    assert [child.result() for child in [Child(use, fork=fork) for _ in range(2)]] == [0, 0]
+    assert work(database, 1) == 0
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.parametrize("pool", SYNC_POOLS, ids=pool_name)
+def test_a_session_of_the_applications_own_that_connects_first(
+    url: URL, deployed: VaultKeyProvider, pool: type[Pool] | None
+) -> None:
+    """After a fork without hooks: the connection that it opens is the child's own, and stays usable."""
+    engine = create_engine(url, **options(pool))
+    database = Database(engine, deployed)
+    engine.dispose()
+
+    def use() -> str | None:
+        with Session(engine) as session:
+            session.execute(text("SELECT 1"))
+            return database.using(session).patients.get("PT-4").ssn
+
+    assert Child(use, fork=fork_in_c).result() == ssn(4)
     engine.dispose()
 
 

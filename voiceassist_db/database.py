@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, memoized_property
 
 from voiceassist_db import config, forks
 from voiceassist_db.engine import create_async_engine, create_engine, prepare
@@ -41,12 +40,13 @@ class Repositories:
         self._keys = keys
         self._engine = engine  # which the session must use for a table; None where it is sure to
 
-    @cached_property
+    # Not by functools.cached_property: in Python 3.11 it has a lock, which another thread may hold when this process is forked.
+    @memoized_property
     def patients(self) -> PatientRepository:
         """The patients."""
         return self.repository(PatientRepository)
 
-    @cached_property
+    @memoized_property
     def clinical_notes(self) -> ClinicalNoteRepository:
         """Their notes."""
         return self.repository(ClinicalNoteRepository)

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_asyn
 from voiceassist_db import forks, safety
 from voiceassist_db.config import ALLOW_UNSAFE, parse_database_url
 from voiceassist_db.drivers import require_fitting
-from voiceassist_db.errors import TransactionFailedError
+from voiceassist_db.errors import ConfigurationError, TransactionFailedError
 from voiceassist_db.execution import FAILED
 from voiceassist_db.pgcrypto.binding import allow_keys, refuse_keys
 from voiceassist_db.safety import Session
@@ -45,6 +45,11 @@ _NOT_LOOKED_AT: Final = "no key is sent behind a pooler outside of a transaction
 _ENDED: Final = (
     "no key is sent behind a pooler once a statement, such as COMMIT, has ended the transaction, for the next one may be in another "
     "server's session: use commit() or rollback() of the connection or session, and begin again"
+)
+
+_HANDED_ON: Final = (
+    "this engine's creator gave a connection that another process opened, and this process was forked from it: let the creator open its "
+    "connections, or its pool, in this process"
 )
 
 _GATES: Final[WeakKeyDictionary[Engine, _Gate]] = WeakKeyDictionary()
@@ -93,6 +98,7 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False, trust_local: bool = F
                 # Not by the event do_connect: listeners that come later, and may give the password, would not be called.
                 engine.dialect.connect = safety.proving(engine.dialect.connect)  # type: ignore[method-assign]
         _GATES[engine] = gate
+        event.listen(engine, "do_connect", _before_connect, insert=True)
         event.listen(engine, "connect", _on_connect, insert=True)  # before SQLAlchemy's own first questions
         event.listen(engine, "checkout", gate.on_checkout)
         event.listen(engine, "begin", gate.on_begin)
@@ -182,8 +188,16 @@ class _Gate:
         allow_keys(driver)
 
 
+def _before_connect(*_: object) -> None:
+    forks.follow()  # what is open by now may be the parent's, and the connection that comes is not
+
+
 def _on_connect(_connection: Any, record: Any) -> None:
+    forks.follow()  # an engine with a creator comes here first
     require_fitting(record.driver_connection)
+    if forks.is_inherited(record.driver_connection):
+        forks.sever(record.driver_connection)
+        raise ConfigurationError(_HANDED_ON)
     record.info[_OPENED_BY] = os.getpid()
     forks.own(record.driver_connection)
 

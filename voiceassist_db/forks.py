@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 from weakref import WeakSet
@@ -63,6 +65,7 @@ class _Process:
         connections: The connections that it opened, or that were found to be its own.
         engines: The engines whose pools hold such connections.
         locks: Its locks.
+        inherited: The sockets that were open when it was forked, by device and inode.
         renewing: Held by the thread that renews all of this.
     """
 
@@ -72,11 +75,13 @@ class _Process:
         self.connections: WeakSet[Driver] = WeakSet()
         self.engines: WeakSet[Engine] = WeakSet()
         self.locks: WeakSet[ProcessLock] = WeakSet()
+        self.inherited: frozenset[tuple[int, int]] = frozenset()
         self.renewing = threading.Lock()
 
     def renew(self) -> None:
         """Make a child's of what was inherited: dead connections, empty pools, released locks, other random numbers."""
         uuid_utils.reseed_rng()
+        self.inherited = _open_sockets()
         for lock in list(self.locks):
             lock.renew()
         for connection in list(self.connections):
@@ -114,6 +119,13 @@ def may_be_inherited(opened: float) -> bool:
     return opened <= _PROCESS.since
 
 
+def is_inherited(connection: Driver) -> bool:
+    """Say whether a connection that somebody else opened, and that is new to us, was open when this process was forked."""
+    with contextlib.suppress(psycopg.Error, OSError):
+        return _identity(connection.pgconn.socket) in _PROCESS.inherited
+    return False
+
+
 def follow() -> None:
     """Renew what was inherited, if this process was forked without Python's hooks and this is the first call in it."""
     if os.getpid() != _PROCESS.pid:
@@ -144,6 +156,21 @@ def sever(connection: Driver) -> None:
 def is_severed(connection: object) -> bool:
     """Say whether a connection belongs to another process."""
     return getattr(connection, "pgconn", None) is _closed()
+
+
+def _open_sockets() -> frozenset[tuple[int, int]]:
+    found: set[tuple[int, int] | None] = set()
+    with contextlib.suppress(OSError):
+        for each in Path("/dev/fd").iterdir():
+            with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
+                found.add(_identity(int(each.name)))
+    return frozenset(each for each in found if each is not None)
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """Return what tells a socket from every other one; None for another kind of file."""
+    status = os.fstat(descriptor)
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
 
 
 def _closed() -> Any:
