@@ -222,3 +222,44 @@ def test_the_traps_work(hostile: psycopg.Connection[tuple[object, ...]], deploym
     with psycopg.connect(plain(deployment.url()), autocommit=True) as app:
         app.execute("SELECT pgp_sym_encrypt('123-45-6789', %s)", ["the key"])
     assert captured(hostile) == [("the key",)]
+
+
+def test_a_trigger_whose_function_another_role_owns_is_refused(deployment: Deployment) -> None:
+    """The function runs as the application, in its session: it could put a statement of its own in the place of a prepared one."""
+    admin = deployment.admin
+    admin.execute(f"CREATE ROLE setter LOGIN PASSWORD '{PASSWORD}'; CREATE SCHEMA setter AUTHORIZATION setter")
+    admin.execute("GRANT TRIGGER ON patient_data TO setter")
+    try:
+        with psycopg.connect(plain(deployment.url("setter")), autocommit=True) as setter:
+            setter.execute(
+                "CREATE FUNCTION setter.seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+                "CREATE TRIGGER seen BEFORE UPDATE ON public.patient_data FOR EACH ROW EXECUTE FUNCTION setter.seen()"
+            )
+        engine = create_engine(deployment.url())
+        problem = "trigger seen of table public.patient_data: setter owns its function"
+        with pytest.raises(UnsafeConnectionError, match=problem):
+            use(engine, deployment)
+        with engine.connect() as connection:
+            assert any(
+                problem in f"{each.subject}: {each.detail}"
+                for each in check(connection)
+                if each.verdict is Verdict.UNSAFE
+            )
+        engine.dispose()
+        admin.execute("ALTER FUNCTION setter.seen() OWNER TO CURRENT_USER")
+        engine = create_engine(deployment.url())
+        use(engine, deployment)
+        engine.dispose()
+        admin.execute("DROP FUNCTION setter.seen() CASCADE")
+    finally:
+        admin.execute("DROP OWNED BY setter CASCADE; DROP ROLE setter")
+
+
+def test_an_engine_can_go_without_prepared_statements(deployment: Deployment) -> None:
+    """Then nobody can replace one."""
+    engine = create_engine(deployment.url(), connect_args={"prepare_threshold": None})
+    with engine.connect() as connection:
+        for _ in range(10):
+            Database(engine, deployment.provider).using(connection).patients.page()
+        assert connection.exec_driver_sql("SELECT name FROM pg_catalog.pg_prepared_statements").all() == []
+    engine.dispose()

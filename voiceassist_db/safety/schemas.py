@@ -91,6 +91,10 @@ SUSPECT: Final = f"""
         OR EXISTS (
             SELECT FROM pg_catalog.pg_cast c WHERE c.oid OPERATOR(pg_catalog.>=) {_FIRST_NORMAL_OID}::pg_catalog.oid
               AND c.castcontext OPERATOR(pg_catalog.<>) 'e'::pg_catalog."char")
+        OR EXISTS (
+            SELECT FROM pg_catalog.pg_trigger t
+            WHERE NOT t.tgisinternal AND (SELECT f.proowner FROM pg_catalog.pg_proc f WHERE f.oid OPERATOR(pg_catalog.=) t.tgfoid)
+              OPERATOR(pg_catalog.<>) ALL ((SELECT r.oids FROM trusted_roles r)::pg_catalog.oid[]))
         OR EXISTS (SELECT FROM pg_catalog.pg_foreign_table f)
 """  # noqa: S608  # of constants
 """Whether :data:`SCHEMAS` could find something: one row, in a third of its time. A new connection is asked this first."""
@@ -131,10 +135,19 @@ _OBJECTS: Final = f"""
       AND (t.oid OPERATOR(pg_catalog.<) {_FIRST_NORMAL_OID}::pg_catalog.oid
         OR v.oid OPERATOR(pg_catalog.<) {_FIRST_NORMAL_OID}::pg_catalog.oid)
     GROUP BY c.castsource, c.casttarget
+    UNION ALL
+    SELECT pg_catalog.format('trigger %s of table %s.%s', t.tgname, n.nspname, c.relname),
+        pg_catalog.format('%s owns its function, which runs as this role and could replace statements that the driver has prepared', u.rolname),
+        pg_catalog.format('DROP TRIGGER %I ON %I.%I; and REVOKE TRIGGER where others have it.', t.tgname, n.nspname, c.relname)
+    FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc f ON f.oid OPERATOR(pg_catalog.=) t.tgfoid
+    JOIN untrusted u ON u.oid OPERATOR(pg_catalog.=) f.proowner
+    JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE NOT t.tgisinternal AND c.relpersistence OPERATOR(pg_catalog.<>) 't'::pg_catalog."char" AND {_ENCRYPTED}
 """  # noqa: S608  # of constants
 
 LEFTOVERS: Final = f"WITH {_UNTRUSTED}, {_PATH} {_OBJECTS}"
-"""Which objects of roles that are not trusted the search path leads to; casts need no path."""
+"""Which objects of roles that are not trusted the search path leads to; casts and triggers need no path."""
 
 SCHEMAS: Final = f"""
     WITH {_UNTRUSTED}, {_PATH}
