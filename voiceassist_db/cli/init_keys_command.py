@@ -86,7 +86,8 @@ def _adopted(connection: Connection) -> list[WeakValues]:
         values = "; ".join(f"{each.values:,} of {each.table}.{each.field} ({each.weakness})" for each in refused)
         raise ConfigurationError(
             f"these values are no password-encrypted OpenPGP message with an integrity check: {values}. Nothing was registered. Encrypt "
-            "them again in SQL, pgp_sym_encrypt(pgp_sym_decrypt(column, key), key), which adds the check, or clear them. Then run this "
-            "again."
+            "them again in SQL, pgcrypto.pgp_sym_encrypt(pgcrypto.pgp_sym_decrypt(column, $1), $1), which adds the check. Log in as a role "
+            "of `voiceassist-db provision`, and send the key as a parameter: the server logs what stands in a statement's text. Or clear "
+            "them. Then run this again."
         )
     return found
