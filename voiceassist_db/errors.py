@@ -150,6 +150,10 @@ class ValueFormatError(RowError):
     """A value opens and is in its place, but is not of the field's type."""
 
 
+class PrimaryKeyChangedError(RowError):
+    """A trigger stored a row under another primary key than its values are bound to. Nothing was written."""
+
+
 class WrongRowError(RowError):
     """The server answered with a row that was not asked for: somebody else uses the same connection. Nothing was returned."""
 

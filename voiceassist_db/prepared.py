@@ -54,7 +54,9 @@ class Prepared:
         self.names: Final = frozenset(compiled.binds)
         self._table = table
         self._bind = qualified.binders(compiled)
-        columns = getattr(statement, "selected_columns", ())
+        columns: Any = getattr(statement, "selected_columns", None)
+        if columns is None:  # of a statement that writes: what it returns
+            columns = getattr(statement, "exported_columns", ())
         self._columns = [each.type.dialect_impl(DIALECT) for each in columns]
         self._key = [at for at, each in enumerate(columns) if getattr(each, "primary_key", False)]
         self._statement = statement

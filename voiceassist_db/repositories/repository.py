@@ -40,6 +40,7 @@ from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.refusals import not_found, unknown_version, wrong_row
 from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
 from voiceassist_db.repositories.statements import Statements
+from voiceassist_db.repositories.triggers import may_change_rows, written
 from voiceassist_db.sessions import AnySession, connection_of
 from voiceassist_db.tracebacks import forgetful
 
@@ -110,7 +111,8 @@ class Repository(Generic[R]):
         def values(keyring: Keyring) -> dict[str, Any]:
             return self._rows.new(record, keyring) | parameters(keyring, self._table, self._fields)
 
-        self._insert(connection, self._statements.insert(), values, [record])
+        statement = self._statements.insert(returns_key=may_change_rows(connection, self._table))
+        self._insert(connection, statement, values, [record])
 
     @forgetful
     def add_many(self, records: Iterable[R], *, meanwhile: Callable[[], object] = lambda: None) -> int:
@@ -139,10 +141,11 @@ class Repository(Generic[R]):
     def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R], meanwhile: Callable[[], object]) -> int:
         """Insert batches, each encoded while the server encrypts the ones before it, and so the first of the next group."""
         connection = self._connection()
-        statement = self._statements.insert_many()
+        returns_key = may_change_rows(connection, self._table)
+        statement = self._statements.insert_many(returns_key=returns_key)
         keyring = self._keys.keyring(connection)
         counts: list[int] = []
-        if not looks_for_taken(keyring):
+        if not returns_key and not looks_for_taken(keyring):
 
             def encoded() -> Iterator[dict[str, Any]]:
                 for batch in batches:
@@ -171,7 +174,12 @@ class Repository(Generic[R]):
         for attempt in (1, 2):
             row = MaskedValues(values(keyring) | written_with(keyring, tolerated))
             require_untaken(connection, self._statements, keyring, records)
-            if count := statement.count(connection, row):
+            if may_change_rows(connection, self._table):
+                keys = [tuple(getattr(each, column.name) for column in self._table.key) for each in records]
+                count = written(connection, self._table, statement, row, keys)
+            else:
+                count = statement.count(connection, row)
+            if count:
                 return count
             if attempt == 1:
                 keyring, tolerated = renewed(self._keys, connection, keyring)
@@ -197,7 +205,8 @@ class Repository(Generic[R]):
         tolerated, version = CURRENT, 0
         for _ in range(3):
             schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
-            statement = self._statements.update(names, schemes)
+            returns_key = may_change_rows(connection, self._table)
+            statement = self._statements.update(names, schemes, returns_key=returns_key)
             values = MaskedValues(
                 {
                     **where,
@@ -207,7 +216,12 @@ class Repository(Generic[R]):
                 }
             )
             require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
-            if statement.count(connection, values):
+            if returns_key:
+                keys = self._statements.key().rows(connection, dict(where))
+                count = written(connection, self._table, statement, values, keys)
+            else:
+                count = statement.count(connection, values)
+            if count:
                 return
             versions = self._statements.version().rows(connection, dict(where))
             if not versions:

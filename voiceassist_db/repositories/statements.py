@@ -94,13 +94,17 @@ class Statements:
             prepared = self._prepared[key] = Prepared(build(), table=self.table.name)
         return prepared
 
-    def insert(self) -> Prepared:
+    def insert(self, *, returns_key: bool = False) -> Prepared:
         """One row from scalar parameters; none where the registry is ahead of the keyring (see :data:`TOLERATED`)."""
-        return self._once("insert", self._insert)
+        return self._once(("insert", returns_key), lambda: self._returning(self._insert(), returns_key))
 
-    def insert_many(self) -> Prepared:
+    def insert_many(self, *, returns_key: bool = False) -> Prepared:
         """Many rows from one array parameter for each column; none where the registry is ahead of the keyring."""
-        return self._once("insert_many", self._insert_many)
+        return self._once(("insert_many", returns_key), lambda: self._returning(self._insert_many(), returns_key))
+
+    def _returning(self, statement: Any, returns_key: bool) -> Executable:
+        made: Executable = statement.returning(*self.table.key) if returns_key else statement
+        return made
 
     def get(self, fields: tuple[EncryptedField, ...]) -> Prepared:
         """One row by its lookup columns."""
@@ -146,16 +150,19 @@ class Statements:
 
         return self._once(("page", fields, within, after), build)
 
-    def update(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> Prepared:
+    def update(self, names: frozenset[str], schemes: Mapping[str, Scheme], *, returns_key: bool = False) -> Prepared:
         """Change some fields of one row, under the row's own key version; no row where that version, or index key, is not live."""
-        return self._once(
-            ("update", names, *schemes.values()),
-            lambda: (
-                update(self.table.table)
-                .values(self._changes(names, schemes))
-                .where(*self._is_row(), is_live(self.table), *self._index_is_current(names))
-            ),
-        )
+
+        def build() -> Executable:
+            changed = update(self.table.table).values(self._changes(names, schemes))
+            conditions = (*self._is_row(), is_live(self.table), *self._index_is_current(names))
+            return self._returning(changed.where(*conditions), returns_key)
+
+        return self._once(("update", names, returns_key, *schemes.values()), build)
+
+    def key(self) -> Prepared:
+        """The primary key of one row, which is locked."""
+        return self._once("key", lambda: select(*self.table.key).where(*self._is_row()).with_for_update(key_share=True))
 
     def version(self) -> Prepared:
         """The key version of one row."""

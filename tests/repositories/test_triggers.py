@@ -1,0 +1,66 @@
+"""A trigger may stamp a row, and may not put it under another primary key than its values are bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from voiceassist_db import Database, Patient, Repositories
+from voiceassist_db.errors import PrimaryKeyChangedError
+from voiceassist_db.verification import verify
+
+NEW_ID = "NEW.id := '018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f'"
+STAMP = "NEW.created_at := '2001-01-01 00:00:00Z'"
+
+
+def make_trigger(database: Database, event: str, change: str) -> None:
+    """Let a trigger change each row before it is stored."""
+    with database.engine.begin() as connection:
+        connection.execute(
+            text(
+                f"CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {change.replace(chr(39), chr(39) * 2)}; RETURN NEW; END'".replace(
+                    ":", r"\:"
+                )
+            )
+        )
+        connection.execute(
+            text(f"CREATE TRIGGER change BEFORE {event} ON patient_data FOR EACH ROW EXECUTE FUNCTION change()")
+        )
+    database.engine.dispose()  # each new connection asks
+
+
+WRITES: dict[str, Callable[[Repositories], Any]] = {
+    "add": lambda tx: tx.patients.add(Patient(patient_id="PT-2", name="Zoe")),
+    "add_many": lambda tx: tx.patients.add_many([Patient(patient_id="PT-2", name="Zoe")]),
+    "update": lambda tx: tx.patients.update("PT-1", name="Zoe"),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_key_that_a_trigger_changes_is_refused(database: Database, write: str) -> None:
+    """Nobody could read the values; and nothing of the write stays, though the application goes on and commits."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1", name="Ana"))
+    make_trigger(database, "INSERT OR UPDATE", NEW_ID)
+    with database.transaction() as tx:
+        before = tx.patients.page()
+        with pytest.raises(PrimaryKeyChangedError, match="a trigger of patient_data changes the primary key"):
+            WRITES[write](tx)
+    with database.transaction() as tx:
+        assert tx.patients.page() == before
+    assert not any(report.failed for report in verify(database.engine, database.keys))
+
+
+def test_a_trigger_that_stamps_rows_is_nobodys_harm(database: Database) -> None:
+    """It leaves the key alone, so all is written and read."""
+    make_trigger(database, "INSERT OR UPDATE", STAMP)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1", name="Ana"))
+        assert tx.patients.add_many([Patient(patient_id=f"PT-{n}", name="Ana") for n in range(2, 900)]) == 898
+        tx.patients.update("PT-1", name="Zoe", patient_id="PT-0")
+        assert tx.patients.get("PT-0").name == "Zoe"
+        assert tx.patients.get("PT-899").created_at.year == 2001  # type: ignore[union-attr]
+    assert not any(report.failed for report in verify(database.engine, database.keys))

@@ -1,0 +1,81 @@
+"""What triggers do to a row on its way into the table: its values are bound to the primary key that it was written with.
+
+A trigger before the row, or a rule, may put another key in its place, and then nobody could read the values. So where a table has
+one, a write returns the keys that were stored, and is undone where they differ. Other tables pay nothing but a look into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from voiceassist_db.errors import PrimaryKeyChangedError
+from voiceassist_db.execution import execute, regclass, translated
+from voiceassist_db.models import EncryptedTable
+from voiceassist_db.prepared import Prepared
+
+_CHANGES: Final = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger t
+        WHERE (t.tgrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass)
+               OR t.tgrelid OPERATOR(pg_catalog.=) ANY (
+                   SELECT p.relid FROM pg_catalog.pg_partition_tree(CAST(:table AS pg_catalog.regclass)) p))
+          AND NOT t.tgisinternal AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
+          AND (t.tgtype OPERATOR(pg_catalog.&) 3::pg_catalog.int2) OPERATOR(pg_catalog.=) 3
+          AND (t.tgtype OPERATOR(pg_catalog.&) 20::pg_catalog.int2) OPERATOR(pg_catalog.>) 0)
+    """
+)
+"""Bits of ``pg_trigger.h``: 1 for each row, 2 before it, 4 at INSERT, 16 at UPDATE."""
+
+_KNOWN: Final = "voiceassist_db.tables_with_triggers"
+
+
+def may_change_rows(connection: Connection, table: EncryptedTable) -> bool:
+    """Say whether a trigger can change the rows of a table before they are stored; asked once for each connection and table.
+
+    Args:
+        connection: The connection that rows are written through.
+        table: The table.
+    """
+    known = connection.info.setdefault(_KNOWN, {})
+    found: bool | None = known.get(table.name)
+    if found is None:
+        given = {"table": regclass(connection, table.table)}
+        found = known[table.name] = bool(execute(connection, _CHANGES, given, table=table.name).scalar_one())
+    return found
+
+
+def written(
+    connection: Connection,
+    table: EncryptedTable,
+    statement: Prepared,
+    values: dict[str, Any],
+    expected: Collection[tuple[Any, ...]],
+) -> int:
+    """Write rows by a statement that returns their primary keys, and undo it where these are others than expected.
+
+    Args:
+        connection: The connection.
+        table: The table.
+        statement: The statement.
+        values: Its parameters.
+        expected: The primary keys that the values are bound to.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        PrimaryKeyChangedError: A trigger stored another primary key.
+    """
+    with translated(table.name), connection.begin_nested():
+        stored = statement.rows(connection, values)
+        if stored and set(stored) != set(expected):
+            raise PrimaryKeyChangedError(
+                f"a trigger of {table.name} changes the primary key of a row while it is written, and its values are bound to the key "
+                "that the application gave: nothing was written. Let the trigger leave the key alone, or drop it.",
+                table=table.name,
+            )
+    return len(stored)
