@@ -111,8 +111,9 @@ class Repository(Generic[R]):
         def values(keyring: Keyring) -> dict[str, Any]:
             return self._rows.new(record, keyring) | parameters(keyring, self._table, self._fields)
 
-        statement = self._statements.insert(returns_key=may_change_rows(connection, self._table))
-        self._insert(connection, statement, values, [record])
+        returns_key = may_change_rows(connection, self._table)
+        statement = self._statements.insert(returns_key=returns_key)
+        self._insert(connection, statement, values, [record], returns_key=returns_key)
 
     @forgetful
     def add_many(self, records: Iterable[R], *, meanwhile: Callable[[], object] = lambda: None) -> int:
@@ -160,7 +161,9 @@ class Repository(Generic[R]):
             counts = statement.counts(connection, encoded())
         # What could not be encoded, or met a registry that is ahead of the keyring, is not written yet.
         left = [batch for position, batch in enumerate(batches) if not any(counts[position : position + 1])]
-        return sum(counts) + sum(self._insert(connection, statement, each.values, each.records) for each in left)
+        return sum(counts) + sum(
+            self._insert(connection, statement, each.values, each.records, returns_key=returns_key) for each in left
+        )
 
     def _insert(
         self,
@@ -168,13 +171,15 @@ class Repository(Generic[R]):
         statement: Prepared,
         values: Callable[[Keyring], dict[str, Any]],
         records: Sequence[R],
+        *,
+        returns_key: bool,
     ) -> int:
         """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
         keyring, tolerated = self._keys.keyring(connection), CURRENT
         for attempt in (1, 2):
             row = MaskedValues(values(keyring) | written_with(keyring, tolerated))
             require_untaken(connection, self._statements, keyring, records)
-            if may_change_rows(connection, self._table):
+            if returns_key:
                 keys = [tuple(getattr(each, column.name) for column in self._table.key) for each in records]
                 count = written(connection, self._table, statement, row, keys)
             else:
