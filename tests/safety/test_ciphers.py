@@ -16,8 +16,8 @@ KEEP = (
     r"(substring(name_encrypted from 1 for 6) = '\xc30c04090108' AND substring(name_encrypted from 15 for 1) = '\xd2')",
 )
 WEAK = (
-    "INSERT INTO patient_data (id, patient_id, name_encrypted, key_version) VALUES "
-    "(gen_random_uuid(), 'weak', pgcrypto.pgp_sym_encrypt('Secret', 'key', 'cipher-algo=3des'), 1)"
+    "INSERT INTO patient_data (id, patient_id, name_encrypted, key_version) SELECT gen_random_uuid(), 'weak', "
+    "pgcrypto.pgp_sym_encrypt('Secret', 'key', 'cipher-algo=3des'), max(version) FROM encryption_keys"
 )
 
 
