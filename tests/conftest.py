@@ -24,7 +24,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import URL, Engine, make_url
+from sqlalchemy import URL, Engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
@@ -44,15 +45,23 @@ MEMORY_BYTES = 2 << 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--long``: the long forms of trials, whose short forms always run."""
+    """Add ``--long``: the long forms of trials, whose short forms always run; and ``--wide``, which CI gives."""
     parser.addoption("--long", action="store_true", help="also run the long trials")
+    parser.addoption("--wide", action="store_true", help="also run the widest matrices, as CI does")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long trials out, visibly, unless they are asked for."""
-    if not config.getoption("--long"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    """Leave the long trials and the widest matrices out, visibly, unless they are asked for."""
+    for name in ("long", "wide"):
+        if not config.getoption(f"--{name}"):
+            config.hook.pytest_deselected(items=[item for item in items if _is_marked(item, name)])
+            items[:] = [item for item in items if not _is_marked(item, name)]
+
+
+def _is_marked(item: pytest.Item, name: str) -> bool:
+    """Say whether a test is left out without an option; a long trial in a wide file needs ``--long`` alone."""
+    is_long = item.get_closest_marker("long") is not None
+    return is_long if name == "long" else item.get_closest_marker(name) is not None and not is_long
 
 
 @functools.cache
@@ -211,6 +220,17 @@ def engine(database_url: URL) -> Iterator[Engine]:
     made = create_engine(database_url)
     yield made
     made.dispose()
+
+
+@pytest.fixture
+def old_ciphers(engine: Engine) -> None:
+    """Skip a test where the server's pgcrypto refuses Blowfish and CAST5, as with CVE-2026-14663 mended; PostgreSQL 17.10 has them."""
+    statement = text("SELECT pgcrypto.pgp_sym_encrypt('text', 'key', 'cipher-algo=bf')")
+    try:
+        with engine.connect() as connection:
+            connection.execute(statement)
+    except DBAPIError:
+        pytest.skip("this server's pgcrypto has no Blowfish")
 
 
 @pytest.fixture

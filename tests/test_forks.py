@@ -43,6 +43,8 @@ from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.schema import migrate
 
+pytestmark = pytest.mark.wide
+
 PATIENTS = 5
 ROUNDS = 3
 TRIALS = 20

@@ -35,6 +35,8 @@ from voiceassist_db.schema import migrate
 from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
+pytestmark = pytest.mark.wide
+
 SSN = "123-45-6789"
 TENANT = {None: "tenant"}
 

@@ -27,6 +27,8 @@ from voiceassist_db.cli.rotate_command import command as rotate_command
 from voiceassist_db.errors import DatabaseUnavailableError, DecryptionError, UnsafeConnectionError
 from voiceassist_db.models import Kind
 
+pytestmark = pytest.mark.wide
+
 HOSTILE: Final = "\x1b[31m\nok\r\t\x7f\x9b2J\u202e\u2066\u200b[bold]x"
 """A terminal's sequences, line breaks, overrides, an invisible space, and Rich's markup."""
 

@@ -65,6 +65,7 @@ def readable(connection: Connection, cipher: str) -> bool:
 
 
 @pytest.mark.parametrize("cipher", ["aes128", "aes192", "aes256", "3des", "bf", "cast5"])
+@pytest.mark.usefixtures("old_ciphers")
 def test_each_cipher_is_known_by_its_packet(engine: Engine, cipher: str) -> None:
     """With all other options of pgcrypto, for data of no, one and many packets."""
     names = {"3des": "Triple-DES", "bf": "Blowfish", "cast5": "CAST5"}
@@ -79,6 +80,7 @@ def test_each_cipher_is_known_by_its_packet(engine: Engine, cipher: str) -> None
             assert bare == NO_INTEGRITY
 
 
+@pytest.mark.usefixtures("old_ciphers")
 def test_the_key_of_the_data_under_another_cipher_is_seen(engine: Engine) -> None:
     """Whoever reads the data's key reads the data."""
     with engine.connect() as connection:
@@ -135,6 +137,7 @@ def write(engine: Engine, key: str, options: dict[str, str]) -> None:
             connection.execute(text(ROW.format(value=ENCRYPTED)), values)
 
 
+@pytest.mark.usefixtures("old_ciphers")
 def test_init_keys_names_values_to_rotate_first(
     run: Run, fresh_environment: dict[str, str], unchecked: Engine, new_provider: Callable[..., VaultKeyProvider]
 ) -> None:

@@ -17,6 +17,8 @@ from voiceassist_db.models import Kind, table_of
 from voiceassist_db.rotation import retire, rotate, rotate_index_key
 from voiceassist_db.verification import verify
 
+pytestmark = pytest.mark.wide
+
 SHORT = 25
 LONG_BATCHES = 40
 LONG_BATCH = 50

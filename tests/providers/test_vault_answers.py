@@ -34,6 +34,8 @@ from voiceassist_db.providers.vault import AppRoleLogin, TokenLogin, VaultKeyPro
 from voiceassist_db.providers.vault.answers import LIMIT_DEPTH
 from voiceassist_db.providers.vault.transport import LIMIT_BYTES
 
+pytestmark = pytest.mark.wide
+
 Json = Any
 Place = tuple[Any, ...]
 

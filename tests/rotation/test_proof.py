@@ -213,6 +213,7 @@ def test_rows_that_a_policy_hides_are_never_verified(
         rotated(filled, lambda connection: execute(connection, *policy))
 
 
+@pytest.mark.usefixtures("old_ciphers")
 def test_a_value_in_another_format_is_not_verified(
     filled: Database, rotated: Callable[[Database, Meanwhile], tuple[RotationReport, int]]
 ) -> None:

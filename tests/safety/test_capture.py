@@ -26,6 +26,8 @@ from voiceassist_db.models.declaration import declared_tables
 from voiceassist_db.rotation import retire, rotate
 from voiceassist_db.verification import verify
 
+pytestmark = pytest.mark.wide
+
 needs_pgbouncer = pytest.mark.skipif(BINARY is None and "CI" not in os.environ, reason="pgbouncer is not installed")
 
 PATHS = {

@@ -160,7 +160,7 @@ def test_no_plan_stores_what_is_in_the_clear(verdict: Verdict) -> None:
     for naive in (
         "SELECT pgcrypto.pgp_sym_decrypt(v::bytea, $1) FROM naive_rows ORDER BY v",
         "SELECT pgcrypto.pgp_sym_decrypt(v::bytea, $1), count(*) FROM naive_rows GROUP BY 1",
-        "SELECT id, max(v) FROM (SELECT id, pgcrypto.pgp_sym_decrypt(v::bytea, $1) v FROM naive_rows OFFSET 0) GROUP BY 1",
+        "SELECT id, max(v) FROM (SELECT id, pgcrypto.pgp_sym_decrypt(v::bytea, $1) v FROM naive_rows OFFSET 0) opened GROUP BY 1",
         "INSERT INTO naive_rows SELECT 9, pgcrypto.pgp_sym_encrypt(given.v, $1)::text FROM unnest($2::text[]) given(v)",
     ):
         assert stored_in_the_clear(server, naive)

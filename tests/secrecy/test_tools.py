@@ -35,6 +35,8 @@ from voiceassist_db.providers.vault.answers import Answer, RawSecret
 from voiceassist_db.providers.vault.client import Lease, Stored
 from voiceassist_db.repositories.bulk import Batch
 
+pytestmark = pytest.mark.wide
+
 SECRET = "S3cret-Ænigma-4711"
 """A token, a password and a patient's name."""
 
