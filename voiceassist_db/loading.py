@@ -15,9 +15,9 @@ from typing import Any, Final
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Transformer
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import Escaping, ExecStatus, Format
 from psycopg.pq.abc import PGresult
-from psycopg.types import datetime
+from psycopg.types import array, datetime
 
 from voiceassist_db.errors import ValueFormatError
 from voiceassist_db.models.row_id import row_id
@@ -56,6 +56,26 @@ class IntervalLoader(datetime.IntervalLoader):
         if b"infinity" in bytes(data):
             raise psycopg.DataError("an infinite interval")
         return super().load(data)
+
+
+class BytesArrayLoader(array.ArrayLoader):
+    """Reads arrays of bytes under every ``bytea_output``. Under ``escape``, psycopg's compiled loader reads on behind an element."""
+
+    base_oid = psycopg.adapters.types["text"].oid
+
+    def load(self, data: Buffer) -> list[Any]:
+        """Return the array, of any number of dimensions."""
+        return [_as_bytes(each) for each in super().load(data)]
+
+
+def _as_bytes(element: Any) -> Any:
+    if element is None:
+        return None
+    if isinstance(element, list):
+        return [_as_bytes(each) for each in element]
+    # Under "escape" a backslash is written twice, so nothing else begins like this.
+    is_hex = element.startswith("\\x")
+    return bytes.fromhex(element[2:]) if is_hex else bytes(Escaping().unescape_bytea(element.encode()))
 
 
 def result_of(cursor: Any, error: BaseException) -> PGresult | None:

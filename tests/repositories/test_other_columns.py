@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -91,6 +91,41 @@ VISIT = Visit(
 )
 
 
+class SampleRow(EncryptedRow, TeamBase):
+    __tablename__ = "samples"
+    code: Mapped[bytes] = mapped_column(sa.LargeBinary, unique=True)
+    parts: Mapped[list[bytes | None]] = mapped_column(ARRAY(sa.LargeBinary))
+    took: Mapped[timedelta] = mapped_column(sa.Interval)
+    pauses: Mapped[list[timedelta]] = mapped_column(ARRAY(sa.Interval))
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    note_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
+
+
+@record
+class Sample(Record):
+    code: bytes
+    parts: list[bytes | None]
+    took: timedelta
+    pauses: list[timedelta]
+    note: str | None = None
+    id: UUID = field(default_factory=uuid7)
+
+
+class SampleRepository(Repository[Sample]):
+    model = SampleRow
+    record = Sample
+    lookup = ("code",)
+
+
+BYTES = (b"", b"'", b"''", b"\\", b"\\'", b"\\x41", b"\\000", b"NULL", b'"', b"{,}", bytes(range(256)))
+INTERVALS = tuple(
+    timedelta(days=days, seconds=seconds, microseconds=micros)
+    for days in (-400, -1, 0, 1)
+    for seconds in (-1, 0, 3_661)
+    for micros in (-1, 0, 5)
+)
+
+
 @pytest.fixture
 def with_visits(database: Database) -> Database:
     """A database with the team's table, created from its model."""
@@ -110,6 +145,32 @@ def test_every_type_is_stored_alike_by_one_and_by_many(with_visits: Database) ->
     rotate(with_visits.engine, with_visits.keys)
     with with_visits.transaction() as tx:
         assert [one, *many] == tx.repository(VisitRepository).page()
+
+
+@pytest.mark.parametrize("style", ["postgres", "postgres_verbose", "sql_standard", "iso_8601"])
+@pytest.mark.parametrize("output", ["hex", "escape"])
+def test_bytes_and_intervals_are_stored_alike_under_every_setting(
+    with_visits: Database, style: str, output: str
+) -> None:
+    """Bulk parameters are written without a connection, which the driver asks how to write bytes and intervals."""
+    samples = [
+        Sample(code=bytes([0]) + each, parts=[each, b"'\\", None], took=INTERVALS[at], pauses=list(INTERVALS))
+        for at, each in enumerate(BYTES)
+    ]
+    samples += [Sample(code=bytes([1, at]), parts=[], took=each, pauses=[]) for at, each in enumerate(INTERVALS)]
+    again = [replace(each, code=b"'" + each.code, id=uuid7()) for each in samples]
+    with with_visits.transaction() as tx:
+        tx.session.execute(sa.text(f"SET LOCAL intervalstyle = '{style}'"))
+        tx.session.execute(sa.text(f"SET LOCAL bytea_output = '{output}'"))
+        kept = tx.repository(SampleRepository)
+        for each in samples:
+            kept.add(each)
+        assert kept.add_many(again) == len(samples)
+        tx.session.execute(sa.text("SET LOCAL intervalstyle = 'postgres'"))  # the only one that the driver reads
+        expected = {each.code: each for each in (*samples, *again)}
+        assert expected == {each.code: each for each in kept.page()}
+        assert expected == kept.get_many(expected)
+        assert expected == {code: kept.get(code) for code in expected}
 
 
 def test_text_of_a_subclass_is_its_value(with_visits: Database) -> None:

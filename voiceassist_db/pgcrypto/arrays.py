@@ -7,11 +7,12 @@ Owns the form in which they travel: PostgreSQL's binary arrays, as psycopg write
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from psycopg.adapt import PyFormat, Transformer
+from psycopg import adapters
+from psycopg.adapt import AdaptersMap, Dumper, PyFormat, Transformer
 from sqlalchemy import ARRAY, CHAR, ColumnElement, Enum, LargeBinary, String, Text, Uuid, bindparam, cast
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.types import TypeEngine, UserDefinedType
@@ -95,8 +96,36 @@ def _as_text(value: Any) -> str | None:
         return None
     if type(value) in _PRINTED_AS_SQL:
         return str(value)
-    dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
+    dumped = Transformer(_ADAPTERS).get_dumper(value, PyFormat.TEXT).dump(value)
     return None if dumped is None else bytes(dumped).decode()
 
 
+class _HexDumper(Dumper):
+    """Writes bytes as the server reads them under every setting. Without a connection, psycopg's own doubles apostrophes."""
+
+    oid = adapters.types["bytea"].oid
+
+    def dump(self, obj: Any) -> bytes:
+        return b"\\x" + bytes(obj).hex().encode()
+
+
+class _SignedDumper(Dumper):
+    """Writes an interval with a sign at each part. Under IntervalStyle ``sql_standard`` one sign at the beginning means all parts."""
+
+    oid = adapters.types["interval"].oid
+
+    def dump(self, obj: timedelta) -> bytes:
+        return b"%+d day %+d second %+d microsecond" % (obj.days, obj.seconds, obj.microseconds)
+
+
+def _independent_adapters() -> AdaptersMap:
+    """Return psycopg's adapters, without those whose text depends on a connection, which there is none of here."""
+    made = AdaptersMap(adapters)
+    for kind in (bytes, bytearray, memoryview):
+        made.register_dumper(kind, _HexDumper)
+    made.register_dumper(timedelta, _SignedDumper)
+    return made
+
+
+_ADAPTERS: Final = _independent_adapters()
 _PRINTED_AS_SQL: Final = frozenset({UUID, int, date})

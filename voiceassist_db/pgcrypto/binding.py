@@ -17,7 +17,7 @@ from sqlalchemy.types import UserDefinedType
 
 from voiceassist_db.errors import UnsafeConnectionError
 from voiceassist_db.keys import Key
-from voiceassist_db.loading import IntervalLoader
+from voiceassist_db.loading import BytesArrayLoader, IntervalLoader
 from voiceassist_db.masking import Opaque
 
 
@@ -81,6 +81,7 @@ class _ArrayDumper(Dumper):
 def allow_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
     """Let this connection, and no other, send keys and arrays of values, and load every plain value exactly or not at all."""
     connection.adapters.register_loader("interval", IntervalLoader)
+    connection.adapters.register_loader(psycopg.adapters.types["bytea"].array_oid, BytesArrayLoader)
     connection.adapters.register_dumper(Keys, _KeysDumper)
     connection.adapters.register_dumper(Array, _ArrayDumper)
 
