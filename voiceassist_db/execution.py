@@ -112,15 +112,18 @@ def require_untranslated(connection: Connection, names: Callable[[str | None], b
         ConfigurationError: The map is about a table of the statement.
     """
     options = connection.get_execution_options()
-    if "schema_translate_map" in options and any(map(names, translated_schemas(options))):
+    if TRANSLATION in options and any(map(names, translated_schemas(options))):
         raise ConfigurationError(f"{table}: {TRANSLATED}")
 
 
 def translated_schemas(options: Mapping[str, Any]) -> list[str | None]:
     """Return the schemas that a ``schema_translate_map`` in execution options replaces; None for tables without one."""
-    given = options.get("schema_translate_map") or {}
+    given = options.get(TRANSLATION) or {}
     return [schema for schema, other in given.items() if schema != other]
 
+
+TRANSLATION: Final = "schema_translate_map"
+"""The execution option by which SQLAlchemy puts one schema in the place of another."""
 
 TRANSLATED: Final = (
     "schema_translate_map would move this table to another schema. Values are bound to their table and not to its schema, so one "

@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only
 
 from voiceassist_db import forks, qualified
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError, VoiceAssistDBError
-from voiceassist_db.execution import DRIVER_ERRORS, require_untranslated, translate
+from voiceassist_db.execution import DRIVER_ERRORS, TRANSLATION, require_untranslated, translate
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
@@ -51,6 +51,7 @@ class Prepared:
     def __init__(self, statement: Executable, *, table: str) -> None:
         compiled = qualified.compiled(statement)
         self.sql: Final = str(compiled)
+        self._query = self.sql.encode()  # the driver would encode it each time
         self.names: Final = frozenset(compiled.binds)
         self._table = table
         self._bind = qualified.binders(compiled)
@@ -92,7 +93,7 @@ class Prepared:
         SQLAlchemy converts nothing: for columns of types that the driver loads by itself.
         """
 
-        def read(cursor: Any, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        def read(cursor: Any, sql: bytes, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
             try:
                 return cast("list[tuple[Any, ...]]", _all_rows(cursor, sql, parameters))
             except FAILURES as error:
@@ -119,7 +120,7 @@ class Prepared:
         if self._results is None or not _can_stream(connection):
             return consume(self.rows(connection, parameters))
 
-        def streamed(cursor: Any, sql: str, parameters: dict[str, Any]) -> Result:
+        def streamed(cursor: Any, sql: bytes, parameters: dict[str, Any]) -> Result:
             rows = cursor.stream(sql, parameters, size=CHUNK_ROWS)
             # To its end, or the driver would cancel the statement, and that would fail the caller's transaction.
             try:
@@ -156,7 +157,7 @@ class Prepared:
             How many rows each execution wrote.
         """
 
-        def executed(_: object, sql: str, __: object) -> list[int]:
+        def executed(_: object, sql: bytes, __: object) -> list[int]:
             # SQLAlchemy's cursor for asyncio could not tell the counts apart.
             cursor = cast(Any, connection.connection.driver_connection).cursor()
             done = cursor.executemany(sql, (self._bound(each) for each in parameters), returning=True)
@@ -184,19 +185,21 @@ class Prepared:
         return found
 
     def _run(
-        self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, str, dict[str, Any]], Any]
+        self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, bytes, dict[str, Any]], Any]
     ) -> Any:
         """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
         try:
-            require_untranslated(connection, self._names_tables_of, self._table)
+            if TRANSLATION in connection.get_execution_options():
+                require_untranslated(connection, self._names_tables_of, self._table)
             if not connection.in_transaction():
                 connection.begin()
-            pooled = connection.connection
-            if cast(Any, pooled.driver_connection).pgconn.pipeline_status:
+            made: Any = connection.connection.dbapi_connection
+            driver = made if isinstance(made, psycopg.Connection) else made.driver_connection
+            if driver.pgconn.pipeline_status:
                 raise ConfigurationError(f"{self._table}: {PIPELINED}")
-            cursor = pooled.cursor()
+            cursor = made.cursor()
             try:
-                return way(cursor, self.sql, parameters)
+                return way(cursor, self._query, parameters)
             except FAILURES as error:
                 failure = self._unloadable(cursor, error)
                 if failure is None:
@@ -236,12 +239,15 @@ def _can_stream(connection: Connection) -> bool:
     )
 
 
-def _all_rows(cursor: Any, sql: str, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
-    _executed(cursor, sql, parameters, prepare)
+def _all_rows(cursor: Any, sql: bytes, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
+    if prepare is None:
+        cursor.execute(sql, parameters)
+    else:
+        _executed(cursor, sql, parameters, prepare)
     return cursor.fetchall()
 
 
-def _executed(cursor: Any, sql: str, parameters: dict[str, Any], prepare: bool | None) -> None:
+def _executed(cursor: Any, sql: bytes, parameters: dict[str, Any], prepare: bool | None) -> None:
     # SQLAlchemy's cursor for asyncio knows no such argument.
     if prepare is None or not isinstance(cursor, psycopg.Cursor):
         cursor.execute(sql, parameters)
@@ -249,11 +255,11 @@ def _executed(cursor: Any, sql: str, parameters: dict[str, Any], prepare: bool |
         cursor.execute(sql, parameters, prepare=prepare)
 
 
-def _all_rows_and_types(cursor: Any, sql: str, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
+def _all_rows_and_types(cursor: Any, sql: bytes, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
     _executed(cursor, sql, parameters, prepare)
     return cursor.fetchall(), [column[1] for column in cursor.description]
 
 
-def _row_count(cursor: Any, sql: str, parameters: dict[str, Any]) -> Any:
+def _row_count(cursor: Any, sql: bytes, parameters: dict[str, Any]) -> Any:
     cursor.execute(sql, parameters)
     return cursor.rowcount

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from voiceassist_db.errors import MissingKeyError
@@ -28,6 +30,8 @@ class Keyring:
         index_keys: Roots of the blind-index keys, the one to write with first; empty where the store holds none.
         index_checks: Their check values, by which the registry knows them.
         memory: What others derived from this keyring and wish to keep as long as it lives.
+        schemes: Scheme by slot; where there is no previous version, its slot has the current one's.
+        has_direct: Whether rows of scheme ``direct`` may be read, which were written with any options.
     """
 
     current: KeyVersion
@@ -35,8 +39,15 @@ class Keyring:
     index_keys: tuple[Key, ...] = ()
     index_checks: tuple[bytes, ...] = ()
     memory: dict[object, dict[str, Any]] = field(default_factory=dict, repr=False)
+    schemes: Mapping[str, Scheme] = field(init=False, repr=False)
+    has_direct: bool = field(init=False, repr=False)
     _column_keys: dict[tuple[int, str], Key] = field(default_factory=dict, repr=False)
     _index_column_keys: dict[str, tuple[Key, ...]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        schemes = {"current": self.current.scheme, "previous": (self.previous or self.current).scheme}
+        object.__setattr__(self, "schemes", MappingProxyType(schemes))
+        object.__setattr__(self, "has_direct", Scheme.DIRECT in schemes.values())
 
     def scheme(self, version: int) -> Scheme | None:
         """Return the scheme of a live version; None where the version is not live."""
@@ -45,12 +56,6 @@ class Keyring:
         if self.previous is not None and version == self.previous.version:
             return self.previous.scheme
         return None
-
-    @property
-    def has_direct(self) -> bool:
-        """Whether rows of scheme ``direct`` may be read, which were written with any options."""
-        previous = self.previous
-        return self.current.scheme is Scheme.DIRECT or (previous is not None and previous.scheme is Scheme.DIRECT)
 
     def column_key(self, version: KeyVersion, context: str) -> Key:
         """Return the key that one column is encrypted with under a version."""

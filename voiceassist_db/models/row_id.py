@@ -9,7 +9,7 @@ from typing import Any
 def row_id(key: Sequence[Any]) -> str:
     """Return a primary key as the text that values are bound to."""
     if len(key) == 1:
-        return _part(key[0])
+        return _part(key[0]) if isinstance(key[0], str) else str(key[0])
     return "/".join(map(_part, key))
 
 

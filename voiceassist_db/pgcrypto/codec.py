@@ -80,9 +80,10 @@ def decoder(field: EncryptedField, *, table: str) -> Decoder:
             return None
         if scheme is _BOUND:
             bound: Any = prefix(context, row).encode() if bytes_ else f"{context}:{row}:"
-            if not plaintext.startswith(bound):
+            length = len(plaintext)
+            plaintext = plaintext.removeprefix(bound)
+            if len(plaintext) == length:
                 raise _moved(field, row, table)
-            plaintext = plaintext[len(bound) :]
         if as_it_is:
             return plaintext
         try:

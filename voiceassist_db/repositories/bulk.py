@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from voiceassist_db.keyring import Keyring
+from voiceassist_db.masking import MaskedValues
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import Rows
 
@@ -41,7 +42,7 @@ class Batch(Generic[R]):
     def __init__(self, records: Sequence[R], rows: Rows[R]) -> None:
         self.records = records
         self._rows = rows
-        self._encoded: dict[str, Any] | None = None
+        self._encoded: MaskedValues | None = None
         self._keyring: Keyring | None = None
 
     def encode(self, keyring: Keyring) -> bool:
@@ -53,7 +54,7 @@ class Batch(Generic[R]):
             self._keyring = keyring
         return self._encoded is not None
 
-    def values(self, keyring: Keyring) -> dict[str, Any]:
+    def values(self, keyring: Keyring) -> MaskedValues:
         """Return the parameters of the rows under a keyring, once: they are not kept.
 
         Raises:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -72,6 +73,7 @@ class Repository(Generic[R]):
     _statements: ClassVar[Statements]
     _adopted: ClassVar[Statements]
     _rows: ClassVar[Rows[Any]]
+    _lookup_key: ClassVar[attrgetter[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
     _naming: ClassVar[list[tuple[str, Check]]]
 
@@ -89,6 +91,7 @@ class Repository(Generic[R]):
         cls._statements = Statements(cls._table, plain, lookup)
         cls._adopted = Statements(cls._table, plain, lookup, is_adopted=True)
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
+        cls._lookup_key = attrgetter(*cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each)) for each in cls._statements.lookup]
 
@@ -106,10 +109,10 @@ class Repository(Generic[R]):
             ValueError: A value is not of its field's type.
             DuplicateError: A row with this key, or with the same value in a unique index, exists.
         """
-        connection = self._connection()
+        connection = connection_of(self._session, self.model)
 
-        def values(keyring: Keyring) -> dict[str, Any]:
-            return self._rows.new(record, keyring) | parameters(keyring, self._table, self._fields)
+        def values(keyring: Keyring) -> MaskedValues:
+            return self._rows.new(record, keyring)
 
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert(returns_key=returns_key)
@@ -141,7 +144,7 @@ class Repository(Generic[R]):
 
     def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R], meanwhile: Callable[[], object]) -> int:
         """Insert batches, each encoded while the server encrypts the ones before it, and so the first of the next group."""
-        connection = self._connection()
+        connection = connection_of(self._session, self.model)
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert_many(returns_key=returns_key)
         keyring = self._keys.keyring(connection)
@@ -169,7 +172,7 @@ class Repository(Generic[R]):
         self,
         connection: Connection,
         statement: Prepared,
-        values: Callable[[Keyring], dict[str, Any]],
+        values: Callable[[Keyring], MaskedValues],
         records: Sequence[R],
         *,
         returns_key: bool,
@@ -177,8 +180,10 @@ class Repository(Generic[R]):
         """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
         keyring, tolerated = self._keys.keyring(connection), CURRENT
         for attempt in (1, 2):
-            row = MaskedValues(values(keyring) | written_with(keyring, tolerated))
-            require_untaken(connection, self._statements, keyring, records)
+            row = values(keyring)
+            row.update(written_with(keyring, tolerated))
+            if looks_for_taken(keyring):
+                require_untaken(connection, self._statements, keyring, records)
             if returns_key:
                 keys = [tuple(getattr(each, column.name) for column in self._table.key) for each in records]
                 count = written(connection, self._table, statement, row, keys)
@@ -205,22 +210,18 @@ class Repository(Generic[R]):
         names = frozenset(changes)
         changed = self._to_change(names)
         where = self._where(key)
-        connection = self._connection()
+        connection = connection_of(self._session, self.model)
         keyring = self._keys.keyring(connection)
         tolerated, version = CURRENT, 0
         for _ in range(3):
-            schemes = {"current": keyring.current.scheme, "previous": (keyring.previous or keyring.current).scheme}
             returns_key = may_change_rows(connection, self._table)
-            statement = self._statements.update(names, schemes, returns_key=returns_key)
-            values = MaskedValues(
-                {
-                    **where,
-                    **self._rows.changed(changes, keyring),
-                    **parameters(keyring, self._table, changed),
-                    **written_with(keyring, tolerated),
-                }
-            )
-            require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
+            statement = self._statements.update(names, keyring.schemes, returns_key=returns_key)
+            values = self._rows.changed(changes, keyring)
+            values.update(where)
+            values.update(parameters(keyring, self._table, changed))
+            values.update(written_with(keyring, tolerated))
+            if looks_for_taken(keyring):
+                require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
             if returns_key:
                 keys = self._statements.key().rows(connection, dict(where))
                 count = written(connection, self._table, statement, values, keys)
@@ -249,7 +250,7 @@ class Repository(Generic[R]):
             ConstraintError: Other rows refer to it.
         """
         where = self._where(key)
-        if not self._statements.delete().count(self._connection(), dict(where)):
+        if not self._statements.delete().count(connection_of(self._session, self.model), dict(where)):
             raise not_found(self._table, where.values())
 
     # --- reading -------------------------------------------------------------------------------------------------------
@@ -272,9 +273,8 @@ class Repository(Generic[R]):
         found = self._read(lambda of: of.get(chosen), where, chosen)
         if not found:
             raise not_found(self._table, where.values())
-        asked = tuple(where.values())
-        if self._named(found[0]) != asked:
-            raise wrong_row(self._connection(), self._table, asked)
+        if self._lookup_key(found[0]) != _key(where):
+            raise wrong_row(connection_of(self._session, self.model), self._table, tuple(where.values()))
         return found[0]
 
     @forgetful
@@ -306,11 +306,10 @@ class Repository(Generic[R]):
             is_many=True,
             is_long=len(wanted) >= LONG_ROWS,
         )
-        asked = {tuple(each.values()) for each in wanted}
-        for each in found:
-            if self._named(each) not in asked:
-                raise wrong_row(self._connection(), self._table, self._named(each))
-        return {self._lookup_key(each): each for each in found}
+        records = {self._lookup_key(each): each for each in found}
+        if not records.keys() <= set(map(_key, wanted)):
+            raise wrong_row(connection_of(self._session, self.model), self._table, wanted[0].values())
+        return records
 
     @forgetful
     def page(self, *, after: R | None = None, limit: int = PAGE_ROWS, fields: Iterable[str] | None = None) -> list[R]:
@@ -336,7 +335,7 @@ class Repository(Generic[R]):
         )
         for column, value in within.items():
             if any(getattr(each, column) != value for each in found):
-                raise wrong_row(self._connection(), self._table, (value,))
+                raise wrong_row(connection_of(self._session, self.model), self._table, (value,))
         return found
 
     def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
@@ -394,7 +393,7 @@ class Repository(Generic[R]):
         is_many: bool = False,
         is_long: bool = False,
     ) -> list[R]:
-        connection = self._connection()
+        connection = connection_of(self._session, self.model)
         keyring = self._keys.keyring(connection)
         unknown: tuple[int, str] | None = None
         for _ in range(3):
@@ -418,9 +417,6 @@ class Repository(Generic[R]):
         raise unknown_version(self._table, *unknown) if unknown else left_behind(self._table.name, keyring)
 
     # --- inside --------------------------------------------------------------------------------------------------------
-
-    def _connection(self) -> Connection:
-        return connection_of(self._session, self.model)
 
     @classmethod
     @functools.cache
@@ -456,9 +452,8 @@ class Repository(Generic[R]):
             where[name] = check(value)
         return where
 
-    def _lookup_key(self, record: R) -> Any:
-        key = self._named(record)
-        return key[0] if len(key) == 1 else key
 
-    def _named(self, record: R) -> tuple[Any, ...]:
-        return tuple([getattr(record, name) for name in self.lookup])
+def _key(where: Mapping[str, Any]) -> Any:
+    """Return a lookup key as ``attrgetter`` gives it: one value, or a tuple of several."""
+    key = tuple(where.values())
+    return key[0] if len(key) == 1 else key

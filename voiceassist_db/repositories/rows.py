@@ -17,6 +17,7 @@ from sqlalchemy import Enum as SqlEnum
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
+from voiceassist_db.masking import MaskedValues
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any
@@ -59,6 +60,7 @@ class Rows(Generic[R]):
         self._record = record
         self._key = tuple(each.name for each in table.key)
         self._plain = tuple(each.name for each in plain)
+        self._fields = tuple(table.fields.values())
         naming = frozenset({*self._key, *lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
         self._names = Parameters(table.table)
@@ -71,10 +73,15 @@ class Rows(Generic[R]):
         self._lookup_dumpers |= {each.name: dumper(each.type) for each in table.key}
         self._dumpers = self._array_dumpers()
         self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
+        self._tokens = {
+            each.name: self._names.token(each.index_column) for each in table.fields.values() if each.index_column
+        }
         self._encoded = [
-            (self._names.plaintext(each.column), each, attrgetter(name), self._encoders[name])
+            (self._names.plaintext(each.column), self._tokens.get(name), each, attrgetter(name), self._encoders[name])
             for name, each in table.fields.items()
         ]
+        self._changing = {name: self._names.plain(name) for name in self._checks}
+        self._changing |= {name: self._names.plaintext(each.column) for name, each in table.fields.items()}
         self._layouts: dict[tuple[EncryptedField, ...], Layout] = {}
         self._decoders = {name: codec.decoder(each, table=table.name) for name, each in table.fields.items()}
 
@@ -86,28 +93,47 @@ class Rows(Generic[R]):
                 dumpers[self._names.token(field.index_column)] = dumper(LargeBinary())
         return dumpers
 
-    def new(self, record: R, keyring: Keyring) -> dict[str, Any]:
-        """Return the parameters of a new row under the current key, but for keys and version.
+    def new(self, record: R, keyring: Keyring) -> MaskedValues:
+        """Return the parameters of a new row under the current key, and the keys and version.
 
         Raises:
             ValueError: A value is not of its field's type; or the record is of another class.
         """
-        return {name: values[0] for name, values in self._columns([record], keyring)}
+        if type(record) is not self._record:
+            raise self._foreign(record)
+        values = MaskedValues()
+        for name, value_of, check in self._written:
+            values[name] = check(value_of(record))
+        row_id = codec.row_id(tuple(values.values())[: len(self._key)])
+        scheme = keyring.current.scheme
+        for name, token_name, field, value_of, encode in self._encoded:
+            value = value_of(record)
+            values[name] = encode(scheme, row_id, value)
+            if token_name:
+                values[token_name] = _token(field, value, keyring)
+        values.update(parameters(keyring, self._table, self._fields))
+        return values
 
-    def many(self, records: Sequence[R], keyring: Keyring) -> dict[str, Any]:
+    def many(self, records: Sequence[R], keyring: Keyring) -> MaskedValues:
         """Return the parameters of many new rows: one array for each column, and the keys and version.
 
         Raises:
             ValueError: As for :meth:`new`.
         """
-        arrays = {name: self._dumpers[name](values) for name, values in self._columns(records, keyring)}
-        return arrays | parameters(keyring, self._table, tuple(self._table.fields.values()))
+        values = MaskedValues()
+        for name, column in self._columns(records, keyring):
+            values[name] = self._dumpers[name](column)
+        values.update(parameters(keyring, self._table, self._fields))
+        return values
+
+    def _foreign(self, record: object) -> ValueError:
+        return ValueError(f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}")
 
     def _columns(self, records: Sequence[R], keyring: Keyring) -> Iterator[tuple[str, list[Any]]]:
         """Yield the values of new rows, column by column: a third faster than row by row."""
         for record in records:
             if type(record) is not self._record:
-                raise ValueError(f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}")
+                raise self._foreign(record)
         key: list[list[Any]] = []
         for name, value_of, check in self._written:
             values = [check(value_of(record)) for record in records]
@@ -116,32 +142,31 @@ class Rows(Generic[R]):
             yield name, values
         row_ids = [codec.row_id(each) for each in zip(*key, strict=True)]
         scheme = keyring.current.scheme
-        for name, field, value_of, encode in self._encoded:
+        for name, token_name, field, value_of, encode in self._encoded:
             values = [value_of(record) for record in records]
             yield name, [encode(scheme, row_id, value) for row_id, value in zip(row_ids, values, strict=True)]
-            if field.index_column:
-                yield self._names.token(field.index_column), _tokens(field, values, keyring)
+            if token_name:
+                yield token_name, _tokens(field, values, keyring)
 
     def array(self, column: str, values: Sequence[Any]) -> Array:
         """Return many values of a column by which rows are named, which are checked already, as one parameter."""
         return self._lookup_dumpers[column](values)
 
-    def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> dict[str, Any]:
+    def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> MaskedValues:
         """Return the parameters of changed fields, not bound to a row: the statement does that.
 
         Raises:
             ValueError: A value is not of its field's type.
         """
-        values: dict[str, Any] = {}
+        values = MaskedValues()
         for name, value in changes.items():
-            field = self._table.fields.get(name)
-            if field is None:
-                values[self._names.plain(name)] = self._checks[name](value)
+            encode = self._encoders.get(name)
+            if encode is None:
+                values[self._changing[name]] = self._checks[name](value)
                 continue
-            values[self._names.plaintext(field.column)] = self._encoders[name](Scheme.DIRECT, "", value)
-            if field.index_column:
-                token_name = self._names.token(field.index_column)
-                values[token_name] = None if value is None else _tokens_of(field, keyring)(value)
+            values[self._changing[name]] = encode(Scheme.DIRECT, "", value)
+            if name in self._tokens:
+                values[self._tokens[name]] = _token(self._table.fields[name], value, keyring)
         return values
 
     def read(
@@ -266,16 +291,17 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _token(field: EncryptedField, value: Any, keyring: Keyring) -> bytes | None:
+    if value is None:
+        return None  # needs no index key, which the key store may not hold
+    return token(keyring.index_column_keys(field.context)[0], normalised(field, value))
+
+
 def _tokens(field: EncryptedField, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
     if not any(value is not None for value in values):
-        return [None for _ in values]  # needs no index key, which the key store may not hold
-    token_of = _tokens_of(field, keyring)
-    return [None if value is None else token_of(value) for value in values]
-
-
-def _tokens_of(field: EncryptedField, keyring: Keyring) -> Callable[[Any], bytes]:
+        return [None for _ in values]  # as above
     key = keyring.index_column_keys(field.context)[0]
-    return lambda value: token(key, normalised(field, value))
+    return [None if value is None else token(key, normalised(field, value)) for value in values]
 
 
 def normalised(field: EncryptedField, value: Any) -> str:
@@ -286,7 +312,7 @@ def normalised(field: EncryptedField, value: Any) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{field.name} must be a str")
-    if not _is_unicode(value):
+    if not value.isascii() and not _is_unicode(value):
         raise ValueError(f"{field.name} holds a lone surrogate, which is not a character")
     try:
         return NORMALISERS[field.normaliser or "exact"](value)

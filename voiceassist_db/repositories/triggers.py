@@ -41,10 +41,10 @@ def may_change_rows(connection: Connection, table: EncryptedTable) -> bool:
         table: The table.
     """
     known = connection.info.setdefault(_KNOWN, {})
-    found: bool | None = known.get(table.name)
+    found: bool | None = known.get(table)
     if found is None:
         given = {"table": regclass(connection, table.table)}
-        found = known[table.name] = bool(execute(connection, _CHANGES, given, table=table.name).scalar_one())
+        found = known[table] = bool(execute(connection, _CHANGES, given, table=table.name).scalar_one())
     return found
 
 
