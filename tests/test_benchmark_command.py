@@ -19,6 +19,8 @@ from benchmarking import plot
 from benchmarking.peers.installed import MODULES
 from benchmarking.ratios import fallen
 
+pytestmark = pytest.mark.wide
+
 COMMAND = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "benchmark.py")]
 MISSING = [name for name in MODULES if importlib.util.find_spec(name) is None]
 

@@ -19,6 +19,8 @@ from voiceassist_db.pgcrypto.expressions import encrypt_stored, parameters
 from voiceassist_db.rotation import Pace, Progress, retire, rotate
 from voiceassist_db.rotation.lease import APPLICATION
 
+pytestmark = pytest.mark.wide
+
 ROWS = 12_000
 """So many that a page more is not a percent, of an index neither."""
 

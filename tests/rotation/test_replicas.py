@@ -23,6 +23,8 @@ from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, Progress, RotationReport, plan, rotate
 from voiceassist_db.schema import migrate
 
+pytestmark = pytest.mark.wide
+
 PATIENTS = 400
 PACE = Pace(max_rows_per_second=250, max_replica_lag_s=0.6)
 PATIENCE_S = 20.0

@@ -26,6 +26,8 @@ from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.schema import migrate
 
+pytestmark = pytest.mark.wide
+
 SLOWLY = ("--max-rows-per-second", "3000", "--json")
 RUN_S = 1.0
 """About how long a run has the lease."""

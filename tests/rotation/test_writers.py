@@ -20,6 +20,8 @@ from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.work import Work
 
+pytestmark = pytest.mark.wide
+
 WRITERS: Final = 16
 
 
