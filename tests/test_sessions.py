@@ -146,6 +146,10 @@ REFUSED_ENGINES: dict[str, tuple[dict[str, Any], str]] = {
     "RawCursor": ({"connect_args": {"cursor_factory": psycopg.RawCursor}}, "RawCursor"),
     "DateStyle": ({"connect_args": {"options": "-c DateStyle=German"}}, "DateStyle"),
     "client_encoding": ({"connect_args": {"client_encoding": "latin1"}}, "client_encoding"),
+    "standard_conforming_strings": (
+        {"connect_args": {"options": "-c standard_conforming_strings=off"}},
+        "standard_conforming_strings",
+    ),
 }
 
 

@@ -64,6 +64,11 @@ def require_fitting(driver: Any) -> None:
         raise ConfigurationError(
             f"this connection's client_encoding is {driver.info.encoding}, which cannot carry every text: set it to utf8"
         )
+    if driver.info.parameter_status("standard_conforming_strings") == "off":
+        raise ConfigurationError(
+            "this connection has standard_conforming_strings off, under which the server reads backslashes in our statements otherwise: "
+            "leave it out of the engine's options, or give the role ALTER ROLE … SET standard_conforming_strings = on"
+        )
     if not (style := driver.info.parameter_status("DateStyle") or "ISO").startswith("ISO"):
         raise ConfigurationError(
             f"this connection's DateStyle is {style}, in which psycopg reads no timestamps: leave it out of the engine's options, or give "

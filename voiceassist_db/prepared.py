@@ -117,10 +117,13 @@ class Prepared:
         Returns:
             What ``consume`` returns.
         """
-        if self._results is None or not _can_stream(connection):
+        if self._results is None:
             return consume(self.rows(connection, parameters))
 
         def streamed(cursor: Any, sql: bytes, parameters: dict[str, Any]) -> Result:
+            if not (isinstance(cursor, psycopg.Cursor) and psycopg.capabilities.has_stream_chunked()):
+                found = _all_rows(cursor, sql, parameters)
+                return consume(self._processed(found) if self._results else found)
             rows = cursor.stream(sql, parameters, size=CHUNK_ROWS)
             # To its end, or the driver would cancel the statement, and that would fail the caller's transaction.
             try:
@@ -231,12 +234,6 @@ class Prepared:
 def _is_inherited(connection: Connection) -> bool:
     is_open = not (connection.closed or connection.invalidated)
     return is_open and forks.is_severed(connection.connection.driver_connection)
-
-
-def _can_stream(connection: Connection) -> bool:
-    return psycopg.capabilities.has_stream_chunked() and isinstance(
-        connection.connection.driver_connection, psycopg.Connection
-    )
 
 
 def _all_rows(cursor: Any, sql: bytes, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:

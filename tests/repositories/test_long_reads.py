@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import bindparam, column, func, literal_column, select, text
+from sqlalchemy.orm import Session
 
 from voiceassist_db import Database, Patient, Repositories
-from voiceassist_db.errors import BindingError, DecryptionError, UnknownKeyVersionError
+from voiceassist_db.errors import BindingError, DecryptionError, TransactionFailedError, UnknownKeyVersionError
 from voiceassist_db.prepared import CHUNK_ROWS, Prepared
 
 PATIENTS = [Patient(patient_id=f"PT-{n:03d}", ssn=f"900-00-{n:04d}", name="Zoë") for n in range(4 * CHUNK_ROWS)]
@@ -86,3 +87,16 @@ def test_a_version_that_nobody_has_is_told(tx: Repositories) -> None:
     with pytest.raises(UnknownKeyVersionError, match="key version 7"):
         tx.patients.page()
     assert tx.patients.get("PT-001").name == "Zoë"
+
+
+def test_a_lost_connection_is_our_error(database: Database) -> None:
+    """For a long read as for a short one: no error of SQLAlchemy's or the driver's gets out."""
+    with database.transaction() as first:
+        first.patients.page()  # whose statement will be streamed from now on
+    with pytest.raises(TransactionFailedError), database.transaction() as tx:
+        session = tx.session
+        assert isinstance(session, Session)
+        session.connection().invalidate()
+        with pytest.raises(Exception, match=".*") as raised:
+            tx.patients.page()
+    assert raised.type is TransactionFailedError
