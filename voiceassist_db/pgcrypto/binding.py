@@ -33,8 +33,8 @@ class Keys(Opaque):
     __slots__ = ("_exposed",)
 
     def __init__(self, keys: Sequence[Key | None]) -> None:
-        # Base64 needs no quotes in an array.
-        self._exposed = b"{" + b",".join(b"NULL" if key is None else key.expose() for key in keys) + b"}"
+        # Base64 needs no quotes in an array. A missing key is empty, which pgcrypto refuses: NULL would be a text where array_nulls is off.
+        self._exposed = b"{" + b",".join(b'""' if key is None else key.expose() for key in keys) + b"}"
 
     def expose(self) -> bytes:
         """Return the keys as the text of a PostgreSQL ``text[]``; only the dumper calls it."""
