@@ -217,7 +217,7 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
     if sqlstate == "23505":
         return _duplicate(original, table)
     if sqlstate in _CONSTRAINT:
-        return _constraint(original, sqlstate)
+        return _constraint(original, sqlstate, table)
     if sqlstate == "25P02":
         return TransactionFailedError(FAILED, sqlstate=sqlstate)
     if sqlstate in _RETRY:
@@ -284,14 +284,14 @@ def _duplicate(original: object, table: str) -> DuplicateError:
     return DuplicateError(f"another row of {table} already has {what}: nothing was written", table=table, field=field)
 
 
-def _constraint(original: object, sqlstate: str) -> DatabaseError:
+def _constraint(original: object, sqlstate: str, table: str) -> DatabaseError:
     name = _constraint_name(original)
     if name is not None and name.endswith(FLOOR_SUFFIX):
         return TransactionConflictError(
             "the transaction began before a key was retired, and wrote under that key: try it again", sqlstate=sqlstate
         )
     return ConstraintError(
-        f"the constraint {name} refused the row (SQLSTATE {sqlstate}): nothing was written",
+        f"the constraint {name}{f' of {table}' if table else ''} refused the row (SQLSTATE {sqlstate}): nothing was written",
         constraint=name,
         sqlstate=sqlstate,
     )

@@ -23,11 +23,13 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Text,
+    and_,
     bindparam,
     case,
     cast,
     func,
     literal_column,
+    null,
     or_,
 )
 from sqlalchemy.sql.elements import Grouping
@@ -42,6 +44,9 @@ OPTIONS: Final = "cipher-algo=aes256, s2k-mode=1, s2k-digest-algo=sha256, compre
 """AES-256 with salted S2K: stretching a uniformly random 256-bit key adds cost, not strength (RFC 9580, section 3.7.1.2)."""
 
 SLOTS: Final = ("current", "previous")
+
+UNNAMED: Final = "22008"
+"""SQLSTATE of a statement that would bind a value to a primary key that Python cannot hold."""
 
 
 def plaintext_type(field: EncryptedField) -> TypeEngine[Any]:
@@ -138,7 +143,8 @@ def encrypt_stored(
     """
     bound = {slot: _bind_to_row(table, field, value, scheme) for slot, scheme in schemes.items()}
     is_same = len(set(schemes.values())) == 1
-    plaintext = next(iter(bound.values())) if is_same else _by_version(table.version, bound)
+    # A row of another version has no key, which is an error; without the value it would be NULL.
+    plaintext = next(iter(bound.values())) if is_same else _by_version(table.version, bound, value)
     key = _by_version(table.version, {slot: column_key(table, field, slot) for slot in schemes})
     return encrypt(field.kind, plaintext, key)
 
@@ -146,11 +152,19 @@ def encrypt_stored(
 def reencrypt(
     table: EncryptedTable, field: EncryptedField, old: ColumnElement[Any], old_scheme: Scheme, new: ColumnElement[Any]
 ) -> ColumnElement[bytes]:
-    """Return the expression that turns a ciphertext under one key into a bound one under another, inside the server."""
-    plaintext = decrypt(field.kind, table.table.c[field.column], old, is_adopted=old_scheme is Scheme.DIRECT)
+    """Return the expression that turns a ciphertext under one key into a bound one under another, inside the server.
+
+    NULL stays NULL, and nothing else becomes NULL: a value of a row whose primary key Python cannot hold is an error (:data:`UNNAMED`), and so
+    is a value that would be lost (22004).
+    """
+    stored = table.table.c[field.column]
+    plaintext = decrypt(field.kind, stored, old, is_adopted=old_scheme is Scheme.DIRECT)
     if old_scheme is Scheme.DIRECT:
         plaintext = _bind_to_row(table, field, plaintext, Scheme.BOUND)
-    return encrypt(field.kind, plaintext, new)
+    kept: ColumnElement[bytes] = func.coalesce(encrypt(field.kind, plaintext, new), _lost(stored), type_=LargeBinary)
+    refused = func.pg_catalog.date_send(_unnamed(table.key), type_=LargeBinary)
+    unnamed = [(~_has_day(column), refused) for column in table.key if isinstance(column.type, Date)]
+    return case((stored.is_(None), null()), *unnamed, else_=kept)
 
 
 def is_bound_to_row(table: EncryptedTable, field: EncryptedField) -> ColumnElement[bool]:
@@ -170,9 +184,11 @@ def is_live(table: EncryptedTable) -> ColumnElement[bool]:
     return or_(*(table.version == version_parameter(slot) for slot in SLOTS))
 
 
-def _by_version(version: ColumnElement[int], choices: Mapping[str, ColumnElement[Any]]) -> Case[Any]:
+def _by_version(
+    version: ColumnElement[int], choices: Mapping[str, ColumnElement[Any]], otherwise: ColumnElement[Any] | None = None
+) -> Case[Any]:
     # Not CASE with a value, whose comparison would be looked up in the search path.
-    return case(*((version == version_parameter(slot), choice) for slot, choice in choices.items()))
+    return case(*((version == version_parameter(slot), choice) for slot, choice in choices.items()), else_=otherwise)
 
 
 def _bind_to_row(
@@ -189,13 +205,17 @@ def _prefix(table: EncryptedTable, field: EncryptedField) -> ColumnElement[Any]:
 
 
 def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
-    """Return the expression of a row's id, equal to ``codec.row_id`` of its primary key."""
+    """Return the expression of a row's id, equal to ``codec.row_id`` of its primary key.
+
+    It is never NULL, which would make a value NULL that is bound to it. A key that Python cannot hold is an error (:data:`UNNAMED`).
+    """
     parts: list[ColumnElement[str]] = []
     for column in key:
         part: ColumnElement[str] = cast(column, Text)
         if isinstance(column.type, Date):
             # A cast to text would follow the session's DateStyle. There is no to_char of a date, only of a timestamp.
-            part = func.pg_catalog.to_char(cast(column, DateTime), _quoted("YYYY-MM-DD"), type_=Text)
+            day = func.pg_catalog.to_char(cast(column, DateTime), _quoted("YYYY-MM-DD"), type_=Text)
+            part = case((_has_day(column), day))
         elif isinstance(column.type, String):
             for character, escaped in (("%", "%25"), (":", "%3A"), ("/", "%2F")):
                 part = func.pg_catalog.replace(part, _quoted(character), _quoted(escaped), type_=Text)
@@ -203,7 +223,29 @@ def row_id(key: Sequence[Column[Any]]) -> ColumnElement[str]:
     joined = parts[0]
     for part in parts[1:]:
         joined = joined.concat(_quoted("/")).concat(part)
-    return joined
+    return func.coalesce(joined, cast(_unnamed(key), Text), type_=Text)
+
+
+def _has_day(column: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return the condition that Python can hold a date; ``to_char`` gives NULL of infinity, and no era of a year before 1."""
+    first, last = (cast(_quoted(day), Date) for day in ("0001-01-01", "9999-12-31"))
+    return and_(column >= first, column <= last)
+
+
+def _unnamed(key: Sequence[Column[Any]]) -> ColumnElement[Any]:
+    """Return an expression that is an error (:data:`UNNAMED`) wherever it is evaluated: there is no year 0.
+
+    It depends on the row, so that the server cannot evaluate it when it plans the statement.
+    """
+    day = func.coalesce(func.pg_catalog.pg_column_size(key[0], type_=Integer), literal_column("1"), type_=Integer)
+    return func.pg_catalog.make_date(literal_column("0"), literal_column("1"), day, type_=Date)
+
+
+def _lost(stored: ColumnElement[Any]) -> ColumnElement[bytes]:
+    """Return an expression that is an error (22004) wherever it is evaluated: an array has dimensions. It depends on the row, too."""
+    none = cast(null(), ARRAY(Integer))
+    arrays = Grouping(func.pg_catalog.array_fill(stored, none, type_=ARRAY(LargeBinary)))
+    return arrays[literal_column("1", Integer)]
 
 
 def _quoted(text: str) -> ColumnElement[str]:

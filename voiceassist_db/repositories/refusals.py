@@ -5,16 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Date
 
-from voiceassist_db.errors import NotFoundError, UnknownKeyVersionError, WrongRowError
+from voiceassist_db.errors import DatabaseError, NotFoundError, UnknownKeyVersionError, ValueFormatError, WrongRowError
+from voiceassist_db.loading import PROBLEM
 from voiceassist_db.models import EncryptedTable
+from voiceassist_db.pgcrypto.expressions import UNNAMED
 
 
 def not_found(table: EncryptedTable, key: Iterable[Any]) -> NotFoundError:
     """Return the error of a row that does not exist."""
     row = "/".join(map(str, key))
     return NotFoundError(f"{table.name} has no row {row}", table=table.name, row_id=row)
+
+
+def is_unnamed(table: EncryptedTable, error: DatabaseError) -> bool:
+    """Say whether a write failed because Python cannot hold the primary key of the row."""
+    return error.sqlstate == UNNAMED and any(isinstance(each.type, Date) for each in table.key)
+
+
+def unnamed_row(table: EncryptedTable, key: Iterable[Any]) -> ValueFormatError:
+    """Return the error of a row whose primary key Python cannot hold, so that no value can be bound to it.
+
+    Args:
+        table: The table.
+        key: The columns by which the application named the row.
+    """
+    row = "/".join(map(str, key))
+    return ValueFormatError(
+        f"the primary key of row {row} of {table.name} {PROBLEM}: nothing was written. Correct the key with an UPDATE in SQL",
+        table=table.name,
+        row_id=row,
+        sqlstate=UNNAMED,
+    )
 
 
 def unknown_version(table: EncryptedTable, version: int, row_id: str) -> UnknownKeyVersionError:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import DeclarativeBase
 
 from voiceassist_db.blind_index import token
-from voiceassist_db.errors import ValueFormatError
+from voiceassist_db.errors import DatabaseError, ValueFormatError
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.masking import MaskedValues
 from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
@@ -38,7 +38,7 @@ from voiceassist_db.repositories.freshness import (
     written_with,
 )
 from voiceassist_db.repositories.records import Record
-from voiceassist_db.repositories.refusals import not_found, unknown_version, wrong_row
+from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row, wrong_row
 from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.repositories.triggers import may_change_rows, written
@@ -206,6 +206,7 @@ class Repository(Generic[R]):
         Raises:
             ValueError: No such field, or a value is not of its type.
             NotFoundError: There is no such row.
+            ValueFormatError: Python cannot hold the row's primary key, so that no value can be bound to it.
         """
         names = frozenset(changes)
         changed = self._to_change(names)
@@ -226,7 +227,12 @@ class Repository(Generic[R]):
                 keys = self._statements.key().rows(connection, dict(where))
                 count = written(connection, self._table, statement, values, keys)
             else:
-                count = statement.count(connection, values)
+                try:
+                    count = statement.count(connection, values)
+                except DatabaseError as error:
+                    if not is_unnamed(self._table, error):
+                        raise
+                    break
             if count:
                 return
             versions = self._statements.version().rows(connection, dict(where))
@@ -237,9 +243,11 @@ class Repository(Generic[R]):
                 keyring = self._keys.refresh(connection, version)
             else:  # the index key is no longer the current one, or a rotation committed between the two statements
                 keyring, tolerated = renewed(self._keys, connection, keyring)
-        if keyring.scheme(version) is None:
-            raise unknown_version(self._table, version, "/".join(map(str, key)))
-        raise left_behind(self._table.name, keyring)
+        else:
+            if keyring.scheme(version) is None:
+                raise unknown_version(self._table, version, "/".join(map(str, key)))
+            raise left_behind(self._table.name, keyring)
+        raise unnamed_row(self._table, where.values())
 
     @forgetful
     def delete(self, *key: Any) -> None:

@@ -157,7 +157,7 @@ class Batches:
             except TransactionConflictError:
                 continue
             except VoiceAssistDBError as error:
-                if not _is_of_a_row(error):
+                if not is_of_a_row(error):
                     raise
                 break
             return rows, hot, True
@@ -188,7 +188,7 @@ class Batches:
             if len(keys) == 1:
                 return 0
         except VoiceAssistDBError as error:
-            if not _is_of_a_row(error):
+            if not is_of_a_row(error):
                 raise
             if len(keys) == 1:
                 self._quarantine(keys[0], error)
@@ -207,8 +207,9 @@ class Batches:
         statements = self._statements
         try:
             return self._read(lambda connection: statements.prove(connection, part))
-        except DecryptionError:
-            pass
+        except VoiceAssistDBError as error:
+            if not is_of_a_row(error):
+                raise
         if part.pages > 1:
             one, other = (self.prove(half) for half in part.halves())
             return one[0] + other[0], one[1] + other[1]
@@ -219,7 +220,9 @@ class Batches:
             return 0, 0
         try:
             return self._read(lambda connection: self._statements.prove_given(connection, keys))
-        except DecryptionError:
+        except VoiceAssistDBError as error:
+            if not is_of_a_row(error):
+                raise
             if len(keys) == 1:
                 return 1, 1
         middle = len(keys) // 2
@@ -271,8 +274,8 @@ def put_down(connection: Connection, run: UUID, table: str, row: str, sqlstate: 
     execute(connection, insert(_FAILURES).values(values).on_conflict_do_nothing(), table=_FAILURES.name)
 
 
-def _is_of_a_row(error: VoiceAssistDBError) -> bool:
-    """Say whether a batch failed because of what a row holds, so that the others can be done without it."""
+def is_of_a_row(error: VoiceAssistDBError) -> bool:
+    """Say whether a statement failed because of what a row holds, so that the others can be done without it."""
     if isinstance(error, DecryptionError | ConstraintError):
         return True
     sqlstate = error.sqlstate if isinstance(error, DatabaseError) else None

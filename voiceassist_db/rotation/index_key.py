@@ -34,12 +34,13 @@ from voiceassist_db.keyring import KeyringSource, count_index_keys, register, re
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.expressions import UNNAMED
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import relations_of, require_local_tables, require_safe_connection
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
-from voiceassist_db.rotation.tokens import PrimaryKey, TokenTable, indexed
+from voiceassist_db.rotation.tokens import Page, PrimaryKey, TokenTable, indexed
 from voiceassist_db.rotation.work import writers
 
 MAX_PASSES: Final = 20
@@ -231,32 +232,35 @@ class _Work:
 
     def _pass(self, table: TokenTable, number: int) -> int:
         changed = rows = 0
-        for keys in self._pages(table):
+        for page in self._pages(table):
             if self._stop.is_set():
                 break
             started = time.perf_counter()
+            for key in page.unnamed:
+                self._quarantine(table, key, UNNAMED)
             # Where each value may stand only once, one that has a token keeps it, and is renewed before others get one.
-            renewed = self._renew(table, keys, fills_unique=number > 0)
+            renewed = self._renew(table, page.named, fills_unique=number > 0)
             seconds = time.perf_counter() - started
             changed += renewed
-            rows += len(keys)
+            keys = len(page.named) + len(page.unnamed)
+            rows += keys
             self._tally.add(renewed)
             if self._on_progress is not None:
                 phase = "renewing tokens" if number == 0 else "looking again"
                 self._on_progress(Progress(phase, rows, rows, self._tally.note))
-            self._throttle.after(len(keys), seconds=seconds)
+            self._throttle.after(keys, seconds=seconds)
         return changed
 
-    def _pages(self, table: TokenTable) -> Iterator[list[PrimaryKey]]:
+    def _pages(self, table: TokenTable) -> Iterator[Page]:
         after: PrimaryKey | None = None
         while True:
             with translated(), self._engine.begin() as connection:
                 see_all_rows(connection)
                 page = table.page(connection, after)
-            if not page:
+            if page is None:
                 return
             yield page
-            after = page[-1]
+            after = page.last
 
     def _renew(self, table: TokenTable, keys: Sequence[PrimaryKey], *, fills_unique: bool) -> int:
         """Renew the tokens of these rows together; where one stands in the way, in halves, until it stands alone.
@@ -266,6 +270,8 @@ class _Work:
             keys: Their primary keys.
             fills_unique: Whether values that have no token get one where no other row may have the same.
         """
+        if not keys:
+            return 0
         try:
             with translated(), self._engine.begin() as connection:
                 self._lease.fence(connection, lock_timeout_ms=LOCK_TIMEOUT_MS)
@@ -278,13 +284,15 @@ class _Work:
             if len(keys) == 1 and fills_unique and isinstance(error, DuplicateError):
                 return self._renew(table, keys, fills_unique=False)
             if len(keys) == 1:
-                row = codec.row_id(keys[0])
-                sqlstate = "23505" if isinstance(error, DuplicateError) else error.sqlstate
-                with translated(), self._engine.begin() as connection:
-                    self._lease.fence(connection)
-                    put_down(connection, self._lease.run, table.name, row, sqlstate)
-                self._tally.quarantine(table.name, row)
+                self._quarantine(table, keys[0], "23505" if isinstance(error, DuplicateError) else error.sqlstate)
                 return 0
         middle = len(keys) // 2
         one = self._renew(table, keys[:middle], fills_unique=fills_unique)
         return one + self._renew(table, keys[middle:], fills_unique=fills_unique)
+
+    def _quarantine(self, table: TokenTable, key: PrimaryKey, sqlstate: str | None) -> None:
+        row = codec.row_id(key)
+        with translated(), self._engine.begin() as connection:
+            self._lease.fence(connection)
+            put_down(connection, self._lease.run, table.name, row, sqlstate)
+        self._tally.quarantine(table.name, row)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Double,
@@ -36,16 +35,18 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.types import UserDefinedType
 
 from voiceassist_db.keyring import Keyring
+from voiceassist_db.loading import text_of
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.models.declaration import bound_format
 from voiceassist_db.moments import Moment
+from voiceassist_db.pgcrypto.arrays import array_parameter, dumper, element_type
 from voiceassist_db.pgcrypto.expressions import column_key, is_bound_to_row, parameters, reencrypt, version_parameter
 from voiceassist_db.prepared import Prepared
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 Key = tuple[Any, ...]
-"""A primary key's values."""
+"""A primary key's values; text of the server where Python cannot hold one."""
 
 
 class _TID(UserDefinedType[str]):
@@ -147,6 +148,7 @@ class Statements:
         self._keyring = keyring
         self._keys = parameters(keyring, table, tuple(table.fields.values()))
         self._older = {"version_previous": self._keys["version_previous"]}
+        self._dumpers = [dumper(each.type) for each in table.key]
         changes: dict[str, Any] = {table.version.name: version_parameter("current")}
         for field in table.fields.values():
             old, new = column_key(table, field, "previous"), column_key(table, field, "current")
@@ -161,11 +163,13 @@ class Statements:
         return self._table.version == version_parameter("previous")
 
     def _is_given(self) -> ColumnElement[bool]:
-        arrays = (cast(bindparam(f"key_{at}"), ARRAY(each.type)) for at, each in enumerate(self._table.key))
+        arrays = (
+            array_parameter(f"key_{at}", each.type, element_type(each.type)) for at, each in enumerate(self._table.key)
+        )
         return tuple_(*self._table.key).in_(select(*(func.pg_catalog.unnest(each) for each in arrays)))
 
     def _keys_of(self, keys: Sequence[Key]) -> dict[str, Any]:
-        return {f"key_{position}": [key[position] for key in keys] for position in range(len(self._table.key))}
+        return {f"key_{at}": dump([key[at] for key in keys]) for at, dump in enumerate(self._dumpers)}
 
     # --- re-encrypting -------------------------------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ class Statements:
 
     def old_of(self, connection: Connection, part: Part) -> list[Key]:
         """Return the primary keys of the rows of a part that are under the older version."""
-        return self._old_of_pass.rows(connection, self._older | part.parameters())
+        return _keys(self._old_of_pass, connection, self._older | part.parameters())
 
     def numbers(self, connection: Connection, part: Part) -> dict[int, int]:
         """Return how many rows of a window are under the older version, by the low byte of their number on their page."""
@@ -242,7 +246,7 @@ class Statements:
 
     def old(self, connection: Connection, limit: int) -> list[Key]:
         """Return the primary keys of rows under the older version, at most ``limit`` of them, wherever they are."""
-        return self._all_old.rows(connection, self._older | {"limit": limit})
+        return _keys(self._all_old, connection, self._older | {"limit": limit})
 
     def count(self, connection: Connection) -> tuple[int, int]:
         """Return how many rows there are, and how many of them are under the older version."""
@@ -275,7 +279,8 @@ class Statements:
         for field in self._table.fields.values():
             column = quote(field.column).replace("%%", "%")  # which literal_column() doubles itself
             is_ours = case((literal_column(bound_format(column)), is_bound_to_row(self._table, field)), else_=false())
-            wrong.append(and_(self._table.table.c[field.column].is_not(None), ~is_ours))
+            # Neither false nor NULL: what the server cannot say of a value proves nothing.
+            wrong.append(and_(self._table.table.c[field.column].is_not(None), is_ours.is_not(true())))
         return or_(*wrong)
 
     def prove(self, connection: Connection, part: Part) -> tuple[int, int]:
@@ -298,7 +303,7 @@ class Statements:
     def current_of(self, connection: Connection, part: Part) -> list[Key]:
         """Return the primary keys of a window's rows under the current version."""
         newer = {"version_current": self._keys["version_current"]}
-        return self._current_in_window.rows(connection, newer | part.parameters())
+        return _keys(self._current_in_window, connection, newer | part.parameters())
 
     def look_back(self, connection: Connection, since: Moment) -> tuple[dict[int, tuple[int, int]], int]:
         """Count the rows under the current version by relation, and open those that were written since a moment.
@@ -325,3 +330,7 @@ class Statements:
         rows = self._prepare(counted).rows(connection, current)
         failed: int = self._prepare(wrong).rows(connection, dict(self._keys))[0][0]
         return {row[0]: (row[1], row[2]) for row in rows}, failed
+
+
+def _keys(statement: Prepared, connection: Connection, parameters: dict[str, Any]) -> list[Key]:
+    return [tuple(map(text_of, row)) for row in statement.tolerant_rows(connection, parameters)]

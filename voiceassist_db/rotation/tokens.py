@@ -6,6 +6,7 @@ Owns the statements. Which rows are next, and what becomes of a failure, is ``in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -27,14 +28,32 @@ from sqlalchemy import (
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.errors import DecryptionError
 from voiceassist_db.keyring import Keyring
+from voiceassist_db.loading import Unloadable, text_of
 from voiceassist_db.models import EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
+from voiceassist_db.pgcrypto.arrays import array_parameter, dumped_tokens, dumper, element_type
+from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
 from voiceassist_db.prepared import Prepared
 
 PAGE_ROWS: Final = 500
 
 PrimaryKey = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Primary keys, in their order.
+
+    Attributes:
+        named: Those that Python can hold.
+        unnamed: Those that it cannot, as the server writes them, of rows that have a searchable value or a token.
+        last: The last one of all.
+    """
+
+    named: list[PrimaryKey]
+    unnamed: list[PrimaryKey]
+    last: PrimaryKey
 
 
 def indexed(table: EncryptedTable) -> tuple[EncryptedField, ...]:
@@ -52,9 +71,10 @@ class TokenTable:
         self._unique = _unique(table)
         self._width = len(table.key)
         self._decoders = [codec.decoder(each, table=table.name) for each in self._fields]
+        self._dumpers = [dumper(each.type) for each in table.key]
         key = tuple_(*table.key)
         after = tuple_(*(bindparam(f"after_{at}", type_=each.type) for at, each in enumerate(table.key)))
-        page = select(*table.key).order_by(*table.key).limit(bindparam("limit"))
+        page = select(*table.key, self._has_values()).order_by(*table.key).limit(bindparam("limit"))
         self._first = Prepared(page, table=self.name)
         self._later = Prepared(page.where(key > after), table=self.name)
         tokens = [
@@ -68,7 +88,9 @@ class TokenTable:
         self._exchange = Prepared(self._exchanged(), table=self.name)
 
     def _given(self, tokens: Sequence[str]) -> Any:
-        arrays: list[Any] = [cast(bindparam(f"k{at}"), ARRAY(each.type)) for at, each in enumerate(self.table.key)]
+        arrays: list[Any] = [
+            array_parameter(f"k{at}", each.type, element_type(each.type)) for at, each in enumerate(self.table.key)
+        ]
         arrays += [cast(bindparam(name), ARRAY(LargeBinary)) for name in tokens]
         names = [*(f"k{at}" for at in range(self._width)), *tokens]
         columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
@@ -87,12 +109,28 @@ class TokenTable:
             .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
         )
 
-    def page(self, connection: Connection, after: PrimaryKey | None) -> list[PrimaryKey]:
-        """Return the next primary keys."""
+    def _has_values(self) -> ColumnElement[bool]:
+        columns = [name for each in self._fields for name in (each.column, str(each.index_column))]
+        return or_(*(self.table.table.c[name].is_not(None) for name in columns))
+
+    def page(self, connection: Connection, after: PrimaryKey | None) -> Page | None:
+        """Return the next primary keys; None behind the last one."""
         limit = {"limit": PAGE_ROWS}
         if after is None:
-            return self._first.rows(connection, limit)
-        return self._later.rows(connection, limit | {f"after_{at}": value for at, value in enumerate(after)})
+            rows = self._first.tolerant_rows(connection, limit)
+        else:
+            given = {f"after_{at}": value for at, value in enumerate(after)}
+            rows = self._later.tolerant_rows(connection, limit | given)
+        if not rows:
+            return None
+        named: list[PrimaryKey] = []
+        unnamed: list[PrimaryKey] = []
+        for *key, has_values in rows:
+            if not any(isinstance(part, Unloadable) for part in key):
+                named.append(tuple(key))
+            elif has_values:
+                unnamed.append(tuple(map(text_of, key)))
+        return Page(named, unnamed, tuple(map(text_of, rows[-1][: self._width])))
 
     def renew(self, connection: Connection, keyring: Keyring, keys: Sequence[PrimaryKey], *, fills_unique: bool) -> int:
         """Exchange the tokens of these rows that are missing or not of the newest key; return how many rows had any.
@@ -100,8 +138,7 @@ class TokenTable:
         Raises:
             RowError: A value cannot be read, or has no token, or another row has it where each may stand only once.
         """
-        arrays = {f"k{at}": [key[at] for key in keys] for at in range(self._width)}
-        rows = self._read.rows(connection, arrays | parameters(keyring, self.table, self._fields))
+        rows = self._read.rows(connection, self._arrays(keys) | parameters(keyring, self.table, self._fields))
         stale = []
         for row in rows:
             old = list(row[self._width + 2 :: 2])
@@ -111,11 +148,14 @@ class TokenTable:
         if not stale:
             return 0
         places = range(len(self._fields))
-        values = {f"k{at}": [key[at] for key, _, _ in stale] for at in range(self._width)}
-        values |= {f"old_{at}": [old[at] for _, old, _ in stale] for at in places}
-        values |= {f"new_{at}": [new[at] for _, _, new in stale] for at in places}
+        values = self._arrays([key for key, _, _ in stale])
+        values |= {f"old_{at}": dumped_tokens([old[at] for _, old, _ in stale]) for at in places}
+        values |= {f"new_{at}": dumped_tokens([new[at] for _, _, new in stale]) for at in places}
         self._exchange.count(connection, values)
         return len(stale)
+
+    def _arrays(self, keys: Sequence[PrimaryKey]) -> dict[str, Array]:
+        return {f"k{at}": dump([key[at] for key in keys]) for at, dump in enumerate(self._dumpers)}
 
     def _tokens(self, row: tuple[Any, ...], keyring: Keyring, *, fills_unique: bool) -> list[bytes | None]:
         """Return the tokens that a row should have."""

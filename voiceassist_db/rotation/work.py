@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, text
 
-from voiceassist_db.errors import DecryptionError, SchemaNotMigratedError
+from voiceassist_db.errors import SchemaNotMigratedError, VoiceAssistDBError
 from voiceassist_db.execution import execute, see_all_rows
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto.codec import row_id
-from voiceassist_db.rotation.batches import Batches, Tally
+from voiceassist_db.rotation.batches import Batches, Tally, is_of_a_row
 from voiceassist_db.rotation.lease import Lease
 from voiceassist_db.rotation.relations import Relation, relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
@@ -248,7 +248,9 @@ class Work:
                 return False
             try:
                 rows = [self._look_back(each, since) for each in self._tables]
-            except DecryptionError:
+            except VoiceAssistDBError as error:
+                if not is_of_a_row(error):
+                    raise
                 return False
             if any(wrong for _, wrong in rows):
                 return False
