@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, Engine, null, text
 from sqlalchemy.engine import URL
 
-from tests.nulls.keyed import KEYS, SHORT_FIELDS, Table
+from tests.nulls.keyed import KEYS, SHORT_FIELDS, Table, run
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.keys import Scheme
@@ -218,3 +218,43 @@ def test_what_the_server_cannot_say_proves_nothing(adopted: Database, monkeypatc
     assert (report.remaining, report.verified, report.done) == (0, False, False)
     monkeypatch.undo()
     assert rotate(adopted.engine, adopted.keys).done
+
+
+# --- the index key ---------------------------------------------------------------------------------------------------------
+
+NAMED: Final = """
+CREATE TABLE named (day date PRIMARY KEY, name_encrypted bytea, name_index bytea, key_version integer NOT NULL);
+COMMENT ON COLUMN named.name_encrypted IS 'encrypted named.name as text';
+COMMENT ON COLUMN named.name_index IS 'blind index of named.name by name';
+"""
+
+
+@pytest.mark.parametrize("adopted", list(OPTIONS.values()), ids=list(OPTIONS), indirect=True)
+def test_the_index_key_rotates_around_them(adopted: Database) -> None:
+    """Rows with a value or a token are left and recorded, rows without any do not count, and all others get their token."""
+    key = adopted.keys.provider.fetch().key.expose().decode()
+    insert = text(
+        "INSERT INTO named VALUES (CAST(:day AS date), pgcrypto.pgp_sym_encrypt(CAST(:name AS text), :key), CAST(:token AS bytea), 1)"
+    )
+    rows: dict[str, tuple[str | None, bytes | None]] = {
+        "-infinity": ("Zoë", None),
+        "0044-03-15 BC": ("Zoë", b"an older token"),
+        "2026-01-02": ("Zoë", None),
+        "2026-01-03": (None, None),
+        "12000-01-01": (None, None),
+        "infinity": ("Zoë", b"an older token"),
+    }
+    given = [{"day": day, "name": name, "token": token, "key": key} for day, (name, token) in rows.items()]
+    with adopted.engine.begin() as connection:
+        for statement in NAMED.strip().split("\n"):
+            run(connection, statement)
+        connection.execute(insert, given)
+    report = rotate_index_key(adopted.engine, adopted.keys)
+    assert (report.quarantined, report.remaining, report.done_but_quarantined) == (3, 3, True)
+    with adopted.engine.connect() as connection:
+        failures = connection.execute(text("SELECT row_id, sqlstate FROM key_rotation_failures")).all()
+        tokens = connection.execute(text("SELECT name_index FROM named ORDER BY day")).scalars().all()
+    assert set(failures) == {(day, "22008") for day in ("-infinity", "0044-03-15 BC", "infinity")}
+    made = dict(zip(rows, tokens, strict=True))
+    assert made.pop("2026-01-02") is not None
+    assert made == {day: rows[day][1] for day in made}
