@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar
@@ -15,7 +16,9 @@ from sqlalchemy.util import await_only, memoized_property
 
 from voiceassist_db import config, forks
 from voiceassist_db.engine import create_async_engine, create_engine, prepare
-from voiceassist_db.execution import Interrupt, translated
+from voiceassist_db.errors import VoiceAssistDBError
+from voiceassist_db.execution import translated
+from voiceassist_db.interrupts import Interrupt
 from voiceassist_db.keyring import DEFAULT_TTL_S, KeyringSource
 from voiceassist_db.keys import KeyProvider
 from voiceassist_db.repositories import ClinicalNoteRepository, PatientRepository, Repository
@@ -145,7 +148,14 @@ class AsyncTransaction:
         The loop goes on while the database and the key store are waited for.
         """
         session = _of_this_scope(self.session)
-        return await session.run_sync(lambda session: work(Repositories(session, self._keys, self._engine)))
+        handled = sys.exception()
+        try:
+            return await session.run_sync(lambda session: work(Repositories(session, self._keys, self._engine)))
+        except VoiceAssistDBError as error:
+            # The work has a stack of its own, so Python does not know that its error came while the caller handled another one.
+            if error.__context__ is None and error is not handled:
+                error.__context__ = handled
+            raise
 
 
 def _of_this_scope(session: AnyAsyncSession) -> AsyncSession:

@@ -22,6 +22,7 @@ from voiceassist_db.config import ALLOW_UNSAFE, parse_database_url
 from voiceassist_db.drivers import require_fitting
 from voiceassist_db.errors import ConfigurationError, TransactionFailedError
 from voiceassist_db.execution import FAILED
+from voiceassist_db.interrupts import let_interrupts_pass
 from voiceassist_db.pgcrypto.binding import allow_keys, refuse_keys
 from voiceassist_db.safety import Session
 
@@ -104,6 +105,7 @@ def prepare(engine: Engine, *, allow_unsafe: bool = False, trust_local: bool = F
         event.listen(engine, "begin", gate.on_begin)
         event.listen(engine, "after_cursor_execute", _on_executed)
         event.listen(engine, "commit", _on_commit)
+        let_interrupts_pass(engine)
         forks.guard(engine)
     return engine
 

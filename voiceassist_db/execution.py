@@ -176,36 +176,6 @@ def translated(table: str = "") -> Iterator[None]:
         failure.__context__ = None  # the with statement attached the driver's error, which can hold parameters
 
 
-class Interrupt:
-    """An interrupt, such as KeyboardInterrupt, that leaves a block: it goes on, though the rollback after it fails."""
-
-    def __init__(self) -> None:
-        self._error: BaseException | None = None
-
-    @contextmanager
-    def seen(self) -> Iterator[None]:
-        """Look at what leaves the block, within the transaction."""
-        try:
-            yield
-        except Exception:
-            raise
-        except BaseException as error:
-            self._error = error
-            raise
-
-    @contextmanager
-    def outlasts(self) -> Iterator[None]:
-        """Raise the interrupt that was seen instead of our error that came after it; around the transaction."""
-        try:
-            yield
-        except VoiceAssistDBError:
-            if self._error is None:
-                raise
-        else:
-            return
-        raise self._error
-
-
 def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
     """Return our error for one of SQLAlchemy's or psycopg's, with nothing of it but the SQLSTATE and names of constraints."""
     original = error.orig if isinstance(error, DBAPIError) else error

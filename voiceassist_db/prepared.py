@@ -19,6 +19,7 @@ from sqlalchemy.util import await_only
 from voiceassist_db import forks, qualified
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, TRANSLATION, require_untranslated, translate
+from voiceassist_db.interrupts import settle
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
@@ -216,6 +217,8 @@ class Prepared:
         except BaseException as error:
             forget_locals(error)
             del parameters, way  # which can have parameters in it
+            if not isinstance(error, VoiceAssistDBError):
+                settle(connection)
             raise
         del parameters, way
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:

@@ -18,10 +18,12 @@ class Point:
 
     Attributes:
         words: What the message holds; empty for any.
+        is_answer: Whether a message of the server is meant. Something must happen then, before the client has it.
         after: What an earlier message on the same connection must have held; empty for none.
         skipped: How many such messages are let through before.
         happens: Called before the message is forwarded; then it is forwarded, and answered.
         is_forwarded: Where nothing happens, whether the message reaches the server before the connection is cut.
+        met: The message, once it came.
     """
 
     words: bytes = b""
@@ -29,7 +31,9 @@ class Point:
     skipped: int = 0
     happens: Callable[[], None] | None = None
     is_forwarded: bool = False
+    is_answer: bool = False
     is_past: bool = False
+    met: bytes = b""
 
 
 class Proxy:
@@ -58,13 +62,17 @@ class Proxy:
     def close(self) -> None:
         """Cut all connections, and listen no more."""
         _shut(self._listener)
-        with self._lock:
-            for each in self._sockets:
-                _shut(each)
+        self.cut()
         for thread in self._threads:
             thread.join()
         for each in (self._listener, *self._sockets):
             each.close()
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        with self._lock:
+            for each in self._sockets:
+                _shut(each)
 
     def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
@@ -102,20 +110,24 @@ class Proxy:
         for message in _messages(server):
             if is_mute.is_set():
                 break
+            if (point := self._is_at_point(message, message, is_answer=True)) is not None and point.happens is not None:
+                point.happens()
             with contextlib.suppress(OSError):
                 client.sendall(message)
         _shut(client)
         _shut(server)
 
-    def _is_at_point(self, message: bytes, said: bytes) -> Point | None:
+    def _is_at_point(self, message: bytes, said: bytes, *, is_answer: bool = False) -> Point | None:
         with self._lock:
             point = self.point
-            if point is None or point.is_past or point.words not in message or point.after not in said:
+            if point is None or point.is_past or point.is_answer is not is_answer:
+                return None
+            if point.words not in message or point.after not in said:
                 return None
             point.skipped -= 1
             if point.skipped >= 0:
                 return None
-            point.is_past = True
+            point.is_past, point.met = True, message
             return point
 
 
