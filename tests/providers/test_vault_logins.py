@@ -17,7 +17,7 @@ import trustme
 
 from voiceassist_db.errors import KeyStoreAuthenticationError, KeyStoreForbiddenError
 from voiceassist_db.keys import KeySet
-from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider
+from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider, tokens
 
 Connect = Callable[..., VaultKeyProvider]
 NewToken = Callable[..., str]
@@ -104,14 +104,31 @@ def test_a_revoked_token_is_replaced_once(
     assert 3 == logins(caplog)
 
 
-def test_a_role_without_the_policy_is_forbidden_after_one_more_login(
+def test_a_role_without_the_policy_is_forbidden_and_does_not_log_in_again(
     connect: Connect, new_role: NewRole, caplog: pytest.LogCaptureFixture, fails: Any
 ) -> None:
-    """A refusal that a new token does not change is not tried without end."""
+    """Another login would give the same policies: each further fetch is one request, until the token is 10 seconds old."""
+    provider = connect(new_role(token_policies=["elsewhere"]))
+    for _ in range(3):
+        with fails(KeyStoreForbiddenError):
+            provider.fetch()
+    assert 1 == logins(caplog)
+
+
+def test_a_role_that_was_given_its_policy_later_logs_in_again(
+    connect: Connect, new_role: NewRole, keys: KeySet, monkeypatch: pytest.MonkeyPatch, fails: Any
+) -> None:
+    """A token keeps the policies of its login, so that only another one brings the new policy."""
+    now = time.monotonic()
+    monkeypatch.setattr("voiceassist_db.providers.vault.tokens.time.monotonic", lambda: now)
     provider = connect(new_role(token_policies=["elsewhere"]))
     with fails(KeyStoreForbiddenError):
         provider.fetch()
-    assert 2 == logins(caplog)
+    new_role()
+    with fails(KeyStoreForbiddenError):
+        provider.fetch()
+    now += tokens.RELOGIN_AFTER_S
+    assert keys.key == provider.fetch().key
 
 
 @pytest.mark.parametrize("wrong", ["role_id", "secret_id", "mount"])

@@ -64,7 +64,7 @@ class VaultKeyProvider(Opaque):
             path: The secret's path below it.
             ca_file: PEM file of the authorities to trust instead of the public ones.
             namespace: Namespace of mount and login.
-            timeout_s: Seconds that connecting may take, and again the whole answer.
+            timeout_s: Seconds that connecting may take, and again the whole answer. Callers of a database wait no longer than this.
             allow_unsafe: Send the token and keys to another machine without TLS, with a warning. For development.
 
         Raises:
@@ -87,6 +87,7 @@ class VaultKeyProvider(Opaque):
             if not allow_unsafe:
                 raise refused_in_clear(place)
             logger.warning("%s. For development only, never for real patients.", in_clear(place))
+        self.timeout_s = timeout_s
         self._client = VaultClient(server.url, place, allow_unsafe=allow_unsafe)
         self._token: GivenToken | LoginToken = (
             GivenToken(self._client, login) if isinstance(login, TokenLogin) else LoginToken(self._client, login)
@@ -147,12 +148,15 @@ class VaultKeyProvider(Opaque):
 
     def _permitted(self, operation: Callable[[Masked], Result]) -> Result:
         token = self._token.current()
+        refusal: KeyStoreForbiddenError | None = None
         try:
-            return operation(token)
+            result = operation(token)
         except KeyStoreForbiddenError as error:
             refusal = error
-        # Out here so that what follows is not chained to the refusal.
-        return operation(self._token.after_refusal(token, refusal))
+        if refusal is not None:  # out here so that what follows is not chained to the refusal
+            result = operation(self._token.after_refusal(token, refusal))
+        self._token.accepted()
+        return result
 
     def _not_found(self, stored: Stored | None) -> KeysNotFoundError:
         what = "nothing is stored" if stored is None else f"there is no field {KEY}"

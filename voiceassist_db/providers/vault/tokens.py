@@ -25,6 +25,9 @@ LOG_IN_AGAIN: Final = 1 / 3
 RENEW: Final = 1 / 2
 """Part of its first time that is left when a given token is renewed."""
 
+RELOGIN_AFTER_S: Final = 10.0
+"""How long a new token that was refused is kept: another login would get the same policies."""
+
 
 class GivenToken(Opaque):
     """A token that came from outside: it cannot be replaced, only renewed."""
@@ -38,6 +41,9 @@ class GivenToken(Opaque):
     def current(self) -> Masked:
         """Return the token."""
         return self._token
+
+    def accepted(self) -> None:
+        """Do nothing: there is only one token."""
 
     def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:
         """Say why the token was refused: raises KeyStoreAuthenticationError if it is bad, else the refusal itself."""
@@ -81,8 +87,10 @@ class LoginToken(Opaque):
         self._login = login
         self._lock = ProcessLock()
         self._lease: Lease | None = None
+        self._granted_at = 0.0
         self._due = 0.0
         self._expiry = 0.0
+        self._was_accepted = False
 
     def current(self) -> Masked:
         """Return a token with at least a third of its time left, or one that lives while no new one is to be had."""
@@ -98,11 +106,21 @@ class LoginToken(Opaque):
                 logger.warning("no new Vault token, and the old one expires in %.0f s: %s", left_s, error)
             return self._lease.token
 
+    def accepted(self) -> None:
+        """Record that the token is permitted what it is for."""
+        self._was_accepted = True
+
     def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:
-        """Log in again, unless another thread did: the token may have been revoked."""
+        """Log in again, unless another thread did: the token may have been revoked.
+
+        Raises:
+            KeyStoreForbiddenError: The refusal itself: the login is new, and its token was never accepted.
+        """
         with self._lock:
             if self._lease is not None and self._lease.token is not refused:
                 return self._lease.token
+            if not self._was_accepted and time.monotonic() < self._granted_at + RELOGIN_AFTER_S:
+                raise refusal
             return self._log_in()
 
     def keep_alive(self) -> None:
@@ -111,7 +129,7 @@ class LoginToken(Opaque):
     def _log_in(self) -> Masked:
         now = time.monotonic()
         lease = self._client.log_in(self._login)
-        self._lease = lease
+        self._lease, self._was_accepted, self._granted_at = lease, False, now
         self._expiry = now + (lease.granted_s or math.inf)
         self._due = self._expiry - lease.granted_s * LOG_IN_AGAIN
         return lease.token
