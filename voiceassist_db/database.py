@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar
 
@@ -164,6 +165,19 @@ def _of_this_scope(session: AnyAsyncSession) -> AsyncSession:
     return session
 
 
+def _wait_on_loop(landed: Future[None], seconds: float) -> None:
+    """Wait in a greenlet of the event loop, as repositories run, until a future of a thread is done."""
+    await_only(_done(landed, seconds))
+
+
+async def _done(landed: Future[None], seconds: float) -> None:
+    waiting = asyncio.wrap_future(landed)
+    try:
+        await asyncio.wait([waiting], timeout=seconds)
+    finally:
+        waiting.cancel()
+
+
 class AsyncDatabase:
     """The same for asyncio: the same repositories, run by ``AsyncSession.run_sync``.
 
@@ -176,8 +190,7 @@ class AsyncDatabase:
     def __init__(self, engine: AsyncEngine, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         prepare(engine.sync_engine)
         self.engine = engine
-        # Repositories run in a greenlet of the event loop, which may wait for a thread that waits for the key store.
-        self.keys = KeyringSource(provider, ttl_s=ttl_s, fetch=lambda fetch: await_only(asyncio.to_thread(fetch)))
+        self.keys = KeyringSource(provider, ttl_s=ttl_s, wait=_wait_on_loop)
 
     @classmethod
     def from_env(cls) -> AsyncDatabase:

@@ -37,6 +37,7 @@ class ProcessLock:
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """Acquire it, and say whether it was acquired."""
+        follow()
         return self._lock.acquire(blocking=blocking)
 
     def release(self) -> None:
@@ -48,7 +49,7 @@ class ProcessLock:
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

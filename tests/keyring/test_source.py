@@ -100,6 +100,7 @@ def test_an_outage_is_ridden_out_and_a_refusal_is_not(
         with pytest.raises(type(failure)):
             keys.keyring(connection)
         counting.failure = None
+        now += 2  # after a failure, the store is left alone for a moment
         first = keys.keyring(connection)
         counting.failure = failure
         now += 301
@@ -232,8 +233,11 @@ def test_a_row_under_a_version_that_nobody_has_is_an_error(engine: Engine, provi
     assert counting.fetches == 2
 
 
-def test_an_unknown_version_while_the_store_is_down_is_an_outage(engine: Engine, provider: VaultKeyProvider) -> None:
+def test_an_unknown_version_while_the_store_is_down_is_an_outage(
+    engine: Engine, provider: VaultKeyProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error says that the store does not answer, not that its secret should be rolled back; and it is not hammered."""
+    monkeypatch.setattr("voiceassist_db.keyring.single_flight.time.monotonic", lambda: 1000.0)
     counting = CountingProvider(provider)
     database = Database(engine, counting)
     with database.transaction() as tx:

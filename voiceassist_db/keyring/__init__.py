@@ -11,7 +11,8 @@ from voiceassist_db.keyring.registry import (
     retire_index_keys,
     retire_version,
 )
-from voiceassist_db.keyring.source import DEFAULT_TTL_S, REFUSALS, KeyringSource
+from voiceassist_db.keyring.single_flight import REFUSALS
+from voiceassist_db.keyring.source import DEFAULT_TTL_S, KeyringSource
 
 __all__ = [
     "DEFAULT_TTL_S",

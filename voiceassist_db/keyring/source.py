@@ -5,89 +5,80 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from voiceassist_db.errors import (
-    KeysDeletedError,
-    KeysNotFoundError,
-    KeyStoreAuthenticationError,
-    KeyStoreError,
-    KeyStoreForbiddenError,
-    MalformedKeyError,
-    WrongKeyError,
-)
+from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreError, VoiceAssistDBError, WrongKeyError
 from voiceassist_db.forks import ProcessLock
 from voiceassist_db.keyring.keyring import Keyring
 from voiceassist_db.keyring.registry import assemble
-from voiceassist_db.keys import KeyProvider, KeySet
+from voiceassist_db.keyring.single_flight import REFUSALS, Fetched, SingleFlight, Wait, wait_in_thread
+from voiceassist_db.keys import KeyProvider
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TTL_S: Final = 300.0
 RETRY_AFTER_S: Final = 10.0
-"""How long a key store that failed, or that lacks a version, is left alone before it is asked for the same again."""
+"""How long a key store that failed to renew live keys, or that lacks a version, is left alone before it is asked for the same."""
 
-REFUSALS: Final = (
-    KeysDeletedError,
-    KeysNotFoundError,
-    KeyStoreAuthenticationError,
-    KeyStoreForbiddenError,
-    MalformedKeyError,
-)
-"""A store that answers and says no. Every other failure is an outage, which keys that were fetched before outlast."""
-
-Fetch = Callable[[Callable[[], KeySet]], KeySet]
+UNFIT_S: Final = 1.0
+"""How long keys that are not this database's count as the store's, before the store is asked again."""
 
 
 class KeyringSource:
     """Keeps a process's keyring fresh: fetched again after its time to live, and when a row is under an unknown version.
 
-    Safe for threads and for tasks of one event loop: nothing is locked while the key store or the database is asked. One
-    caller renews a keyring that is due, and the others go on with the one that they have.
+    Safe for threads, for tasks of event loops and for forks: nothing is locked while the key store or the database is asked. All
+    callers that need keys share one fetch. One caller renews a keyring that is due, and the others go on with the one that they have.
 
     Args:
         provider: The key store.
         ttl_s: Age in seconds after which the keyring is fetched again.
-        fetch: How to call the provider; on an event loop, in a thread.
+        wait: How callers wait for a fetch; on an event loop, without blocking it.
+
+    Attributes:
+        is_known: Whether there is a keyring. Where there is none, :meth:`prefetch` comes before a connection is taken.
     """
 
-    def __init__(
-        self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S, fetch: Fetch = lambda fetch: fetch()
-    ) -> None:
+    def __init__(self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S, wait: Wait = wait_in_thread) -> None:
         self.provider = provider
         self._ttl_s = ttl_s
-        self._call = fetch
+        self._flights = SingleFlight(provider, wait)
         self._renewing = ProcessLock()
+        self.is_known = False
         self._keyring: Keyring | None = None
+        self._number = 0  # of the fetch that the keyring is of
+        self._floor = 0  # a fetch up to this number is forgotten
         self._due = 0.0
-        self._failure: tuple[float, type[KeyStoreError], str] | None = None
-        self._missing: dict[int, float] = {}
+        self._missing: dict[object, float] = {}
+        self._unfit_until = 0.0
 
     def keyring(self, connection: Connection) -> Keyring:
-        """Return the keyring, fetched through this connection where it is due.
+        """Return the keyring, proven through this connection where it was fetched anew.
 
         Raises:
             KeyStoreError: The store refuses; or it cannot be reached, and there is no keyring from before.
             WrongKeyError, KeyNotRegisteredError: The store's keys are not this database's.
         """
         known = self._keyring
-        if known is None:
-            return self._load(connection)
-        if time.monotonic() < self._due or not self._renewing.acquire(blocking=False):
+        if known is not None and time.monotonic() < self._due:
             return known
-        try:
-            return self._load(connection)
-        except REFUSALS:
-            self._keyring = None
-            raise
-        except KeyStoreError as error:
-            logger.warning("%s; going on with the keys that were fetched before", error)
-            self._due = time.monotonic() + RETRY_AFTER_S
+        deadline = self._flights.deadline()
+        fetched = self._fetched(known, deadline)
+        if fetched is None:
+            assert known is not None  # it is what the process goes on with
             return known
-        finally:
-            self._renewing.release()
+        return self._proven(connection, fetched, deadline)
+
+    def prefetch(self) -> None:
+        """Fetch the keys where there are none, so that nobody waits for them with a connection in hand.
+
+        Raises nothing: :meth:`keyring` raises the failure.
+        """
+        with suppress(VoiceAssistDBError):
+            self._fetched(None, self._flights.deadline())
 
     def refresh(self, connection: Connection, wanted: int) -> Keyring:
         """Return a keyring that has a version which the one before lacked, where the store has it.
@@ -95,53 +86,112 @@ class KeyringSource:
         Raises:
             KeyStoreError: The store cannot be asked.
         """
-        known = self._keyring
-        now = time.monotonic()
-        if known is not None and (known.scheme(wanted) or now < self._missing.get(wanted, 0.0)):
-            return known
-        if self._failure is not None and now < self._failure[0]:
-            raise self._failure[1](self._failure[2])
-        loaded = self._load(connection)
-        if loaded.scheme(wanted) is None:
-            self._missing[wanted] = time.monotonic() + RETRY_AFTER_S
-        return loaded
+        return self._newer(connection, wanted, lambda keyring: keyring.scheme(wanted) is not None)
 
-    def renew(self, connection: Connection, stale: Keyring) -> Keyring:
+    def renew(self, connection: Connection, stale: Keyring, *, waits: bool = True) -> Keyring:
         """Return a keyring after one that the database's registry has left behind.
+
+        Args:
+            connection: The connection.
+            stale: The keyring that was left behind.
+            waits: False: while the store is away, do not wait until it is back.
 
         Raises:
             KeyStoreError: The store cannot be asked.
         """
-        known = self._keyring
-        if known is not None and known is not stale:
-            return known
-        if self._failure is not None and time.monotonic() < self._failure[0]:
-            raise self._failure[1](self._failure[2])
-        return self._load(connection)
+        held = _content(stale)
+        return self._newer(connection, held, lambda keyring: _content(keyring) != held, waits=waits)
 
     def forget(self) -> None:
         """Fetch the keyring at its next use, whatever its age."""
+        self._floor = self._flights.begun
         self._due = 0.0
 
-    def _load(self, connection: Connection) -> Keyring:
+    def _fetched(self, known: Keyring | None, deadline: float) -> Fetched | None:
+        """Return the store's keys; None: another caller renews the keyring that is known, or the store is away."""
+        if known is None:
+            return self._recent() or self._flights.fetch(after=self._floor, deadline=deadline)
+        if not self._renewing.acquire(blocking=False):
+            return None
         try:
-            fetched = self._call(self.provider.fetch)
-        except KeyStoreError as error:
-            # Not the error itself: raised again and again it would gather the frames of every request that met it.
-            self._failure = (time.monotonic() + RETRY_AFTER_S, type(error), str(error))
+            return self._recent() or self._flights.fetch(after=self._floor, deadline=deadline)
+        except REFUSALS:
+            self._keyring, self.is_known = None, False
             raise
+        except KeyStoreError as error:
+            logger.warning("%s; going on with the keys that were fetched before", error)
+            self._due = time.monotonic() + RETRY_AFTER_S
+            return None
+        finally:
+            self._renewing.release()
+
+    def _recent(self) -> Fetched | None:
+        """Return what was fetched within the time to live, such as by :meth:`prefetch`."""
+        last = self._flights.last(after=self._floor)
+        return last if last is not None and time.monotonic() < last.at + self._ttl_s else None
+
+    def _newer(
+        self, connection: Connection, wanted: object, fits: Callable[[Keyring], bool], *, waits: bool = True
+    ) -> Keyring:
+        """Return a keyring that fits, from the store as it is now; the newest one where none does.
+
+        A fetch that was under way when this was called may have read the store before the key got there. So only one that began
+        later says that the store lacks it.
+        """
+        known, begun = self._keyring, self._flights.begun
+        if known is not None and (fits(known) or time.monotonic() < self._missing.get(wanted, 0.0)):
+            return known
+        deadline = self._flights.deadline()
+        number = self._number
+        while True:
+            fetched = self._flights.last(after=number) or self._flights.fetch(
+                after=number, deadline=deadline, waits=waits
+            )
+            loaded = self._proven(connection, fetched, deadline, fits)
+            if fits(loaded):
+                return loaded
+            number = fetched.number
+            if number > begun:
+                self._flights.pause()
+                now = time.monotonic()
+                self._missing = {each: until for each, until in self._missing.items() if until > now}
+                self._missing[wanted] = now + RETRY_AFTER_S
+                return loaded
+
+    def _proven(
+        self,
+        connection: Connection,
+        fetched: Fetched,
+        deadline: float,
+        fits: Callable[[Keyring], bool] = lambda _: True,
+    ) -> Keyring:
+        """Return the keyring of fetched keys, and keep it for the other callers; one of theirs, if they were faster and it fits."""
+        known = self._keyring
+        if known is not None and self._number >= fetched.number and fits(known):
+            return known
         try:
-            loaded = assemble(connection, fetched)
-        except WrongKeyError:
-            # A rotation may have registered its key between the two looks.
-            again = self._call(self.provider.fetch)
-            if again.revision == fetched.revision:
+            loaded = assemble(connection, fetched.keys)
+        except (WrongKeyError, KeyNotRegisteredError):
+            # A rotation may have registered its key between the two looks, or an operator may have corrected the secret.
+            if time.monotonic() < self._unfit_until:
+                raise
+            again = self._flights.fetch(after=fetched.number, deadline=deadline)
+            if again.keys.revision == fetched.keys.revision:
+                self._unfit_until = time.monotonic() + UNFIT_S
                 raise
             fetched = again
-            loaded = assemble(connection, fetched)
+            loaded = assemble(connection, fetched.keys)
         known = self._keyring
         # A connection with an old snapshot cannot see the newest version's registration; others must not step back for it.
-        if known is None or not loaded.current.version < known.current.version <= fetched.version:
-            self._keyring = loaded
-            self._due = time.monotonic() + self._ttl_s
+        if known is None or (
+            fetched.number >= self._number
+            and not loaded.current.version < known.current.version <= fetched.keys.version
+        ):
+            self._keyring, self.is_known, self._number = loaded, True, fetched.number
+            self._due = fetched.at + self._ttl_s
         return loaded
+
+
+def _content(keyring: Keyring) -> tuple[Any, ...]:
+    """Return what tells a keyring from one before or after it."""
+    return keyring.current.version, keyring.previous and keyring.previous.version, keyring.index_checks

@@ -40,7 +40,7 @@ def renewed(keys: KeyringSource, connection: Connection, stale: Keyring) -> tupl
             live: better a row under the previous key than none.
     """
     try:
-        return keys.renew(connection, stale), CURRENT
+        return keys.renew(connection, stale, waits=False), CURRENT
     except REFUSALS:
         raise
     except KeyStoreError:

@@ -109,6 +109,8 @@ class Repository(Generic[R]):
             ValueError: A value is not of its field's type.
             DuplicateError: A row with this key, or with the same value in a unique index, exists.
         """
+        if not self._keys.is_known:
+            self._keys.prefetch()
         connection = connection_of(self._session, self.model)
 
         def values(keyring: Keyring) -> MaskedValues:
@@ -144,6 +146,8 @@ class Repository(Generic[R]):
 
     def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R], meanwhile: Callable[[], object]) -> int:
         """Insert batches, each encoded while the server encrypts the ones before it, and so the first of the next group."""
+        if not self._keys.is_known:
+            self._keys.prefetch()
         connection = connection_of(self._session, self.model)
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert_many(returns_key=returns_key)
@@ -196,7 +200,7 @@ class Repository(Generic[R]):
         raise left_behind(self._table.name, keyring)
 
     @forgetful
-    def update(self, *key: Any, **changes: Any) -> None:
+    def update(self, *key: Any, **changes: Any) -> None:  # noqa: PLR0912  # each branch is a state of the row or of the keys
         """Change some fields of a row, under the key version that the row has at that moment.
 
         Args:
@@ -211,6 +215,8 @@ class Repository(Generic[R]):
         names = frozenset(changes)
         changed = self._to_change(names)
         where = self._where(key)
+        if not self._keys.is_known:
+            self._keys.prefetch()
         connection = connection_of(self._session, self.model)
         keyring = self._keys.keyring(connection)
         tolerated, version = CURRENT, 0
@@ -401,6 +407,8 @@ class Repository(Generic[R]):
         is_many: bool = False,
         is_long: bool = False,
     ) -> list[R]:
+        if not self._keys.is_known:
+            self._keys.prefetch()
         connection = connection_of(self._session, self.model)
         keyring = self._keys.keyring(connection)
         unknown: tuple[int, str] | None = None
