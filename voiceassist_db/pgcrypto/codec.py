@@ -15,10 +15,12 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+from voiceassist_db import values
 from voiceassist_db.errors import BindingError, ValueFormatError
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, Kind
 from voiceassist_db.models.row_id import row_id as row_id  # noqa: PLC0414  # exported: it is a part of the layout
+from voiceassist_db.values import RefusedValueError
 
 _BOUND: Final = Scheme.BOUND
 Plaintext = str | bytes
@@ -50,9 +52,9 @@ def encoder(field: EncryptedField) -> Encoder:
             return None
         try:
             text: Any = to_text(value)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             # The causes of a failed conversion quote what they could not convert, so only our own words go on.
-            problem = error.args[0] if type(error) is _RefusedError else f"is not a valid {field.kind.value} value"
+            problem = error.args[0] if type(error) is RefusedValueError else f"is not a valid {field.kind.value} value"
         else:
             if scheme is not _BOUND:
                 return text  # type: ignore[no-any-return]  # the kind's encoder gives str or bytes
@@ -111,55 +113,51 @@ def _moved(field: EncryptedField, row: str, table: str) -> BindingError:
     )
 
 
-class _RefusedError(ValueError):
-    """A refusal in our own words, which are safe to show."""
+_DATE: Final = frozenset({date})
+"""A set, because freezegun puts a class of its own in the place of the name."""
+_DATETIME: Final = frozenset({datetime})
+
+_moment: Final = datetime.fromisoformat
 
 
 def _encode_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _RefusedError("must be a str")
-    if "\x00" in value:
-        raise _RefusedError("holds a NUL character, which PostgreSQL's text cannot hold")
-    if type(value) is str and value.isascii():
-        return value
+    text: str = value if type(value) is str else values.text(value)
+    if "\x00" in text:
+        raise RefusedValueError("holds a NUL character, which PostgreSQL's text cannot hold")
+    if text.isascii():
+        return text
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise _RefusedError("holds a lone surrogate, which is not a character") from None
-    return str.__str__(value)  # of a subclass, such as a member of a StrEnum, the text itself and not how it is printed
+        raise RefusedValueError("holds a lone surrogate, which is not a character") from None
+    return text
 
 
 def _encode_bytes(value: Any) -> bytes:
-    if not isinstance(value, (bytes, bytearray, memoryview)):
-        raise _RefusedError("must be bytes")
-    return bytes(value)
+    return value if type(value) is bytes else values.data(value)
 
 
 def _encode_date(value: Any) -> str:
-    if not isinstance(value, date) or isinstance(value, datetime):
-        raise _RefusedError("must be a datetime.date")
-    return value.isoformat()
+    day: date = value if type(value) in _DATE else values.date(value)
+    return day.isoformat()
 
 
 def _encode_datetime(value: Any) -> str:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise _RefusedError("must be a datetime with a time zone")
+    moment: datetime = value if type(value) in _DATETIME else values.datetime(value)
+    if moment.utcoffset() is None:
+        raise RefusedValueError("must be a datetime with a time zone")
     try:
-        return value.astimezone(UTC).isoformat()
+        return moment.astimezone(UTC).isoformat()
     except OverflowError:
-        raise _RefusedError("is outside the years 1 to 9999 in UTC") from None
+        raise RefusedValueError("is outside the years 1 to 9999 in UTC") from None
 
 
 def _encode_integer(value: Any) -> str:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _RefusedError("must be an int")
-    return str(value)
+    return str(value if type(value) is int else values.integer(value))
 
 
 def _encode_decimal(value: Any) -> str:
-    if not isinstance(value, Decimal) or not value.is_finite():
-        raise _RefusedError("must be a finite decimal.Decimal")
-    return str(value)
+    return str(values.decimal(value))
 
 
 _quoted: Final = json.encoder.encode_basestring
@@ -176,13 +174,18 @@ def _flat_json(value: dict[Any, Any]) -> str | None:
     return f"{{{','.join(parts)}}}"
 
 
-def _encode_json(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """Return a JSON value as text that reads back equal.
+
+    Raises:
+        RefusedValueError, ValueError, TypeError, RecursionError: There is none.
+    """
     if type(value) is dict and (flat := _flat_json(value)) is not None:
         return _encode_text(flat)
     text = _encode_text(_to_json(value))
     # JSON turns a key that is a number into text and a tuple into a list, and of {1: …, "1": …} it loses one.
     if _decode_json(text) != value:
-        raise _RefusedError("would not read back equal: JSON has text as keys, and lists")
+        raise RefusedValueError("would not read back equal: JSON has text as keys, and lists")
     return text
 
 
@@ -203,7 +206,7 @@ def _decode_json(text: str) -> Any:
 
 
 def _decode_datetime(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    moment = _moment(text)
     if moment.utcoffset() is None:
         raise ValueError("no time zone")
     return moment
@@ -223,7 +226,7 @@ _ENCODE: Final[dict[Kind, Callable[[Any], Plaintext]]] = {
     Kind.DATETIME: _encode_datetime,
     Kind.INTEGER: _encode_integer,
     Kind.DECIMAL: _encode_decimal,
-    Kind.JSON: _encode_json,
+    Kind.JSON: json_text,
 }
 _DECODE: Final[dict[Kind, Callable[[Any], Any]]] = {
     Kind.TEXT: _text,

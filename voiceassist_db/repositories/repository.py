@@ -28,6 +28,7 @@ from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.bulk import Batch, Groups
+from voiceassist_db.repositories.checks import Check, checker
 from voiceassist_db.repositories.fitting import lookup_columns, plain_columns
 from voiceassist_db.repositories.freshness import (
     CURRENT,
@@ -39,7 +40,7 @@ from voiceassist_db.repositories.freshness import (
 )
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row, wrong_row
-from voiceassist_db.repositories.rows import BOOKKEEPING, Check, Rows, checker, normalised
+from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, normalised
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.repositories.triggers import may_change_rows, written
 from voiceassist_db.sessions import AnySession, connection_of
@@ -48,6 +49,9 @@ from voiceassist_db.tracebacks import forgetful
 R = TypeVar("R", bound=Record)
 
 PAGE_ROWS: Final = 1000
+
+MAX_ROWS: Final = (1 << 63) - 1
+"""What PostgreSQL takes as a limit."""
 
 LONG_ROWS: Final = 200
 """From so many rows on a result is decoded while the server makes it. For fewer, a statement that it has prepared is faster."""
@@ -93,7 +97,7 @@ class Repository(Generic[R]):
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._lookup_key = attrgetter(*cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
-        cls._naming = [(cls._statements.parameters.where(each.name), checker(each)) for each in cls._statements.lookup]
+        cls._naming = [(cls._statements.parameters.where(each.name), checker(each, names_row=True)) for each in lookup]
 
     def __init__(self, session: AnySession, keys: KeyringSource) -> None:
         self._session = session
@@ -189,7 +193,7 @@ class Repository(Generic[R]):
             if looks_for_taken(keyring):
                 require_untaken(connection, self._statements, keyring, records)
             if returns_key:
-                keys = [tuple(getattr(each, column.name) for column in self._table.key) for each in records]
+                keys = [self._rows.key(each) for each in records]
                 count = written(connection, self._table, statement, row, keys)
             else:
                 count = statement.count(connection, row)
@@ -228,7 +232,9 @@ class Repository(Generic[R]):
             values.update(parameters(keyring, self._table, changed))
             values.update(written_with(keyring, tolerated))
             if looks_for_taken(keyring):
-                require_untaken(connection, self._statements, keyring, [SimpleNamespace(**changes)], but=key)
+                require_untaken(
+                    connection, self._statements, keyring, [SimpleNamespace(**changes)], but=tuple(where.values())
+                )
             if returns_key:
                 keys = self._statements.key().rows(connection, dict(where))
                 count = written(connection, self._table, statement, values, keys)
@@ -337,13 +343,17 @@ class Repository(Generic[R]):
         return self._page({}, after, limit, fields)
 
     def _page(self, within: dict[str, Any], after: R | None, limit: int, fields: Iterable[str] | None) -> list[R]:
-        if limit < 1:
-            raise ValueError("limit must be 1 or more")
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_ROWS:
+            raise ValueError(f"limit must be an int from 1 to {MAX_ROWS}")
         chosen = self._chosen(fields)
         names = self._statements.parameters
-        values: dict[str, Any] = {names.where(column): value for column, value in within.items()} | {"limit": limit}
+        within = {column: self._rows.plain(column, value) for column, value in within.items()}
+        values: dict[str, Any] = {names.where(column): value for column, value in within.items()} | {
+            "limit": int.__int__(limit)
+        }
         if after is not None:
-            values |= {names.after(each.name): getattr(after, each.name) for each in self._table.key}
+            key = zip(self._table.key, self._rows.key(after), strict=True)
+            values |= {names.after(column.name): value for column, value in key}
         found = self._read(
             lambda of: of.page(chosen, tuple(within), after is not None), values, chosen, is_long=limit >= LONG_ROWS
         )

@@ -6,13 +6,10 @@ Owns encoding and decoding of whole rows: values, blind-index tokens, keys. Exec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from enum import Enum
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import CHAR, Column, LargeBinary, String
-from sqlalchemy import Enum as SqlEnum
+from sqlalchemy import Column, LargeBinary
 
 from voiceassist_db.blind_index import NORMALISERS, token
 from voiceassist_db.keyring import Keyring
@@ -23,8 +20,12 @@ from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
+from voiceassist_db.repositories.checks import Check, checker, form_checker
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.records import Record
+from voiceassist_db.repositories.rules import is_unicode
+from voiceassist_db.values import RefusedValueError
+from voiceassist_db.values import text as plain_text
 
 R = TypeVar("R", bound=Record)
 
@@ -33,7 +34,6 @@ BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
 
 Row = tuple[Any, ...]
 Setter = Callable[[Any, Any], None]
-Check = Callable[[Any], Any]
 Layout = tuple[list[tuple[Setter, int]], list[tuple[Setter, int, codec.Decoder]]]
 
 
@@ -64,7 +64,8 @@ class Rows(Generic[R]):
         naming = frozenset({*self._key, *lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
         self._names = Parameters(table.table)
-        self._checks = {each.name: checker(each) if each.name in naming else text_checker(each) for each in written}
+        self._checks = {each.name: checker(each, names_row=each.name in naming) for each in written}
+        self._stored_checks = dict(self._checks)
         self._checks |= {name: form_checker(name, self._checks[name], form) for name, form in forms.items()}
         self._written = [
             (self._names.plain(each.name), attrgetter(each.name), self._checks[each.name]) for each in written
@@ -152,6 +153,18 @@ class Rows(Generic[R]):
         """Return many values of a column by which rows are named, which are checked already, as one parameter."""
         return self._lookup_dumpers[column](values)
 
+    def plain(self, column: str, value: Any) -> Any:
+        """Return a value of an unencrypted column that may be stored, as the plain type that the server gives back.
+
+        Raises:
+            ValueError: It is not of the column's type.
+        """
+        return self._stored_checks[column](value)
+
+    def key(self, record: R) -> Row:
+        """Return a record's primary key, as the server will give it back."""
+        return tuple(self._stored_checks[name](getattr(record, name)) for name in self._key)
+
     def changed(self, changes: Mapping[str, Any], keyring: Keyring) -> MaskedValues:
         """Return the parameters of changed fields, not bound to a row: the statement does that.
 
@@ -214,83 +227,6 @@ class Rows(Generic[R]):
         return plain, encrypted
 
 
-def checker(column: Column[Any]) -> Check:
-    """Return a function that gives back a value of a column by which rows are named, if it is what the server will give back.
-
-    Values are bound to the primary key, and a UUID that is written as the client spells it would never be found again.
-
-    The function raises ValueError where the value is of another type, or text that PostgreSQL cannot hold; the message does not
-    hold it.
-    """
-    expected, check_text = column.type.python_type, text_checker(column)
-
-    def check(value: Any) -> Any:
-        if type(value) is expected is str and value.isascii() and "\x00" not in value:
-            return value
-        if type(value) is not expected and (
-            not isinstance(value, expected) or isinstance(value, bool | datetime | Enum)
-        ):
-            raise ValueError(f"{column.name} must be of type {expected.__name__}, not {type(value).__name__}")
-        return check_text(value)
-
-    return _length_checker(column, check)
-
-
-def _length_checker(column: Column[Any], check: Check) -> Check:
-    """Return a check that refuses, too, text that PostgreSQL would store otherwise: without blanks at its end, or with more."""
-    limit = getattr(column.type, "length", None)
-    if limit is None or not isinstance(column.type, String) or isinstance(column.type, SqlEnum):
-        return check
-    is_padded = isinstance(column.type, CHAR)
-
-    def check_length(value: Any) -> Any:
-        length = len(check(value))
-        if length > limit or (is_padded and length < limit):
-            raise ValueError(
-                f"{column.name} must have {'exactly' if is_padded else 'at most'} {limit} characters, not {length}"
-            )
-        return value
-
-    return check_length
-
-
-def form_checker(name: str, check: Check, form: Check) -> Check:
-    """Return a function that gives back a new value of a column, if it passes the column's check and has its form."""
-
-    def checked(value: Any) -> Any:
-        value = check(value)
-        try:
-            return form(value)
-        except ValueError as error:
-            problem = error.args[0]
-        raise ValueError(f"{name} {problem}")
-
-    return checked
-
-
-def text_checker(column: Column[Any]) -> Check:
-    """Return a function that gives back a value, if it is not text that PostgreSQL cannot hold: psycopg's own error would quote it."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and ("\x00" in value or not _is_unicode(value)):
-            raise ValueError(
-                f"{column.name} holds a NUL character or a lone surrogate, which PostgreSQL's text cannot hold"
-            )
-        return value
-
-    return check
-
-
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _token(field: EncryptedField, value: Any, keyring: Keyring) -> bytes | None:
     if value is None:
         return None  # needs no index key, which the key store may not hold
@@ -310,12 +246,11 @@ def normalised(field: EncryptedField, value: Any) -> str:
     Raises:
         ValueError: It has none; the message does not hold it.
     """
-    if not isinstance(value, str):
-        raise ValueError(f"{field.name} must be a str")
-    if not value.isascii() and not _is_unicode(value):
-        raise ValueError(f"{field.name} holds a lone surrogate, which is not a character")
     try:
-        return NORMALISERS[field.normaliser or "exact"](value)
+        text = value if type(value) is str else plain_text(value)
+        if not text.isascii() and not is_unicode(text):
+            raise RefusedValueError("holds a lone surrogate, which is not a character")
+        return NORMALISERS[field.normaliser or "exact"](text)
     except ValueError as error:
         problem = error.args[0]
     raise ValueError(f"{field.name} {problem}")

@@ -1,0 +1,314 @@
+"""What PostgreSQL's ordinary types give back as it was given: one rule for each. Whatever they would change is refused.
+
+A rule is a function that gives back a value as a plain type, or raises RefusedValueError. Values of other types, and of a
+``TypeDecorator``, are the application's own affair, but for text that PostgreSQL cannot hold.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import struct
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    JSON,
+    BigInteger,
+    Boolean,
+    Date,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Time,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import DOMAIN, INTERVAL, JSONB, REAL
+from sqlalchemy.types import TypeEngine
+
+from voiceassist_db import values
+from voiceassist_db.pgcrypto import codec
+from voiceassist_db.values import RefusedValueError
+
+Rule = Callable[[Any], Any]
+
+_ORDINARY_CHARACTERS: Final = 1 << 20
+
+_WHOLE_DIGITS: Final = 131_072
+_SCALE: Final = 16_383
+"""Digits of ``numeric`` before and after the decimal point (PostgreSQL's manual, Numeric Types)."""
+
+_REAL_BITS: Final = 24
+"""``FLOAT(24)``, and with fewer bits, is ``real``."""
+
+_REAL_DIGITS: Final = 9
+"""Decimal digits that tell any two values of ``real`` apart."""
+
+_EARLIEST: Final = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
+_LATEST: Final = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)
+"""Moments between these are in the years 1 to 9999 in the time zone of every session."""
+
+
+def rule_of(type_: TypeEngine[Any]) -> Rule:
+    """Return the rule of a column's type. None is no value to it."""
+    if isinstance(type_, DOMAIN):
+        return rule_of(type_.data_type)
+    make = next((make for kind, make in _RULES if isinstance(type_, kind)), None)
+    return make(type_) if make else _as_given
+
+
+def ordinary_length(type_: TypeEngine[Any]) -> int:
+    """Return up to which length ASCII text without NUL is sure to pass the rule of a type; -1 where none is."""
+    if not isinstance(type_, String) or isinstance(type_, Enum | CHAR):
+        return -1
+    return type_.length or _ORDINARY_CHARACTERS
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def is_unicode(text: str) -> bool:
+    """Say whether a text has characters only, and no lone surrogate."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _sound(value: Any) -> str:
+    text = values.text(value)
+    if "\x00" in text or not is_unicode(text):
+        raise RefusedValueError("holds a NUL character or a lone surrogate, which PostgreSQL's text cannot hold")
+    return text
+
+
+def _as_given(value: Any) -> Any:
+    return _sound(value) if isinstance(value, str) else value
+
+
+def _text(type_: String) -> Rule:
+    is_padded = isinstance(type_, CHAR)
+    limit = 1 if is_padded and type_.length is None else type_.length
+
+    def check(value: Any) -> str:
+        text = _sound(value)
+        # PostgreSQL cuts blanks at the end of a longer text, and pads a shorter one of char(n).
+        if limit is not None and (len(text) > limit or (is_padded and len(text) < limit)):
+            how_many = "exactly" if is_padded else "at most"
+            raise RefusedValueError(f"must have {how_many} {limit} characters, not {len(text)}")
+        return text
+
+    return check
+
+
+def _enum(type_: Enum) -> Rule:
+    members, names = type_.enum_class, frozenset(type_.enums)
+
+    def check(value: Any) -> Any:
+        if members is not None and not isinstance(value, members):
+            raise RefusedValueError(f"must be a member of {members.__name__}")
+        if members is None and (value := values.text(value)) not in names:
+            raise RefusedValueError("must be one of the values of its enumeration")
+        return value
+
+    return check
+
+
+def _uuid(type_: Uuid[Any]) -> Rule:
+    def check(value: Any) -> str:
+        text = values.text(value)
+        if str(UUID(text)) != text:
+            raise RefusedValueError("must be a UUID in lower case with hyphens, as PostgreSQL writes it")
+        return text
+
+    return values.uuid if type_.as_uuid else check
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _integer(type_: Integer) -> Rule:
+    bits = 16 if isinstance(type_, SmallInteger) else 64 if isinstance(type_, BigInteger) else 32
+    least, most = -(1 << bits - 1), (1 << bits - 1) - 1
+
+    def check(value: Any) -> int:
+        number = values.integer(value)
+        if not least <= number <= most:
+            raise RefusedValueError(f"must be from {least} to {most}")
+        return number
+
+    return check
+
+
+def _float(type_: Float[Any]) -> Rule:
+    if type_.asdecimal:
+        return _as_given
+    is_real = isinstance(type_, REAL) or 0 < (type_.precision or 0) <= _REAL_BITS
+
+    def check(value: Any) -> float:
+        number = values.floating(value)
+        if is_real and not _is_real(number):
+            raise RefusedValueError("has more digits than type real keeps")
+        return number
+
+    return check
+
+
+def _is_real(number: float) -> bool:
+    """Say whether ``real`` gives a number back: the server writes it with the fewest digits that tell it apart."""
+    if number != number:  # noqa: PLR0124  # NaN
+        return True
+    try:
+        single = _single(number)
+    except OverflowError:
+        return False
+    shortest = (float(f"{single:.{digits}g}") for digits in range(1, _REAL_DIGITS + 1))
+    return next(each for each in shortest if _single(each) == single) == number
+
+
+def _single(number: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", number))[0])
+
+
+def _numeric(type_: Numeric[Any]) -> Rule:
+    scale = None if type_.precision is None else type_.scale or 0
+    whole = _WHOLE_DIGITS if type_.precision is None else type_.precision - (type_.scale or 0)
+
+    def check(value: Any) -> Any:
+        if type_.asdecimal:
+            given = values.decimal(value) if isinstance(value, Decimal) else Decimal(values.integer(value))
+            _require_digits(given, whole, scale)
+            return given
+        number = values.floating(value)
+        _require_digits(values.decimal(Decimal(repr(number))), whole, scale)
+        return number
+
+    return check
+
+
+def _require_digits(number: Decimal, whole: int, scale: int | None) -> None:
+    """Refuse a number with more digits before or after the decimal point than a column keeps; zeros at its end are none."""
+    _, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)  # of a finite number
+    is_zero = not any(digits)
+    if (number.adjusted() >= whole and not is_zero) or exponent >= _WHOLE_DIGITS:
+        raise RefusedValueError(f"must have at most {whole} digits before the decimal point")
+    if -exponent > _SCALE or (scale is not None and -exponent > scale and any(digits[exponent + scale :])):
+        raise RefusedValueError(
+            f"must have at most {_SCALE if scale is None else scale} digits after the decimal point"
+        )
+
+
+# --- dates and times -------------------------------------------------------------------------------------------------
+
+
+def _datetime(type_: DateTime) -> Rule:
+    has_zone = type_.timezone
+
+    def check(value: Any) -> dt.datetime:
+        moment = values.datetime(value)
+        if (moment.tzinfo is not None) is not has_zone:  # the server would add, or take away, the session's own
+            raise RefusedValueError(f"must be a datetime {'with' if has_zone else 'without'} a time zone")
+        if has_zone and not _EARLIEST <= moment <= _LATEST:
+            raise RefusedValueError("is outside the years 1 to 9999 in some time zone")
+        _require_microseconds(moment.microsecond, type_)
+        return moment
+
+    return check
+
+
+def _time(type_: Time) -> Rule:
+    has_zone = type_.timezone
+
+    def check(value: Any) -> dt.time:
+        moment = values.time(value)
+        if (moment.tzinfo is not None) is not has_zone:
+            raise RefusedValueError(f"must be a time {'with' if has_zone else 'without'} an offset from UTC")
+        _require_microseconds(moment.microsecond, type_)
+        return moment
+
+    return check
+
+
+def _interval(type_: Interval | INTERVAL) -> Rule:
+    if getattr(type_, "fields", None):
+        return _as_given
+
+    def check(value: Any) -> dt.timedelta:
+        span = values.timedelta(value)
+        _require_microseconds(span.microseconds, type_)
+        return span
+
+    return check
+
+
+def _require_microseconds(microseconds: int, type_: TypeEngine[Any]) -> None:
+    """Refuse digits of a second that a column rounds away."""
+    precision = getattr(type_, "precision", None)
+    if precision is None:
+        precision = getattr(type_, "second_precision", None)
+    if precision is not None and microseconds % 10 ** (6 - precision):
+        raise RefusedValueError(f"must have at most {precision} digits after its seconds")
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+_JSONB_CHANGES: Final = re.compile(r'"(?:[^"\\]|\\.)*?\\u0000|"(?:[^"\\]|\\.)*"|(e\+)')
+"""In JSON as Python writes it: NUL in a string, which ``jsonb`` refuses; a whole string; a float that it gives back as an integer."""
+
+
+def _json(type_: JSON) -> Rule:
+    is_binary = isinstance(type_, JSONB)
+
+    def check(value: Any) -> Any:
+        text = codec.json_text(value)
+        if is_binary and any(found[1] or found[0][-1] != '"' for found in _JSONB_CHANGES.finditer(text)):
+            raise RefusedValueError("holds a NUL character, or a float of 1e16 or more, which jsonb cannot give back")
+        return value
+
+    return check
+
+
+def _array(type_: ARRAY[Any]) -> Rule:
+    rule = rule_of(type_.item_type)
+
+    def check(value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise RefusedValueError("must be a list")
+        return [each if each is None else check(each) if isinstance(each, list) else rule(each) for each in value]
+
+    return check
+
+
+_RULES: Final[tuple[tuple[Any, Callable[[Any], Rule]], ...]] = (
+    (Enum, _enum),
+    (String, _text),
+    (LargeBinary, lambda _: values.data),
+    (Uuid, _uuid),
+    (Boolean, lambda _: values.boolean),
+    (Integer, _integer),
+    (Float, _float),
+    (Numeric, _numeric),
+    (DateTime, _datetime),
+    (Date, lambda _: values.date),
+    (Time, _time),
+    (Interval, _interval),
+    (INTERVAL, _interval),
+    (JSON, _json),
+    (ARRAY, _array),
+)
+"""The first type that a column's is an instance of decides."""
