@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import URL, Engine, text
@@ -80,6 +82,33 @@ async def test_a_slow_key_store_does_not_stop_the_loop(
         await tx.run(lambda tx: tx.patients.add_many(Patient(patient_id=f"PT-{n}") for n in range(10)))
     ticking.cancel()
     assert ticks > 10
+
+
+@pytest.mark.parametrize("meets_new_key", [False, True], ids=["cold start", "rotation"])
+async def test_a_full_executor_of_the_loop_stops_no_task(
+    async_database: AsyncDatabase, engine: Engine, provider: VaultKeyProvider, database: Database, meets_new_key: bool
+) -> None:
+    """Jobs that wait for the tasks fill the loop's executor; keys are fetched all the same."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    if meets_new_key:
+        assert await read(async_database, "PT-001") == "123-45-6789"
+        change_key(engine, provider)
+        with Database(engine, provider).transaction() as tx:
+            tx.patients.update("PT-001", name="Zoë")
+            tx.patients.add(Patient(patient_id="PT-002", ssn="123-45-6780"))
+    done = threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    job = loop.run_in_executor(None, done.wait, 90)
+    try:
+        wanted = "PT-002" if meets_new_key else "PT-001"
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*(read(async_database, wanted) for _ in range(500)))
+    finally:
+        done.set()
+        await job
+    assert set(found) == {"123-45-6780" if meets_new_key else "123-45-6789"}
 
 
 async def test_a_bulk_add_of_many_batches(async_database: AsyncDatabase) -> None:

@@ -280,7 +280,11 @@ def test_an_error_that_is_not_ours_is_told_by_its_name_alone() -> None:
 
 
 def c_fork() -> int:
-    """Fork without Python's hooks, as uWSGI does."""
+    """Fork without Python's hooks, as uWSGI does.
+
+    Such a fork copies the interpreter's lock as it is. So it comes when the other threads wait for something else.
+    """
+    time.sleep(0.2)
     return int(ctypes.PyDLL(None).fork())
 
 

@@ -6,6 +6,7 @@ import base64
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from voiceassist_db.errors import (
     WrongKeyError,
 )
 from voiceassist_db.keyring import KeyringSource, initialise_keys, register, source
+from voiceassist_db.keyring.single_flight import wait_in_thread
 from voiceassist_db.keys import Key, KeyProvider, KeySet
 from voiceassist_db.providers.environment import EnvironmentKeyProvider
 from voiceassist_db.providers.vault import VaultKeyProvider
@@ -140,6 +142,39 @@ def test_others_go_on_while_one_thread_fetches(
             thread.join()
         assert keys.keyring(connection) is not first
         assert counting.fetches == 2
+
+
+def test_threads_at_a_cold_start_wait_without_a_connection(database: Database, counting: CountingProvider) -> None:
+    """Fifty threads share one fetch, and the pool is free for other code while they wait."""
+    cold = Database(database.engine, counting)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
+    counting.hold = threading.Event()
+    waiting = threading.Semaphore(0)
+    found: list[str | None] = []
+
+    def wait(landed: Future[None], seconds: float) -> None:
+        waiting.release()
+        wait_in_thread(landed, 60)
+
+    cold.keys._flights._wait = wait
+
+    def read() -> None:
+        with cold.transaction() as tx:
+            found.append(tx.patients.get("PT-001").ssn)
+
+    threads = [threading.Thread(target=read) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert waiting.acquire(timeout=60)
+    held = database.engine.pool.checkedout()  # type: ignore[attr-defined]  # of a QueuePool
+    counting.hold.set()
+    for thread in threads:
+        thread.join(60)
+    assert held == 0
+    assert found == ["123-45-6789"] * 50
+    assert counting.fetches == 1
 
 
 def test_a_wrong_key_is_refused_before_it_touches_a_row(engine: Engine, provider: VaultKeyProvider) -> None:
