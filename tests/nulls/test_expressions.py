@@ -54,7 +54,6 @@ WIDE_SETTINGS: Final = SETTINGS | {
         "lc_time = 'C'",
         "lc_numeric = 'C'",
         "lc_monetary = 'C'",
-        "client_encoding = 'LATIN1'",
         "client_encoding = 'SQL_ASCII'",
         "quote_all_identifiers = on",
         "search_path = pg_temp, public",
