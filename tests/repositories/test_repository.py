@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -23,6 +26,7 @@ from voiceassist_db.errors import (
     FieldNotLoadedError,
     NotFoundError,
 )
+from voiceassist_db.models import PatientRow
 from voiceassist_db.repositories import PatientRepository, Record, Repository, bulk, record
 
 ALICE = Patient(
@@ -352,8 +356,8 @@ def test_what_is_done_meanwhile_is_done_while_the_server_works(
         with database.transaction() as tx:
             tx.session.execute(text("SET LOCAL lock_timeout = '20s'"))
             records = iter(patients) if as_generator else patients
-            assert tx.patients.add_many(records, meanwhile=meanwhile) == 7
-            assert tx.patients.add_many([], meanwhile=meanwhile) == 0
+            assert tx.patients._add_many(records, meanwhile) == 7
+            assert tx.patients._add_many([], meanwhile) == 0
     assert seen == [1]
 
 
@@ -414,3 +418,28 @@ def test_a_record_must_have_the_tables_fields() -> None:
         class _ShortRepository(Repository[Short]):
             model = PatientRow
             record = Short
+
+
+def test_add_many_calls_nothing_that_could_use_its_transaction(tx: Repositories) -> None:
+    """What is done while the server works would wait for the connection that waits for it: only the importer may."""
+    assert list(inspect.signature(PatientRepository.add_many).parameters) == ["self", "records"]
+
+
+def test_repository_classes_that_nobody_uses_are_freed(tx: Repositories) -> None:
+    """Also after they have read and changed some fields; a thousand of them are made in a loop."""
+    tx.patients.add(Patient(patient_id="PT-001", name="Zoë"))
+    made = []
+    for number in range(1000):
+
+        class Made(Repository[Patient]):
+            model, record, lookup = PatientRow, Patient, ("patient_id",)
+
+        if number % 100 == 0:
+            repository = Made(tx.session, tx.patients._keys)
+            repository.update("PT-001", name="Zoë")
+            assert repository.get("PT-001", fields=["name"]).name == "Zoë"
+            del repository
+        made.append(weakref.ref(Made))
+        del Made
+    gc.collect()
+    assert [each for each in made if each() is not None] == []

@@ -83,7 +83,7 @@ class Tally:
                 self._broken(line, problem)
             else:
                 work.add(patient)
-        self._imported += tx.patients.add_many(list(work.new.values()), meanwhile=meanwhile)
+        self._imported += tx.patients._add_many(list(work.new.values()), meanwhile)  # noqa: SLF001  # nobody else may
 
     def _there(self, tx: Repositories, batch: list[Line], patients: list[Patient]) -> dict[str, Any]:
         """Return the patients who are there already, and those whose ids are other spellings of the batch's, by id."""

@@ -80,6 +80,8 @@ class Repository(Generic[R]):
     _lookup_key: ClassVar[attrgetter[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
     _naming: ClassVar[list[tuple[str, Check]]]
+    _changeable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
+    _readable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,6 +99,7 @@ class Repository(Generic[R]):
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._lookup_key = attrgetter(*cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
+        cls._changeable, cls._readable = {}, {}  # not functools.cache, which would keep each class for ever
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each, names_row=True)) for each in lookup]
 
     def __init__(self, session: AnySession, keys: KeyringSource) -> None:
@@ -125,13 +128,11 @@ class Repository(Generic[R]):
         self._insert(connection, statement, values, [record], returns_key=returns_key)
 
     @forgetful
-    def add_many(self, records: Iterable[R], *, meanwhile: Callable[[], object] = lambda: None) -> int:
+    def add_many(self, records: Iterable[R]) -> int:
         """Write many new rows, streaming: only a few thousand are held in memory.
 
         Args:
             records: The records.
-            meanwhile: What to do while the server works on the last of them, such as reading what comes next; not done where there
-                is nothing to wait for. It may neither raise nor use the transaction.
 
         Returns:
             How many rows were written.
@@ -139,6 +140,16 @@ class Repository(Generic[R]):
         Raises:
             ValueError: A value is not of its field's type. Earlier batches are written; roll back to undo them.
             DuplicateError: As for :meth:`add`.
+        """
+        return self._add_many(records, lambda: None)
+
+    @forgetful
+    def _add_many(self, records: Iterable[R], meanwhile: Callable[[], object]) -> int:
+        """Do the same for the importer, which reads on while the server works on the last records.
+
+        Args:
+            records: The records.
+            meanwhile: Called then, unless there is nothing to wait for. It may neither raise nor use the transaction.
         """
         groups = Groups(records, self._rows, (self.lookup[0], *self._table.fields))
         written = 0
@@ -217,7 +228,7 @@ class Repository(Generic[R]):
             ValueFormatError: Python cannot hold the row's primary key, so that no value can be bound to it.
         """
         names = frozenset(changes)
-        changed = self._to_change(names)
+        changed = self._changeable.get(names) or self._to_change(names)
         where = self._where(key)
         if not self._keys.is_known:
             self._keys.prefetch()
@@ -445,26 +456,30 @@ class Repository(Generic[R]):
     # --- inside --------------------------------------------------------------------------------------------------------
 
     @classmethod
-    @functools.cache
     def _to_change(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
         """Return the encrypted ones of fields to change, after a look whether all can be changed."""
         plain = {each.name for each in cls._statements.plain} - BOOKKEEPING
         unchangeable = names - plain - set(cls._table.fields)
         if unchangeable or not names:
             raise ValueError(f"{cls._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
-        return cls._named_by(names)
+        cls._changeable[names] = cls._named_by(names)
+        return cls._changeable[names]
 
     def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:
-        return self._fields if fields is None else self._to_read(frozenset(fields))
+        if fields is None:
+            return self._fields
+        names = frozenset(fields)
+        found = self._readable.get(names)
+        return self._to_read(names) if found is None else found
 
     @classmethod
-    @functools.cache
     def _to_read(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
         """Return the encrypted ones of fields to read, after a look whether the record has all of them."""
         known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # made by @record
         if unknown := names - known:
             raise ValueError(f"{cls._table.name} has no field {', '.join(sorted(unknown))}")
-        return cls._named_by(names)
+        cls._readable[names] = cls._named_by(names)
+        return cls._readable[names]
 
     @classmethod
     def _named_by(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
