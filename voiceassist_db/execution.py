@@ -190,6 +190,12 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
         return _constraint(original, sqlstate, table)
     if sqlstate == "25P02":
         return TransactionFailedError(FAILED, sqlstate=sqlstate)
+    if is_stale_plan(original):
+        return TransactionConflictError(
+            "a column's type was changed while this connection had a statement prepared for the type before (SQLSTATE 0A000): roll "
+            "back, and try the transaction again",
+            sqlstate=sqlstate,
+        )
     if sqlstate in _RETRY:
         return TransactionConflictError(
             f"the transaction met another one, or ran out of time (SQLSTATE {sqlstate}): try it again",
@@ -202,6 +208,13 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
             sqlstate=sqlstate,
         )
     return _schema(original, sqlstate, table)
+
+
+def is_stale_plan(error: object) -> bool:
+    """Say whether a prepared statement was refused because a column's type was changed; the driver forgets it at a rollback."""
+    diagnostics = getattr(error, "diag", None)
+    is_refused = getattr(error, "sqlstate", None) == "0A000"
+    return is_refused and getattr(diagnostics, "source_function", None) == "RevalidateCachedQuery"
 
 
 def _without_sqlstate(error: Exception, original: object) -> VoiceAssistDBError:

@@ -13,18 +13,21 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
-from sqlalchemy import Connection, Executable
+from psycopg.pq import TransactionStatus
+from sqlalchemy import ARRAY, Connection, Executable, Numeric
+from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util import await_only
 
 from voiceassist_db import forks, qualified
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError, VoiceAssistDBError
-from voiceassist_db.execution import DRIVER_ERRORS, TRANSLATION, require_untranslated, translate
+from voiceassist_db.execution import DRIVER_ERRORS, TRANSLATION, is_stale_plan, require_untranslated, translate
 from voiceassist_db.interrupts import settle
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
 
 Result = TypeVar("Result")
+Processors = list[Callable[[Any], Any] | None]
 
 PIPELINED: Final = (
     "in a pipeline the driver does not wait for the server, so that nobody would learn whether a row was written: leave the block "
@@ -63,7 +66,10 @@ class Prepared:
         self._key = [at for at, each in enumerate(columns) if getattr(each, "primary_key", False)]
         self._statement = statement
         self._schemas: dict[str | None, bool] = {}
-        self._results: list[Callable[[Any], Any] | None] | None = None
+        self._results: Processors | None = None
+        # SQLAlchemy converts numbers by the type that the server gives them, which ALTER TABLE can change.
+        self._varies = any(isinstance(each, Numeric | ARRAY | TypeDecorator) for each in self._columns)
+        self._results_of: dict[tuple[int, ...], Processors] = {}
 
     def rows(
         self, connection: Connection, parameters: dict[str, Any], *, prepare: bool | None = None
@@ -77,16 +83,25 @@ class Prepared:
                 is kept otherwise. By default the driver prepares what is executed often.
         """
         rows: list[tuple[Any, ...]]
-        if self._results is None:
+        results = self._results
+        if results is None:
             rows, types = self._run(connection, self._bound(parameters), partial(_all_rows_and_types, prepare=prepare))
-            found = [
-                column.result_processor(DIALECT, type_) for column, type_ in zip(self._columns, types, strict=True)
-            ]
-            self._results = found if any(found) else []
+            results = self._processors(types)
+            if not self._varies:
+                self._results = results
         else:
             way = _all_rows if prepare is None else partial(_all_rows, prepare=prepare)
             rows = self._run(connection, self._bound(parameters), way)
-        return list(self._processed(rows)) if self._results else rows
+        return list(_processed(rows, results)) if results else rows
+
+    def _processors(self, types: tuple[int, ...]) -> Processors:
+        """Return what converts the columns of a result; empty where nothing is converted."""
+        results = self._results_of.get(types)
+        if results is None:
+            pairs = zip(self._columns, types, strict=True)
+            found = [column.result_processor(DIALECT, type_) for column, type_ in pairs]
+            results = self._results_of[types] = found if any(found) else []
+        return results
 
     def tolerant_rows(self, connection: Connection, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
         """Execute it and return its rows, with an :class:`~voiceassist_db.loading.Unloadable` for what Python cannot hold.
@@ -118,17 +133,18 @@ class Prepared:
         Returns:
             What ``consume`` returns.
         """
-        if self._results is None:
+        results = self._results
+        if results is None:
             return consume(self.rows(connection, parameters))
 
         def streamed(cursor: Any, sql: bytes, parameters: dict[str, Any]) -> Result:
             if not (isinstance(cursor, psycopg.Cursor) and psycopg.capabilities.has_stream_chunked()):
                 found = _all_rows(cursor, sql, parameters)
-                return consume(self._processed(found) if self._results else found)
+                return consume(_processed(found, results) if results else found)
             rows = cursor.stream(sql, parameters, size=CHUNK_ROWS)
             # To its end, or the driver would cancel the statement, and that would fail the caller's transaction.
             try:
-                result = consume(self._processed(rows) if self._results else rows)
+                result = consume(_processed(rows, results) if results else rows)
             except BaseException:
                 with contextlib.suppress(psycopg.Error):  # what came first is what happened
                     deque(rows, maxlen=0)
@@ -138,11 +154,6 @@ class Prepared:
 
         read: Result = self._run(connection, self._bound(parameters), streamed)
         return read
-
-    def _processed(self, rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-        results = self._results or ()
-        for row in rows:
-            yield tuple(process(value) if process else value for process, value in zip(results, row, strict=True))
 
     def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
         """Execute it and return how many rows it wrote."""
@@ -202,7 +213,11 @@ class Prepared:
             if driver.pgconn.pipeline_status:
                 raise ConfigurationError(f"{self._table}: {PIPELINED}")
             cursor = made.cursor()
+            is_first = driver.pgconn.transaction_status == TransactionStatus.IDLE
             try:
+                return way(cursor, self._query, parameters)
+            except psycopg.errors.FeatureNotSupported as error:
+                _forget_plans(made, driver, error, is_first=is_first)
                 return way(cursor, self._query, parameters)
             except FAILURES as error:
                 failure = self._unloadable(cursor, error)
@@ -234,6 +249,21 @@ class Prepared:
         return unloadable(loaded(cursor, result), names, self._key, self._table)
 
 
+def _processed(rows: Iterable[tuple[Any, ...]], results: Processors) -> Iterator[tuple[Any, ...]]:
+    for row in rows:
+        yield tuple(process(value) if process else value for process, value in zip(results, row, strict=True))
+
+
+def _forget_plans(made: Any, driver: Any, error: psycopg.Error, *, is_first: bool) -> None:
+    """Let the driver forget what it prepared, where a changed type is why a statement failed, and its transaction holds nothing else."""
+    if not (is_first and is_stale_plan(error)):
+        raise error
+    if driver.autocommit:
+        made.cursor().execute("DEALLOCATE ALL")
+    else:
+        made.rollback()
+
+
 def _is_inherited(connection: Connection) -> bool:
     is_open = not (connection.closed or connection.invalidated)
     return is_open and forks.is_severed(connection.connection.driver_connection)
@@ -257,7 +287,7 @@ def _executed(cursor: Any, sql: bytes, parameters: dict[str, Any], prepare: bool
 
 def _all_rows_and_types(cursor: Any, sql: bytes, parameters: dict[str, Any], *, prepare: bool | None = None) -> Any:
     _executed(cursor, sql, parameters, prepare)
-    return cursor.fetchall(), [column[1] for column in cursor.description]
+    return cursor.fetchall(), tuple([column[1] for column in cursor.description])
 
 
 def _row_count(cursor: Any, sql: bytes, parameters: dict[str, Any]) -> Any:
