@@ -313,6 +313,10 @@ class Places:
             return asyncio.current_task()
         return None
 
+    def forget(self) -> None:
+        """Begin anew: all are outside."""
+        self._known.clear()
+
     def of(self, task: object = None) -> str:
         """Return where a task is, or the main thread: ``outside``, ``transaction``, ``savepoint`` or ``commit``."""
         return self._known.get(task or self._main, "outside")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -392,3 +394,95 @@ async def test_a_cancellation_of_the_application_outlasts_a_lost_connection(
         with pytest.raises(kind):
             await task
         await require_whole_async(small_async)
+
+
+CANCELLATIONS = 3000
+INTERRUPTS = 300
+TASKS = 40
+SEED = 12
+
+
+@pytest.mark.long
+async def test_cancellations_at_random(database_url: URL, provider: KeyProvider, ledger: Ledger) -> None:
+    """3,000 of them, of tasks that share a pool of ten, while others read their own patients all the time."""
+    chance = random.Random(SEED)  # noqa: S311  # no key is made of it
+    engine = create_async_engine(database_url, pool_size=10, max_overflow=0, pool_timeout=GIVE_UP_S)
+    places = Places(engine.sync_engine)
+    trials: list[tuple[Cancelled, asyncio.Task[None]]] = []
+
+    async def cancel_often(db: AsyncDatabase) -> None:
+        while sum(task.cancelled() for _, task in trials) < CANCELLATIONS:
+            trial = Cancelled(ledger.new_ids())
+            task = asyncio.create_task(trial.run(db, chance.choice(list(ASYNC_WORK.values()))))
+            trials.append((trial, task))
+            place, delay = chance.choice(["any", "savepoint", "savepoint", "commit"]), chance.uniform(0, 0.1)
+            while place not in ("any", places.of(task)) and not task.done():  # noqa: ASYNC110  # the place is of another task
+                await asyncio.sleep(0)
+            if place != "commit":
+                await asyncio.sleep(delay if place == "any" else delay / 20)
+            trial.where = places.of(task)
+            trial.cancel(task)
+            await asyncio.wait({task})
+
+    async def read_always(db: AsyncDatabase, patient_id: str) -> None:
+        while True:
+            async with db.transaction() as tx:
+                assert await read_name(tx, patient_id) == name_of(patient_id)
+
+    async with AsyncDatabase(engine, provider) as db:
+        readers = [asyncio.create_task(read_always(db, each)) for each in KNOWN[:5]]
+        await asyncio.gather(*(cancel_often(db) for _ in range(TASKS)))
+        assert not any(each.done() for each in readers), "a reader failed"
+        for each in readers:
+            each.cancel()
+        await asyncio.wait(readers)
+        await asyncio.to_thread(ledger.until_quiet)
+        for trial, task in trials:
+            await asyncio.to_thread(trial.check, task, ledger)
+        await require_whole_async(db)
+    report(ledger)
+    assert ledger.interrupted.total() >= CANCELLATIONS
+    assert ledger.interrupted["savepoint"] >= CANCELLATIONS // 2
+    assert ledger.interrupted["commit"] >= 1
+
+
+@pytest.mark.long
+def test_interrupts_at_random(
+    database_url: URL, provider: KeyProvider, ledger: Ledger, interrupter: Interrupter
+) -> None:
+    """300 of them, by SIGINT at any moment, not only while the database is waited for."""
+    chance = random.Random(SEED)  # noqa: S311  # no key is made of it
+    engine = create_engine(database_url, pool_size=POOL, max_overflow=0, pool_timeout=GIVE_UP_S)
+    places = Places(engine)
+
+    def interrupt_in(place: str, delay: float) -> str:
+        give_up = time.monotonic() + 1
+        while place not in ("any", places.of()) and time.monotonic() < give_up:
+            time.sleep(0)
+        time.sleep(delay)
+        where = places.of()
+        interrupter()
+        return where
+
+    with Database(engine, provider) as db, ThreadPoolExecutor(1) as executor:
+        require_whole(db)
+        while ledger.interrupted.total() < INTERRUPTS:
+            ids, work = ledger.new_ids(), chance.choice(list(WORK.values()))
+            place = chance.choice(["any", "savepoint", "savepoint", "commit"])
+            delay = chance.uniform(0, {"any": 0.02, "savepoint": 0.005, "commit": 0}[place])
+            where = executor.submit(interrupt_in, place, delay)
+            is_interrupted = interrupter.run(lambda ids=ids, work=work: work(db, ids, lambda: None))  # type: ignore[misc]
+            came_in = where.result()
+            ledger.until_quiet()
+            ledger.check(ids, came_in if is_interrupted else None)
+            require_whole(db)
+            places.forget()
+    report(ledger, interrupter)
+    assert ledger.interrupted["savepoint"] >= INTERRUPTS // 3
+    assert ledger.interrupted["commit"] >= 1
+
+
+def report(ledger: Ledger, interrupter: Interrupter | None = None) -> None:
+    """Print the figures of a long trial."""
+    swallowed = interrupter.swallowed if interrupter else 0
+    print(f"{dict(ledger.interrupted)}, {ledger.kept} kept, {swallowed} swallowed by Python in a finaliser")
