@@ -37,7 +37,7 @@ from voiceassist_db.rotation import lease
 lease.HEARTBEAT_S = 0.3
 lease._UNTIL = func.clock_timestamp() + text("interval '1 second'")
 assert "'15s'" in lease._FENCE.sql
-lease._FENCE.sql = lease._FENCE.sql.replace("'15s'", "'1s'")
+lease._FENCE._query = lease._FENCE.sql.replace("'15s'", "'1s'").encode()
 lease._LIMIT_SILENCE = text("SELECT set_config('idle_in_transaction_session_timeout', '1s', true)")
 run(command)
 """
