@@ -119,7 +119,7 @@ def test_a_batch_that_the_server_gave_up_is_done_again(
 ) -> None:
     """A process that stands still in the midst of a batch loses its connection, and not its run."""
     assert "'15s'" in lease._FENCE.sql
-    monkeypatch.setattr(lease._FENCE, "sql", lease._FENCE.sql.replace("'15s'", "'100ms'"))
+    monkeypatch.setattr(lease._FENCE, "_query", lease._FENCE.sql.replace("'15s'", "'100ms'").encode())
     proxy.point = Point(b"COMMIT", after=TRANSACTIONS["the batch"], happens=lambda: time.sleep(0.5))
     assert (trial.rows, None) == run(trial, proxied_engine)
     assert proxy.point.is_past
