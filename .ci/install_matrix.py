@@ -11,6 +11,7 @@ Exit codes: 0 every environment works; 1 one does not, or there is nothing to ru
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -85,10 +86,15 @@ def _candidates() -> Iterator[Path]:
         root = subprocess.run([pyenv, "root"], capture_output=True, text=True, check=True).stdout.strip()
         directories += Path(root).glob("versions/*/bin")
     for directory in directories:
-        for path in directory.glob("python3*"):
-            if re.fullmatch(r"python3(\.\d+)?", path.name) and os.access(path, os.X_OK):
-                yield path
+        with contextlib.suppress(OSError):  # PATH may name what this user cannot look into
+            yield from _pythons_in(directory)
     yield Path(sys.executable)
+
+
+def _pythons_in(directory: Path) -> Iterator[Path]:
+    for path in directory.glob("python3*"):
+        if re.fullmatch(r"python3(\.\d+)?", path.name) and os.access(path, os.X_OK):
+            yield path
 
 
 def _asked(executable: Path) -> Python | None:

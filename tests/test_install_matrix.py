@@ -52,6 +52,12 @@ def test_a_placeholder_is_no_python(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(pythons()) == 1
 
 
+def test_a_directory_that_cannot_be_looked_into_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PATH may name another user's. Root may look into all, so here it is one that no system can open."""
+    monkeypatch.setenv("PATH", "/" + "x" * 5000)
+    assert len(pythons()) == 1
+
+
 def test_a_failure_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
