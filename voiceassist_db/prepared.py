@@ -223,8 +223,6 @@ class Prepared:
                 failure = self._unloadable(cursor, error)
                 if failure is None:
                     raise
-            finally:
-                cursor.close()
         except DRIVER_ERRORS as error:
             failure = translate(error, table=self._table)
             if _is_inherited(connection):

@@ -57,10 +57,11 @@ def connection_of(session: AnySession, model: type[Any]) -> Connection:
     Raises:
         VoiceAssistDBError: There is no connection, or the session's transaction has failed.
     """
-    if isinstance(session, Connection):
-        return session
-    if isinstance(session, scoped_session):
-        session = session()  # this thread's, whichever thread made the repository
+    if type(session) is not Session:
+        if isinstance(session, Connection):
+            return session
+        if isinstance(session, scoped_session):
+            session = session()  # this thread's, whichever thread made the repository
     if session.autoflush:
         session.flush()
     try:

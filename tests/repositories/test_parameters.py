@@ -127,7 +127,7 @@ def test_no_name_of_a_column_is_the_name_of_a_parameter() -> None:
         statements.insert(),
         statements.insert_many(),
         statements.get(fields),
-        statements.get_many(fields),
+        statements.get_many(fields, for_update=False),
         statements.find("reason_index", fields),
         statements.taken("reason_index"),
         statements.page(fields, ("id",), after=True),

@@ -301,12 +301,13 @@ class Repository(Generic[R]):
         """
         chosen = self._chosen(fields)
         where = self._where(key)
-        found = self._read(lambda of: of.get(chosen), where, chosen)
+        found = self._read(Statements.get, (chosen,), where, chosen)
         if not found:
             raise not_found(self._table, where.values())
-        if self._lookup_key(found[0]) != _key(where):
+        record = found[0]
+        if [getattr(record, name) for name in self.lookup] != [*where.values()]:
             raise wrong_row(connection_of(self._session, self.model), self._table, tuple(where.values()))
-        return found[0]
+        return record
 
     @forgetful
     def get_many(
@@ -331,7 +332,8 @@ class Repository(Generic[R]):
         }
         chosen = self._chosen(fields)
         found = self._read(
-            lambda of: of.get_many(chosen, for_update=for_update),
+            Statements.get_many,
+            (chosen, for_update),
             arrays,
             chosen,
             is_many=True,
@@ -366,7 +368,7 @@ class Repository(Generic[R]):
             key = zip(self._table.key, self._rows.key(after), strict=True)
             values |= {names.after(column.name): value for column, value in key}
         found = self._read(
-            lambda of: of.page(chosen, tuple(within), after is not None), values, chosen, is_long=limit >= LONG_ROWS
+            Statements.page, (chosen, tuple(within), after is not None), values, chosen, is_long=limit >= LONG_ROWS
         )
         for column, value in within.items():
             if any(getattr(each, column) != value for each in found):
@@ -394,9 +396,10 @@ class Repository(Generic[R]):
         found = [
             each
             for each in self._read(
-                lambda of: of.find(index_column, chosen), tokens, chosen, searches=True, is_many=len(wanted) > 1
+                Statements.find, (index_column, chosen), tokens, chosen, searches=True, is_many=len(wanted) > 1
             )
-            if (stored := getattr(each, name)) is not None and self._searched(each, field, stored) in wanted
+            if (stored := getattr(each, name)) in wanted
+            or (stored is not None and self._searched(each, field, stored) in wanted)
         ]
         if field not in asked:
             for each in found:
@@ -420,7 +423,8 @@ class Repository(Generic[R]):
 
     def _read(
         self,
-        statement: Callable[[Statements], Prepared],
+        statement: Callable[..., Prepared],
+        arguments: tuple[Any, ...],
         values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
         fields: tuple[EncryptedField, ...],
         *,
@@ -437,7 +441,7 @@ class Repository(Generic[R]):
             given = values(keyring) if callable(values) else values
             given = {**given, **parameters(keyring, self._table, fields)}
             found: list[R] = []
-            prepared = statement(self._adopted if keyring.has_direct else self._statements)
+            prepared = statement(self._adopted if keyring.has_direct else self._statements, *arguments)
             if is_long:
                 unknown = prepared.read(connection, given, functools.partial(self._rows.read, keyring, fields, found))
             else:

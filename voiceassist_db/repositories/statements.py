@@ -110,7 +110,7 @@ class Statements:
         """One row by its lookup columns."""
         return self._once(("get", fields), lambda: self._select(fields).where(*self._is_row()))
 
-    def get_many(self, fields: tuple[EncryptedField, ...], *, for_update: bool = False) -> Prepared:
+    def get_many(self, fields: tuple[EncryptedField, ...], for_update: bool) -> Prepared:
         """Many rows by arrays of their lookup columns, locked or not."""
 
         def build() -> Executable:

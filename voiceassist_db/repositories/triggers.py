@@ -40,8 +40,9 @@ def may_change_rows(connection: Connection, table: EncryptedTable) -> bool:
         connection: The connection that rows are written through.
         table: The table.
     """
-    known = connection.info.setdefault(_KNOWN, {})
-    found: bool | None = known.get(table)
+    info = connection.info
+    known: dict[EncryptedTable, bool] = info.get(_KNOWN) or info.setdefault(_KNOWN, {})
+    found = known.get(table)
     if found is None:
         given = {"table": regclass(connection, table.table)}
         found = known[table] = bool(execute(connection, _CHANGES, given, table=table.name).scalar_one())
