@@ -3,7 +3,8 @@
     .venv/bin/python tests/benchmarks/compare_commits.py COMMIT
 
 Prints, for each operation, the time of the working tree over that of the commit: the median of all rounds, and the quartiles.
-Each version has a process and a database of its own; both use the same server and the same kind of keys.
+Each version has a process and a database of its own; both use the same server and the same kind of keys. Two processes of one
+version differ by 1 %, whatever they run, for their memory lies elsewhere: so there is a new pair of them for every few rounds.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 ROUNDS = 120
-CALLS = {"get": 100, "find": 60, "update": 60, "add": 60, "new connection": 12}
+PAIR_ROUNDS = 30
+"""Rounds after which both versions have a new process."""
+
+CALLS = {"get": 100, "find": 60, "update": 60, "add": 60, "add_many": 4, "new connection": 12}
+BULK = 200
+"""Patients of one call of ``add_many``."""
+
 WARM_UP = 10
 """Calls until the driver has prepared the statement."""
 
@@ -33,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 class Worker:
     """The operations of the version that is imported here, on a database of its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, turn: int) -> None:
         from voiceassist_db import Database, Patient, create_engine
         from voiceassist_db.keyring import initialise_keys
         from voiceassist_db.providers.environment import EnvironmentKeyProvider
@@ -45,10 +52,11 @@ class Worker:
         self._database = Database(self._engine, EnvironmentKeyProvider(os.environ["ENCRYPTION_KEY"]))
         with self._engine.begin() as connection:
             initialise_keys(self._database.keys.provider, connection)
-        with self._database.transaction() as tx:
-            tx.patients.add_many([self._new(n) for n in range(PATIENTS)])
-        self._added = PATIENTS
+        self._added = PATIENTS + turn * 1_000_000
         self._turn = 0
+        if turn == 0:
+            with self._database.transaction() as tx:
+                tx.patients.add_many([self._new(n) for n in range(PATIENTS)])
 
     def _new(self, number: int) -> Any:
         return self._patient(
@@ -102,10 +110,14 @@ class Worker:
         self._added += 1
         tx.patients.add(self._new(self._added))
 
+    def _add_many(self, tx: Any, _: int) -> None:
+        first, self._added = self._added, self._added + BULK
+        assert tx.patients.add_many(map(self._new, range(first + 1, self._added + 1))) == BULK
+
 
 def work() -> None:
     """Serve one version: read operations from stdin, answer with seconds."""
-    worker = Worker(os.environ["DATABASE_URL"])
+    worker = Worker(os.environ["DATABASE_URL"], turn=int(os.environ["TURN"]))
     print("ready", flush=True)
     for line in sys.stdin:
         operation, _, calls = line.strip().rpartition(" ")
@@ -113,12 +125,13 @@ def work() -> None:
 
 
 @contextmanager
-def version(source: Path, url: str) -> Iterator[subprocess.Popen[str]]:
+def version(source: Path, url: str, turn: int) -> Iterator[subprocess.Popen[str]]:
     """Start a version's process."""
     environment = os.environ | {
         "PYTHONPATH": str(source),
         "DATABASE_URL": url,
         "ENCRYPTION_KEY": os.environ["ENCRYPTION_KEY"],
+        "TURN": str(turn),
     }
     command = [sys.executable, "-c", f"import runpy; runpy.run_path({__file__!r})['work']()"]
     with subprocess.Popen(
@@ -145,6 +158,7 @@ def main() -> None:
     """Compare the working tree with a commit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("commit")
+    parser.add_argument("--operation", action="append", choices=[*CALLS], help="may be repeated; all by default")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     import psycopg
@@ -158,22 +172,30 @@ def main() -> None:
         subprocess.run([*git, "add", "-q", "--detach", str(source), arguments.commit], check=True)
         stack.callback(subprocess.run, [*git, "remove", "--force", str(source)], check=True)
         server = stack.enter_context(EmbeddedPostgres(settings={"fsync": "off"}))
-        versions = {}
-        for name, place in (("before", source), ("now", ROOT)):
+        urls = {}
+        for name in ("before", "now"):
             with psycopg.connect(
                 server.url().set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True
             ) as admin:
                 admin.execute(f"CREATE DATABASE {name}")
-            url = server.url(name).render_as_string(hide_password=False)
-            versions[name] = stack.enter_context(version(place, url))
-        for operation in CALLS:
-            ratios = []
-            for turn in range(arguments.rounds):
-                order = ("before", "now") if turn % 2 else ("now", "before")
-                seconds = {name: ask(versions[name], operation) for name in order}
-                ratios.append(seconds["now"] / seconds["before"])
-            low, middle, high = statistics.quantiles(ratios, n=4)
+            urls[name] = server.url(name).render_as_string(hide_password=False)
+        ratios: dict[str, list[float]] = {operation: [] for operation in arguments.operation or CALLS}
+        for turn in range(-(-arguments.rounds // PAIR_ROUNDS)):
+            with version(source, urls["before"], turn) as before, version(ROOT, urls["now"], turn) as now:
+                for operation, found in ratios.items():
+                    found.extend(measured({"before": before, "now": now}, operation))
+            print(f"{(turn + 1) * PAIR_ROUNDS} rounds", file=sys.stderr, flush=True)
+        for operation, found in ratios.items():
+            low, middle, high = statistics.quantiles(found, n=4)
             print(f"{operation:<15} {middle:.3f}  ({low:.3f} to {high:.3f})", flush=True)
+
+
+def measured(versions: Mapping[str, subprocess.Popen[str]], operation: str) -> Iterator[float]:
+    """Yield the ratios of one pair of processes."""
+    for each in range(PAIR_ROUNDS):
+        order = ("before", "now") if each % 2 else ("now", "before")
+        seconds = {name: ask(versions[name], operation) for name in order}
+        yield seconds["now"] / seconds["before"]
 
 
 def _key() -> str:
