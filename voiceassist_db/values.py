@@ -103,6 +103,8 @@ def timedelta(value: Any) -> dt.timedelta:
 
 def uuid(value: Any) -> UUID:
     """Return a ``UUID``."""
+    if type(value) is UUID:
+        return value
     if not isinstance(value, UUID):
         raise RefusedValueError(f"must be of type UUID, not {type(value).__name__}")
     return _same(UUID(int=value.int), value)
