@@ -6,6 +6,7 @@ index key and the tokens can try all 10⁹ social security numbers in minutes: g
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -111,6 +112,31 @@ def _not_empty(text: str) -> str:
 NORMALISERS: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
     {"exact": exact, "mrn": mrn, "name": name, "ssn": ssn}
 )
+
+
+_APOSTROPHES: Final = "'\u2019\u2018\u201b\u02bc\u02bb\u2032`"
+"""Signs that stand for an apostrophe in names. A stored token keeps the one that its value has; a search asks for all."""
+
+_UNIFIED: Final = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
+
+_FREE_APOSTROPHES: Final = 2
+"""Up to so many apostrophes, each may be another sign; in a name with more, all are the same sign, or as the search spells them."""
+
+
+def unified(form: str) -> str:
+    """Return a normalised name with every apostrophe as ``'``."""
+    return form.translate(_UNIFIED)
+
+
+def spellings(form: str) -> set[str]:
+    """Return the normalised names that a search for one looks for: with any signs for its apostrophes."""
+    parts = unified(form).split("'")
+    if len(parts) == 1:
+        return {form}
+    if len(parts) - 1 > _FREE_APOSTROPHES:
+        return {form, *(sign.join(parts) for sign in _APOSTROPHES)}
+    signs = itertools.product(_APOSTROPHES, repeat=len(parts) - 1)
+    return {"".join(itertools.chain(*zip(parts, (*each, ""), strict=True))) for each in signs}
 
 
 def token(key: Key, normalised: str) -> bytes:

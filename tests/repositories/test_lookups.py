@@ -200,3 +200,33 @@ def test_rows_that_are_read_for_update_wait_for_nobody_else(database: Database) 
             "PT-1": "Ana Ruiz",
             "PT-2": None,
         }
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["O'Brien", "O\u2019Brien", "O\u02bcBRIEN", "o`brien", "D\u2019Arcy O'Brien", "a'b'c'd", "a\u2019b\u2019c\u2019d"],
+)
+def test_any_apostrophe_finds_any_other(database: Database, stored: str) -> None:
+    """A name is found by each sign for its apostrophes, and by no other name; accents matter."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1", name=stored))
+        for sign in "'\u2019\u2018\u201b\u02bc\u02bb\u2032`\uff07":
+            asked = stored.translate(dict.fromkeys(map(ord, "'\u2019\u02bc`"), sign))
+            assert [stored] == [each.name for each in tx.patients.find_by_name(asked)]
+        assert tx.patients.find_by_name(stored.replace("a", "\u00e4").replace("B", "P").replace("b", "p")) == []
+
+
+def test_a_date_that_the_server_writes_is_refused(database: Database) -> None:
+    """A record that was read is not added again with its dates, which would be ignored; without them it is."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1"))
+        read = replace(tx.patients.get("PT-1"), patient_id="PT-2", id=uuid7())
+        for name, other in (("created_at", "updated_at"), ("updated_at", "created_at")):
+            without: dict[str, Any] = {other: None}
+            given = replace(read, **without)
+            with pytest.raises(ValueError, match=f"^{name} is written by the server"):
+                tx.patients.add(given)
+            with pytest.raises(ValueError, match=f"^{name} is written by the server"):
+                tx.patients.add_many([given])
+        tx.patients.add(replace(read, created_at=None, updated_at=None))
+        assert len(tx.patients.page()) == 2

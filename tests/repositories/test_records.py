@@ -10,6 +10,7 @@ import traceback
 import pytest
 
 from voiceassist_db import ClinicalNote, Patient
+from voiceassist_db.errors import FieldNotLoadedError
 
 PATIENT = Patient(patient_id="PT-001", ssn="SECRET", name="SECRET", address={"SECRET": "SECRET"})
 
@@ -48,6 +49,28 @@ def test_ordinary_tools_work_on_records() -> None:
     assert pickle.loads(pickle.dumps(PATIENT)) == PATIENT  # noqa: S301  # our own bytes
     assert dataclasses.replace(PATIENT, ssn=None).ssn is None
     assert not hasattr(PATIENT, "snn")
+
+
+def _read(**values: object) -> Patient:
+    """Return a patient as it is read with some fields only."""
+    made = object.__new__(Patient)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def test_a_record_with_some_fields_can_be_compared_copied_and_pickled() -> None:
+    """It is equal to its copies, and to no record with other fields or values; a copy has the same fields and refuses the others."""
+    one = _read(id=PATIENT.id, patient_id="PT-001", name="SECRET")
+    for other in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):  # noqa: S301  # our own bytes
+        assert (one, hash(one)) == (other, hash(other))
+        with pytest.raises(FieldNotLoadedError, match="add it to fields="):
+            _ = other.ssn
+    assert one != PATIENT
+    assert one != _read(id=PATIENT.id, patient_id="PT-001", name="other")
+    assert one != _read(id=PATIENT.id, patient_id="PT-001", name="SECRET", ssn=None)
+    with pytest.raises(FieldNotLoadedError):
+        dataclasses.replace(one, name="other")
 
 
 def test_ids_are_made_in_order_of_time() -> None:

@@ -369,7 +369,9 @@ def test_records_may_be_read_from_the_same_session(tx: Repositories, monkeypatch
 
     def copies() -> Iterator[Patient]:
         for n in range(10):
-            yield replace(tx.patients.get(ALICE.patient_id), id=uuid7(), patient_id=f"P{n}")
+            yield replace(
+                tx.patients.get(ALICE.patient_id), id=uuid7(), created_at=None, updated_at=None, patient_id=f"P{n}"
+            )
 
     assert tx.patients.add_many(copies()) == 10
     assert {each.name for each in tx.patients.page()} == {ALICE.name}

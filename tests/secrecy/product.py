@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -236,7 +237,8 @@ class Product:
             self.printed.keep("compiled statements: parameters", vars(prepared))
         for key in (stored, stored.key, stored.index_key, keyring, keyring.current, Keys([stored.key])):
             self.printed.key(key)
-        rows = repositories[0]._rows.many(patients, keyring)
+        new = [dataclasses.replace(each, created_at=None, updated_at=None) for each in patients]
+        rows = repositories[0]._rows.many(new, keyring)
         things = (database, database.keys, self.provider, database.engine)
         for thing in (patients, patients[0], rows, list(rows.values()), stored.versions(), keyring.memory, *things):
             self.printed.thing(thing)

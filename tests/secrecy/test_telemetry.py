@@ -101,7 +101,7 @@ def test_the_parameters_of_a_write_are_the_only_place(
         with database.transaction() as tx:
             tx.patients.add(wanted)
         with pytest.raises(DuplicateError), database.transaction() as tx:
-            tx.patients.add(replace(wanted, id=uuid4()))
+            tx.patients.add(replace(wanted, id=uuid4(), created_at=None, updated_at=None))
     found = spans.get_finished_spans()
     assert found
     scanner = Scanner(secrets.known)

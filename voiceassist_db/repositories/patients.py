@@ -38,7 +38,11 @@ class PatientRepository(Repository[Patient]):
         return self._find("mrn", mrns, fields)
 
     def find_by_name(self, name: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
-        """Return the patients with a full name; upper and lower case and runs of white space do not matter."""
+        """Return the patients with a full name.
+
+        Case, runs of white space, the kind of dash and the kind of apostrophe do not matter. Accents do: ``José`` is not ``Jose``. A name
+        with more than two apostrophes is found if all of them are the same sign, or if it is spelled as it was stored.
+        """
         return self._find("name", [name], fields)
 
 

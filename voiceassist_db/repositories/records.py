@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from keyword import iskeyword
-from typing import Any, ClassVar, NoReturn, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Final, NoReturn, TypeVar, dataclass_transform
 from uuid import UUID
 
 import uuid_utils.compat
@@ -32,6 +32,8 @@ class Record:
     """Base of all records: masks its values, and refuses to give a field that was not read.
 
     Code that names a field gets its value. So does code that takes the whole record: ``dataclasses.asdict`` and ``pickle``.
+    A record that was read with ``fields=`` can be compared, copied and pickled. It is equal to one with the same fields read and the same
+    values. ``dataclasses.asdict`` and ``dataclasses.replace`` refuse it.
     What prints a record shows ``shown`` alone.
 
     Attributes:
@@ -67,13 +69,37 @@ class Record:
         return hash(self._compared())
 
     def _compared(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, each.name) for each in dataclasses.fields(self) if each.compare)  # type: ignore[arg-type]  # as above
+        return tuple(_loaded(self, each.name) for each in dataclasses.fields(self) if each.compare)  # type: ignore[arg-type]  # as above
+
+    # In place of what a dataclass does: that would ask for fields which were not read.
+    def __reduce__(self) -> tuple[Any, ...]:
+        read = ((each.name, _loaded(self, each.name)) for each in dataclasses.fields(self))  # type: ignore[arg-type]  # as above
+        return _restored, (type(self), {name: value for name, value in read if value is not _NOT_LOADED})
 
     def __getattr__(self, name: str) -> NoReturn:
         # Only reached where the slot is empty, or where there is no such attribute at all.
         if name in getattr(type(self), "__dataclass_fields__", {}):
             raise FieldNotLoadedError(f"{type(self).__name__} was read without {name!r}: add it to fields=")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+_NOT_LOADED: Final = object()
+
+
+def _loaded(record: Record, name: str) -> Any:
+    """Return a field's value; a marker where it was not read."""
+    try:
+        return object.__getattribute__(record, name)
+    except AttributeError:
+        return _NOT_LOADED
+
+
+def _restored(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return a copied or unpickled record, which has the fields that the original had."""
+    made = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))

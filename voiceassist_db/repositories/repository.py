@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.orm import DeclarativeBase
 
-from voiceassist_db.blind_index import token
+from voiceassist_db.blind_index import spellings, token, unified
 from voiceassist_db.errors import DatabaseError, ValueFormatError
 from voiceassist_db.keyring import Keyring, KeyringSource
 from voiceassist_db.masking import MaskedValues
@@ -378,9 +378,13 @@ class Repository(Generic[R]):
     def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
         field = self._table.fields[name]
         assert field.index_column is not None  # the subclass names a searchable field
-        wanted = {normalised(field, value) for value in values}
-        if not wanted:
+        forms = {normalised(field, value) for value in values}
+        if not forms:
             return []
+        wanted = sought = forms
+        if field.normaliser == "name":
+            wanted = {unified(form) for form in forms}
+            sought = {each for form in forms for each in spellings(form)}
         asked = self._chosen(fields)
         chosen = asked if field in asked else (*asked, field)
         index_column = field.index_column
@@ -388,7 +392,7 @@ class Repository(Generic[R]):
         def tokens(keyring: Keyring) -> dict[str, Any]:
             keys = keyring.index_column_keys(field.context)
             return {
-                "tokens": dumped_tokens([token(key, value) for key in keys for value in wanted]),
+                "tokens": dumped_tokens([token(key, form) for key in keys for form in sought]),
                 "known": list(keyring.index_checks),
             }
 
@@ -396,7 +400,7 @@ class Repository(Generic[R]):
         found = [
             each
             for each in self._read(
-                Statements.find, (index_column, chosen), tokens, chosen, searches=True, is_many=len(wanted) > 1
+                Statements.find, (index_column, chosen), tokens, chosen, searches=True, is_many=len(forms) > 1
             )
             if (stored := getattr(each, name)) in wanted
             or (stored is not None and self._searched(each, field, stored) in wanted)
@@ -407,9 +411,10 @@ class Repository(Generic[R]):
         return found
 
     def _searched(self, record: R, field: EncryptedField, stored: Any) -> str:
-        """Return the form by which a value that was found is searched."""
+        """Return the form by which a value that was found is searched, for all spellings the same."""
         try:
-            return normalised(field, stored)
+            form = normalised(field, stored)
+            return unified(form) if field.normaliser == "name" else form
         except ValueError as error:
             problem = error.args[0]
         row_id = codec.row_id([getattr(record, each.name) for each in self._table.key])

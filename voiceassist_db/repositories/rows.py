@@ -5,6 +5,7 @@ Owns encoding and decoding of whole rows: values, blind-index tokens, keys. Exec
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
@@ -67,6 +68,8 @@ class Rows(Generic[R]):
         self._checks = {each.name: checker(each, names_row=each.name in naming) for each in written}
         self._stored_checks = dict(self._checks)
         self._checks |= {name: form_checker(name, self._checks[name], form) for name, form in forms.items()}
+        kept = {each.name for each in dataclasses.fields(record)}  # type: ignore[arg-type]  # made by @record
+        self._dates = [(name, attrgetter(name)) for name in ("created_at", "updated_at") if name in kept]
         self._written = [
             (self._names.plain(each.name), attrgetter(each.name), self._checks[each.name]) for each in written
         ]
@@ -102,6 +105,7 @@ class Rows(Generic[R]):
         """
         if type(record) is not self._record:
             raise self._foreign(record)
+        self._require_no_dates([record])
         values = MaskedValues()
         for name, value_of, check in self._written:
             values[name] = check(value_of(record))
@@ -130,11 +134,20 @@ class Rows(Generic[R]):
     def _foreign(self, record: object) -> ValueError:
         return ValueError(f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}")
 
+    def _require_no_dates(self, records: Sequence[R]) -> None:
+        """Refuse records with a date that the server writes: it would be ignored."""
+        for name, date_of in self._dates:
+            if any(map(date_of, records)):
+                raise ValueError(
+                    f"{name} is written by the server: leave it out, or use dataclasses.replace(record, {name}=None) to add a record again"
+                )
+
     def _columns(self, records: Sequence[R], keyring: Keyring) -> Iterator[tuple[str, list[Any]]]:
         """Yield the values of new rows, column by column: a third faster than row by row."""
         for record in records:
             if type(record) is not self._record:
                 raise self._foreign(record)
+        self._require_no_dates(records)
         key: list[list[Any]] = []
         for name, value_of, check in self._written:
             values = [check(value_of(record)) for record in records]
