@@ -7,6 +7,7 @@ decides nothing. A subclass that does not compare equal to that data holds more,
 from __future__ import annotations
 
 import datetime as dt
+import re
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -21,6 +22,17 @@ _datetime_of: Final = dt.datetime.fromisoformat
 _datetime_text: Final = dt.datetime.isoformat
 _time_of: Final = dt.time.fromisoformat
 _time_text: Final = dt.time.isoformat
+
+
+MAX_JSON_DEPTH: Final = 50
+"""Levels of lists and objects in a JSON value: far below those at which Python's recursion gives up, also on a deep call stack."""
+
+MAX_DIGITS: Final = 640
+"""Digits of an integer. Python reads so many under every setting (``sys.int_info.str_digits_check_threshold``)."""
+
+MAX_ROW_BYTES: Final = 480 << 20
+"""Bytes of all values of a row, 480 MiB, shared equally by its columns without a limit of their own. PostgreSQL holds 1 GiB of text, and
+writes ciphertext as text of twice its length where it is read or dumped."""
 
 
 class RefusedValueError(ValueError):
@@ -126,3 +138,40 @@ def _same(plain: T, value: Any) -> T:
             f"is a {type(value).__name__}, which holds something else than a {type(plain).__name__}"
         )
     return plain
+
+
+def size_of(value: str | bytes) -> int:
+    """Return a value's length in bytes, of text in UTF-8."""
+    return len(value) if isinstance(value, bytes) or value.isascii() else len(value.encode(errors="surrogatepass"))
+
+
+def require_size(value: str | bytes, most: int) -> None:
+    """Refuse a value that is longer than so many bytes."""
+    if len(value) * 4 > most and size_of(value) > most:
+        raise RefusedValueError(f"is longer than {most:,} bytes")
+
+
+def is_deeper(value: Any, levels: int = MAX_JSON_DEPTH) -> bool:
+    """Say whether lists and objects are nested in more levels; without recursion."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [each for each in level if isinstance(each, dict | list | tuple)]
+        if not level:
+            return False
+        children = (each.values() if isinstance(each, dict) else each for each in level)
+        level = list({id(child): child for each in children for child in each}.values())
+    return True
+
+
+_STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|[\]}]')
+
+
+def text_is_deeper(text: str, levels: int = MAX_JSON_DEPTH) -> bool:
+    """Say the same of JSON as text."""
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        if found[0][0] != '"':
+            depth += 1 if found[1] else -1
+        if depth > levels:
+            return True
+    return False

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from voiceassist_db import Patient
 from voiceassist_db.blind_index import SPREADSHEET_NUMBER
 from voiceassist_db.errors import ImportFileError
-from voiceassist_db.importing.cells import MAX_ADDRESS_DEPTH, SUSPECTS
+from voiceassist_db.importing.cells import SUSPECTS
 from voiceassist_db.importing.columns import BadRowError, Layout, Reading, differing, recognise
+from voiceassist_db.values import MAX_JSON_DEPTH
 
 OWN = ["patient_id", "ssn", "mrn", "name", "date_of_birth", "address"]
 SYNTHEA_OLD = ["Id", "BIRTHDATE", "DEATHDATE", "SSN", "PREFIX", "FIRST", "LAST", "ADDRESS", "CITY", "STATE", "ZIP"]
@@ -249,4 +250,4 @@ def test_patients_differ_only_in_what_the_file_speaks_of() -> None:
     other = Patient(patient_id="PT-1", ssn="987-65-4321", name="B", address={"y": 2, "x": True})
     assert differing(recognise(OWN).fields, one, other) == ["name", "address"]
     assert differing(recognise(["patient_id", "ssn"]).fields, one, other) == []
-    assert MAX_ADDRESS_DEPTH > 1
+    assert MAX_JSON_DEPTH > 1

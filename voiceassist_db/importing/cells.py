@@ -13,16 +13,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 from voiceassist_db import blind_index, spelling
-
-MAX_ADDRESS_DEPTH: Final = 50
-"""Levels of JSON, far below those at which Python's encoder gives up."""
+from voiceassist_db.values import MAX_DIGITS, MAX_JSON_DEPTH, is_deeper
 
 EARLIEST_BIRTH: Final = date(1850, 1, 1)
 
 SUSPECTS: Final = ("NULL", "(null)", "<null>", "N/A", "#N/A", "\\N", "NaN", "<NA>", "None", "NaT", "undefined")
 """Words that databases, spreadsheets and data frames write where there is no value; and NA, in capitals only: Na is a name."""
 
-_NO_ADDRESS: Final = f"is not a JSON object (each name once, at most {MAX_ADDRESS_DEPTH} levels, no NaN, no NUL)"
+_NO_ADDRESS: Final = f"is not a JSON object (each name once, at most {MAX_JSON_DEPTH} levels, no NaN, no NUL, no integer of more than {MAX_DIGITS} digits)"
 _DATE_DIRECTIVES: Final = frozenset("YmdjbB")
 _TEXT_FORMULA: Final = re.compile(r'="((?:[^"]|"")*)"')
 
@@ -179,8 +177,8 @@ def address_json(cells: Sequence[str]) -> dict[str, Any]:
         value = _JSON.decode(text)
         sound = isinstance(value, dict)
         # Only many brackets can nest deep, and only an escape can spell what UTF-8 cannot: half a character, or NUL.
-        if text.count("{") + text.count("[") > MAX_ADDRESS_DEPTH:
-            sound = sound and not _is_deeper(value, MAX_ADDRESS_DEPTH)
+        if text.count("{") + text.count("[") > MAX_JSON_DEPTH:
+            sound = sound and not is_deeper(value)
         if sound and "\\u" in text:
             sound = b"\x00" not in _strings(value).encode()
     except (ValueError, RecursionError):
@@ -200,13 +198,6 @@ def _strings(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in children)
-
-
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -221,8 +212,16 @@ def _finite(text: str) -> float:
     return value
 
 
+def _short(text: str) -> int:
+    if len(text.lstrip("-")) > MAX_DIGITS:
+        raise ValueError("an integer has too many digits")
+    return int(text)
+
+
 def _no_constant(_name: str) -> float:
     raise ValueError("JSON has no such number")
 
 
-_JSON: Final = json.JSONDecoder(object_pairs_hook=_once_each, parse_float=_finite, parse_constant=_no_constant)
+_JSON: Final = json.JSONDecoder(
+    object_pairs_hook=_once_each, parse_float=_finite, parse_int=_short, parse_constant=_no_constant
+)

@@ -10,6 +10,7 @@ the primary key's columns as text, joined by ``/``; in text columns ``%``, ``:``
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
@@ -36,22 +37,26 @@ Encoder = Callable[[Scheme, str, Any], Plaintext | None]
 Decoder = Callable[[Scheme, str, Plaintext | None], Any]
 
 
-def encoder(field: EncryptedField) -> Encoder:
+def encoder(field: EncryptedField, *, most: int = values.MAX_ROW_BYTES) -> Encoder:
     """Return a function of scheme, row id and value that gives the plaintext; None stays None.
 
     Args:
         field: The field, which says the value's type and context.
+        most: How many bytes a value may have.
 
     The function raises ValueError where a value is not of the field's type, or cannot be stored; the message does not hold
     the value.
     """
     to_text, context, bytes_ = _ENCODE[field.kind], field.context, field.kind is Kind.BYTES
+    few = most // 4  # characters that surely have no more bytes
 
     def encode(scheme: Scheme, row: str, value: Any) -> Plaintext | None:
         if value is None:
             return None
         try:
             text: Any = to_text(value)
+            if len(text) > few:
+                values.require_size(text, most)
         except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
             # The causes of a failed conversion quote what they could not convert, so only our own words go on.
             problem = error.args[0] if type(error) is RefusedValueError else f"is not a valid {field.kind.value} value"
@@ -90,8 +95,14 @@ def decoder(field: EncryptedField, *, table: str) -> Decoder:
             return plaintext
         try:
             return to_value(plaintext)
-        except (ValueError, InvalidOperation, RecursionError):
-            pass  # raised below, where the cause, which quotes the plaintext, is no longer attached
+        except RecursionError:
+            is_stack = not values.text_is_deeper(plaintext)
+        except (ValueError, InvalidOperation):
+            is_stack = False  # raised below, where the cause, which quotes the plaintext, is no longer attached
+        if is_stack:
+            raise RecursionError(
+                f"the call stack is too deep to read {table}.{field.name}: read it from fewer calls deep"
+            )
         raise ValueFormatError(
             f"{table}.{field.name} of row {row} opens, but is not of type {field.kind.value}: write the value again with update(), or "
             "leave the field out with fields=",
@@ -152,8 +163,14 @@ def _encode_datetime(value: Any) -> str:
         raise RefusedValueError("is outside the years 1 to 9999 in UTC") from None
 
 
+_TOO_MANY: Final = 10**values.MAX_DIGITS
+
+
 def _encode_integer(value: Any) -> str:
-    return str(value if type(value) is int else values.integer(value))
+    number: int = value if type(value) is int else values.integer(value)
+    if not -_TOO_MANY < number < _TOO_MANY:
+        raise RefusedValueError(f"is not a valid integer: it has more than {values.MAX_DIGITS} digits")
+    return str(number)
 
 
 def _encode_decimal(value: Any) -> str:
@@ -182,11 +199,28 @@ def json_text(value: Any) -> str:
     """
     if type(value) is dict and (flat := _flat_json(value)) is not None:
         return _encode_text(flat)
-    text = _encode_text(_to_json(value))
-    # JSON turns a key that is a number into text and a tuple into a list, and of {1: …, "1": …} it loses one.
-    if _decode_json(text) != value:
+    try:
+        text = _encode_text(_to_json(value))
+        # JSON turns a key that is a number into text and a tuple into a list, and of {1: …, "1": …} it loses one.
+        is_same = _decode_json(text) == value
+    except RecursionError:
+        raise RefusedValueError(_TOO_DEEP) from None
+    if not is_same:
         raise RefusedValueError("would not read back equal: JSON has text as keys, and lists")
+    if text.count("{") + text.count("[") > values.MAX_JSON_DEPTH and values.is_deeper(value):
+        raise RefusedValueError(_TOO_DEEP)
+    if _MANY_DIGITS.search(text):
+        json.loads(text, parse_int=_require_digits)
     return text
+
+
+_TOO_DEEP: Final = f"is nested in more than {values.MAX_JSON_DEPTH} levels, or the call stack is too deep to write it"
+_MANY_DIGITS: Final = re.compile(rf"[0-9]{{{values.MAX_DIGITS + 1}}}")
+
+
+def _require_digits(text: str) -> None:
+    if len(text.lstrip("-")) > values.MAX_DIGITS:
+        raise RefusedValueError(f"has an integer of more than {values.MAX_DIGITS} digits")
 
 
 def _text(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.masking import MaskedValues
+from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rows import Rows
 
@@ -31,6 +32,10 @@ GROUP_CHARACTERS: Final = 4 << 20
 """Characters of text, or bytes, that end a batch and its group early: of long notes, a batch is a batch of few."""
 
 
+MAX_STATEMENT_BYTES: Final = 256 << 20
+"""Bytes of the parameters of one INSERT, 256 MiB: PostgreSQL takes messages of up to 1 GiB. JSON is counted here, once it is text."""
+
+
 class Batch(Generic[R]):
     """Records that are encoded once, ahead of the statement that inserts them.
 
@@ -44,15 +49,28 @@ class Batch(Generic[R]):
         self._rows = rows
         self._encoded: MaskedValues | None = None
         self._keyring: Keyring | None = None
+        self._is_large = False
 
     def encode(self, keyring: Keyring) -> bool:
         """Encode them under a keyring, unless they are already; say whether they could be."""
         if self._keyring is not keyring:
             self._encoded = None
             with contextlib.suppress(Exception):  # :meth:`values` raises it again
-                self._encoded = self._rows.many(self.records, keyring)
+                encoded = self._rows.many(self.records, keyring)
+                size = sum(len(each.data) for each in encoded.values() if isinstance(each, Array))
+                self._is_large = size > MAX_STATEMENT_BYTES and len(self.records) > 1
+                self._encoded = None if self._is_large else encoded
             self._keyring = keyring
         return self._encoded is not None
+
+    def fitting(self, keyring: Keyring) -> Iterator[Batch[R]]:
+        """Yield the same records in batches whose parameters fit into one statement."""
+        if self.encode(keyring) or not self._is_large:
+            yield self
+            return
+        middle = len(self.records) // 2
+        for half in (self.records[:middle], self.records[middle:]):
+            yield from Batch(half, self._rows).fitting(keyring)
 
     def values(self, keyring: Keyring) -> MaskedValues:
         """Return the parameters of the rows under a keyring, once: they are not kept.

@@ -11,12 +11,12 @@ from typing import Any
 from sqlalchemy import Column
 
 from voiceassist_db.repositories.rules import ordinary_length, rule_of
-from voiceassist_db.values import RefusedValueError
+from voiceassist_db.values import MAX_ROW_BYTES, RefusedValueError, require_size
 
 Check = Callable[[Any], Any]
 
 
-def checker(column: Column[Any], *, names_row: bool = False) -> Check:
+def checker(column: Column[Any], *, names_row: bool = False, most: int = MAX_ROW_BYTES) -> Check:
     """Return a function that gives back a value of a column as a plain type, or refuses it.
 
     Values are bound to the primary key: one that is written as the client spells it, and not as the server does, would never open again.
@@ -24,6 +24,7 @@ def checker(column: Column[Any], *, names_row: bool = False) -> Check:
     Args:
         column: The column.
         names_row: Whether rows are named by it, so that None is refused.
+        most: How many bytes text and binary data may have.
 
     The function raises ValueError; the message names the column and does not hold the value.
     """
@@ -40,11 +41,15 @@ def checker(column: Column[Any], *, names_row: bool = False) -> Check:
         if value is None and not names_row:
             return None
         try:
-            return rule(value)
+            plain = rule(value)
+            if isinstance(plain, str | bytes):
+                require_size(plain, most)
         except RefusedValueError as error:
             problem = error.args[0]
         except (ValueError, TypeError, ArithmeticError, RecursionError):
             problem = f"is not a valid value of type {kind}"  # what another's error says may quote the value
+        else:
+            return plain
         raise ValueError(f"{name} {problem}")
 
     return check

@@ -184,7 +184,9 @@ class Repository(Generic[R]):
         # What could not be encoded, or met a registry that is ahead of the keyring, is not written yet.
         left = [batch for position, batch in enumerate(batches) if not any(counts[position : position + 1])]
         return sum(counts) + sum(
-            self._insert(connection, statement, each.values, each.records, returns_key=returns_key) for each in left
+            self._insert(connection, statement, each.values, each.records, returns_key=returns_key)
+            for batch in left
+            for each in batch.fitting(keyring)
         )
 
     def _insert(

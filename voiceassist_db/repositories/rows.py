@@ -24,14 +24,19 @@ from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
 from voiceassist_db.repositories.checks import Check, checker, form_checker
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.records import Record
-from voiceassist_db.repositories.rules import is_unicode
-from voiceassist_db.values import RefusedValueError
+from voiceassist_db.repositories.rules import is_unicode, is_unlimited
+from voiceassist_db.values import MAX_ROW_BYTES, RefusedValueError
 from voiceassist_db.values import text as plain_text
 
 R = TypeVar("R", bound=Record)
 
 BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
 """Columns that the database or the repository writes, and a record only reads."""
+
+KEY_BYTES: Final = 2600
+"""Bytes of all columns by which rows are named, below the 2,704 of an entry of a PostgreSQL B-tree."""
+
+_DIRECT: Final = Scheme.DIRECT
 
 Row = tuple[Any, ...]
 Setter = Callable[[Any, Any], None]
@@ -65,8 +70,12 @@ class Rows(Generic[R]):
         naming = frozenset({*self._key, *lookup})
         written = [each for each in (*table.key, *plain) if each.name not in BOOKKEEPING]
         self._names = Parameters(table.table)
-        self._checks = {each.name: checker(each, names_row=each.name in naming) for each in written}
-        self._stored_checks = dict(self._checks)
+        share = MAX_ROW_BYTES // (len(table.fields) + sum(map(is_unlimited, plain)))
+        most = {each.name: KEY_BYTES // len(naming) if each.name in naming else share for each in written}
+        self._stored_checks = {each.name: checker(each, names_row=each.name in naming) for each in written}
+        self._checks = {
+            each.name: checker(each, names_row=each.name in naming, most=most[each.name]) for each in written
+        }
         self._checks |= {name: form_checker(name, self._checks[name], form) for name, form in forms.items()}
         kept = {each.name for each in dataclasses.fields(record)}  # type: ignore[arg-type]  # made by @record
         self._dates = [(name, attrgetter(name)) for name in ("created_at", "updated_at") if name in kept]
@@ -76,7 +85,7 @@ class Rows(Generic[R]):
         self._lookup_dumpers = {each.name: dumper_of_any(each.type) for each in plain}
         self._lookup_dumpers |= {each.name: dumper(each.type) for each in table.key}
         self._dumpers = self._array_dumpers()
-        self._encoders = {name: codec.encoder(each) for name, each in table.fields.items()}
+        self._encoders = {name: codec.encoder(each, most=share) for name, each in table.fields.items()}
         self._tokens = {
             each.name: self._names.token(each.index_column) for each in table.fields.values() if each.index_column
         }
@@ -190,7 +199,7 @@ class Rows(Generic[R]):
             if encode is None:
                 values[self._changing[name]] = self._checks[name](value)
                 continue
-            values[self._changing[name]] = encode(Scheme.DIRECT, "", value)
+            values[self._changing[name]] = encode(_DIRECT, "", value)
             if name in self._tokens:
                 values[self._tokens[name]] = _token(self._table.fields[name], value, keyring)
         return values

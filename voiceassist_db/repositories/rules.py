@@ -20,6 +20,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    Column,
     Date,
     DateTime,
     Enum,
@@ -72,6 +73,12 @@ def ordinary_length(type_: TypeEngine[Any]) -> int:
     if not isinstance(type_, String) or isinstance(type_, Enum | CHAR):
         return -1
     return type_.length or _ORDINARY_CHARACTERS
+
+
+def is_unlimited(column: Column[Any]) -> bool:
+    """Say whether a column's values may be of any length."""
+    type_ = column.type
+    return isinstance(type_, LargeBinary | JSON | ARRAY) or (isinstance(type_, String) and type_.length is None)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
