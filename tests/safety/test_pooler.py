@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from tests.conftest import plain
 from tests.safety.conftest import ROLES, Deployment, use
 from tests.safety.pooler import BINARY, Pooler
 from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine, create_engine
-from voiceassist_db.errors import UnsafeConnectionError
+from voiceassist_db.errors import ConfigurationError, UnsafeConnectionError
 from voiceassist_db.rotation import retire, rotate
 from voiceassist_db.safety import Session, unsafe_hop
 from voiceassist_db.verification import verify
@@ -64,6 +64,19 @@ def test_a_session_that_another_client_changed_is_refused(
             use(pooled, deployment)
         other.execute("RESET plan_cache_mode")
         use(pooled, deployment)
+
+
+@pytest.mark.parametrize("name", ["utf8", "UTF8", "utf-8", "UTF-8"])
+def test_the_encoding_is_known_behind_a_pooler(pooler: Pooler, deployment: Deployment, name: str) -> None:
+    """A pooler repeats the name that the client gave; another encoding of a transaction is refused."""
+    engine = create_engine(pooler.url, connect_args={"client_encoding": name})
+    use(engine, deployment)
+    with Database(engine, deployment.provider).transaction() as tx:
+        assert tx.patients.page() == []
+        tx.session.execute(text("SET LOCAL client_encoding = 'LATIN1'"))
+        with pytest.raises(ConfigurationError, match="client_encoding"):
+            tx.patients.add(Patient(patient_id="PT-1", name="é"))
+    engine.dispose()
 
 
 def test_autocommit_behind_a_pooler_is_refused(pooled: Engine, deployment: Deployment) -> None:
