@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import shutil
-import signal
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
 
 from tests.conftest import VaultServer, plain
+from tests.durable import DurableServer, durable_server
 from tests.rotation.conftest import Start, Trial, chance, ended, killed, until
 from voiceassist_db import create_engine
-from voiceassist_db.embedded import EmbeddedPostgres, postgres
-from voiceassist_db.embedded.process import free_port
-from voiceassist_db.errors import EmbeddedServerError
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.schema import migrate
@@ -91,54 +83,11 @@ def test_kill_9_loses_nothing_and_the_next_run_does_the_rest(
     print(dict(points))
 
 
-class DurableServer:
-    """A server with PostgreSQL's own, durable settings, which can be killed and comes back on the same port."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._server = EmbeddedPostgres(directory)
-
-    def start(self, *, synchronous_commit: str) -> None:
-        """Start it; what it left of itself when it was killed may need a moment to end."""
-        self._server = EmbeddedPostgres(self._directory, settings={"synchronous_commit": synchronous_commit})
-
-        def is_up() -> bool:
-            try:
-                self._server.start()
-            except EmbeddedServerError as error:
-                if "shared memory block" not in str(error):
-                    raise
-                return False
-            return True
-
-        until(is_up, seconds=60)
-
-    def kill(self) -> None:
-        """Kill -9 the postmaster; its children end by themselves."""
-        os.kill(self._server.pid, signal.SIGKILL)
-        self._server.stop()
-
-    def stop(self) -> None:
-        """Stop it."""
-        self._server.stop()
-
-    def url(self) -> URL:
-        """Return the address of its database."""
-        return self._server.url()
-
-
 @pytest.fixture
-def durable(monkeypatch: pytest.MonkeyPatch) -> Iterator[DurableServer]:
-    """A durable server with a migrated database."""
-    parent = Path(tempfile.mkdtemp(prefix="survival-test-"))
-    parent.chmod(0o711)
-    port = free_port()
-    monkeypatch.setattr(postgres, "free_port", lambda: port)
-    server = DurableServer(parent / "kept")
-    server.start(synchronous_commit="on")
-    yield server
-    server.stop()
-    shutil.rmtree(parent)
+def durable() -> Iterator[DurableServer]:
+    """A durable server."""
+    with durable_server() as server:
+        yield server
 
 
 @pytest.fixture
