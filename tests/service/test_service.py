@@ -5,7 +5,9 @@ Every write that was acknowledged is there, and errors come only while a server 
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +29,7 @@ from tests.cli.conftest import ROTATE
 from tests.conftest import plain
 from tests.durable import DurableServer, durable_server
 from tests.rotation.conftest import until
+from tests.service.process import is_whole
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao
 from voiceassist_db.keyring import initialise_keys
@@ -37,60 +41,136 @@ pytestmark = pytest.mark.wide
 
 ROOT: Final = Path(__file__).parents[2]
 KINDS: Final = ("threads", "tasks")
+NEWEST: Final = "SELECT max(version) FROM encryption_keys"
+GRACE_S: Final = 0.5
+"""How long after a server is back an error may still come."""
+
+
+@dataclass(frozen=True)
+class Away:
+    """A time without a server.
+
+    Attributes:
+        server: Which.
+        how: What happened to it.
+        began: When, of ``time.monotonic()``.
+        back: When it first answered the control.
+    """
+
+    server: str
+    how: str
+    began: float
+    back: float
+
+
+@dataclass
+class Child:
+    """A process that works until its standard input ends, and leaves one JSON object in a file."""
+
+    process: subprocess.Popen[str]
+    file: Path
+
+    def wait_for_an_error(self) -> None:
+        """Wait until it got its first error."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "an error\n"
+
+    def stop(self) -> None:
+        """Tell it to end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def outcome(self) -> dict[str, Any]:
+        """Let it end, and return what it left."""
+        self.stop()
+        assert self.process.wait(timeout=300) == 0
+        outcome: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        return outcome
 
 
 @dataclass
 class Service:
-    """The processes, the servers under them, and when these were away.
+    """The processes, the servers under them, and when these were taken away.
 
     Attributes:
         vault: The key store.
         server: The database.
         environment: Leads every process to both.
+        directory: Where the processes leave their outcomes.
+        stack: Ends the processes.
         pace_s: About how long a rotation takes, which is slowed down so that something can happen in its middle; and an outage of Vault.
-        away: What was away, from when to when, as of ``time.monotonic()``.
+        children: The processes of the service.
+        replaced: Those that were told to end, with others in their places.
+        taken: What was taken away, how and when.
+        rotations: How many were brought to their end.
     """
 
     vault: EmbeddedOpenBao
     server: DurableServer
     environment: dict[str, str]
+    directory: Path
+    stack: ExitStack
     pace_s: float = 4.0
-    away: list[tuple[str, float, float]] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    replaced: list[Child] = field(default_factory=list)
+    taken: list[tuple[str, str, float]] = field(default_factory=list)
+    rotations: int = 0
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    @contextmanager
-    def without(self, what: str, is_back: Callable[[], bool]) -> Iterator[None]:
-        """Note that a server is away in the block, and after it until it answers."""
-        began = time.monotonic()
-        yield
-        until(is_back, seconds=60)
-        self.away.append((what, began, time.monotonic()))
+    def child(self, module: str, *arguments: str) -> Child:
+        """Start a process."""
+        file = self.directory / f"{module}-{'-'.join(arguments)}.json"
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.service.{module}", *arguments, str(file)],
+            env=self.environment,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.stack.enter_context(process)
+        self.stack.callback(process.kill)
+        return Child(process, file)
+
+    def begin(self) -> Child:
+        """Begin one more process of the service, of threads and of tasks in turn."""
+        number = next(self._numbers)
+        made = self.child("process", str(number), KINDS[number % 2])
+        self.children.append(made)
+        return made
 
     def crash(self) -> None:
-        """Kill PostgreSQL with signal 9, and start it again."""
-        with self.without("PostgreSQL", self._answers):
-            self.server.kill()
-            self.server.start(synchronous_commit="on")
-
-    def _answers(self) -> bool:
-        try:
-            psycopg.connect(self.environment["DATABASE_URL"]).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+        """Kill PostgreSQL with signal 9 in the middle of a rotation, and start it again."""
+        time.sleep(self.pace_s / 2)
+        self.taken.append(("PostgreSQL", "killed", time.monotonic()))
+        self.server.kill()
+        self.server.start(synchronous_commit="on")
 
     def seal(self) -> None:
         """Seal Vault, and unseal it."""
-        with self.without("Vault, sealed", self._is_unsealed):
-            self._call("sys/seal", {})
+        self.taken.append(("Vault", "sealed", time.monotonic()))
+        self._call("sys/seal", {})
+        with self._deployment():
             time.sleep(self.pace_s)
-            self._call("sys/unseal", {"key": self.vault.unseal_key})
+        self._call("sys/unseal", {"key": self.vault.unseal_key})
+        until(self._is_unsealed, seconds=60)
 
     def hang(self) -> None:
         """Stop Vault in its tracks: it takes connections and answers nothing."""
-        with self.without("Vault, hung", self._is_unsealed):
-            os.kill(self.vault.pid, signal.SIGSTOP)
+        self.taken.append(("Vault", "hung", time.monotonic()))
+        os.kill(self.vault.pid, signal.SIGSTOP)
+        with self._deployment():
             time.sleep(self.pace_s)
-            os.kill(self.vault.pid, signal.SIGCONT)
+        os.kill(self.vault.pid, signal.SIGCONT)
+        until(self._is_unsealed, seconds=60)
+
+    @contextmanager
+    def _deployment(self) -> Iterator[None]:
+        """Replace a process, the new one of which has no keys yet and cannot get any."""
+        self.begin().wait_for_an_error()
+        self.replaced.append(self.children.pop(0))
+        self.replaced[-1].stop()
+        yield
 
     def _call(self, path: str, body: dict[str, str]) -> None:
         headers = {"X-Vault-Token": self.vault.root_token}
@@ -104,25 +184,22 @@ class Service:
             return False
         return bool(answer.status_code == requests.codes.ok)
 
-    def rotate(self, happens: Callable[[], None] | None) -> None:
-        """Rotate the key to its end, and retire the old one; something may happen in the middle."""
-        rows = self._count()
-        slowly = ("--max-rows-per-second", str(max(100.0, rows / self.pace_s)), "--json")
-        process = self._tool(*slowly)
-        if happens is not None:
-            time.sleep(self.pace_s / 2)
-            happens()
-        until(lambda: self._is_done(process), seconds=300)
-
-    def _is_done(self, process: subprocess.Popen[str]) -> bool:
-        code = process.wait(timeout=300)
-        while code != 0:
-            code = self._tool("--json").wait(timeout=300)
-        return self._tool("--retire", "--grace-days", "0", "--json").wait(timeout=300) == 0
+    def rotate(self, happens: Callable[[], None]) -> None:
+        """Rotate the key to its end, and retire the old one; something happens as soon as the new key is registered."""
+        rows, newest = self.ask("SELECT (SELECT count(*) FROM patient_data), max(version) FROM encryption_keys")
+        running = self._tool("--max-rows-per-second", str(max(100.0, rows / self.pace_s)))
+        with psycopg.connect(self.environment["DATABASE_URL"], autocommit=True) as connection:
+            registered = "SELECT FROM encryption_keys WHERE version > %s"
+            until(lambda: connection.execute(registered, [newest]).fetchone() is not None)
+        happens()
+        if running.wait(timeout=300) != 0:
+            until(lambda: self._tool("--resume").wait(timeout=300) == 0, seconds=300)
+        until(lambda: self._tool("--retire", "--grace-days", "0").wait(timeout=300) == 0, seconds=300)
+        self.rotations += 1
 
     def _tool(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*ROTATE, *arguments],
+            [*ROTATE, *arguments, "--json"],
             env=self.environment,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
@@ -130,15 +207,16 @@ class Service:
             text=True,
         )
 
-    def _count(self) -> int:
+    def ask(self, query: str) -> tuple[Any, ...]:
+        """Return the one row of a query."""
         with psycopg.connect(self.environment["DATABASE_URL"]) as connection:
-            row = connection.execute("SELECT count(*) FROM patient_data").fetchone()
+            row = connection.execute(query).fetchone()
             assert row is not None
-            return int(row[0])
+            return row
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
+def service(tmp_path: Path) -> Iterator[Service]:
     """Servers of its own, with a migrated database and registered keys."""
     with ExitStack() as stack:
         server = stack.enter_context(durable_server())
@@ -154,45 +232,64 @@ def service() -> Iterator[Service]:
             "VAULT_ADDR": vault.address,
             "VAULT_TOKEN": vault.root_token,
         }
-        yield Service(vault, server, environment)
+        yield Service(vault, server, environment, tmp_path, stack)
+
+
+Control = dict[str, list[tuple[float, float, bool]]]
+"""By server, when the control asked it, when that ended, and whether it answered."""
 
 
 def run(
-    service: Service, number_of_processes: int, seconds: float, happenings: list[Callable[[], None] | None]
-) -> list[dict[str, Any]]:
-    """Let the processes work, and rotate once for each happening; return what the processes tell."""
-    command = [sys.executable, "-m", "tests.service.process"]
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [*command, str(number), KINDS[number % 2]],
-                    env=service.environment,
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for number in range(number_of_processes)
-        ]
-        started = time.monotonic()
-        for number, happens in enumerate(happenings):
-            time.sleep(max(0.0, started + seconds * number / len(happenings) - time.monotonic()) + 1.0)
-            service.rotate(happens)
-        time.sleep(max(0.0, started + seconds - time.monotonic()))
-        return [json.loads(each.communicate(timeout=300)[0]) for each in processes]
+    service: Service, number_of_processes: int, seconds: float, happenings: list[Callable[[], None]]
+) -> tuple[list[dict[str, Any]], Control]:
+    """Let the processes work, and have one thing after the other happen; return what the processes and the control tell."""
+    control = service.child("control")
+    for _ in range(number_of_processes):
+        service.begin()
+    started = time.monotonic()
+    for number, happens in enumerate(happenings):
+        time.sleep(max(0.0, started + seconds * number / len(happenings) - time.monotonic()) + 1.0)
+        happens()
+    time.sleep(max(1.0, started + seconds - time.monotonic()))
+    for child in service.children:
+        child.stop()
+    return [child.outcome() for child in service.replaced + service.children], control.outcome()
 
 
-def lasting(
-    failures: list[dict[str, Any]], away: list[tuple[str, float, float]], moment: str, grace_s: float
-) -> list[str]:
-    """Return the errors whose moment, ``began`` or ``ended``, was later than so many seconds after a server was back, or before it was away."""
+def outages(service: Service, control: Control) -> list[Away]:
+    """Return when the servers were away: from when they were taken until they answer the control again."""
+
+    def back(server: str, began: float) -> float:
+        failed = next(ended for asked, ended, is_answered in control[server] if asked >= began and not is_answered)
+        return next(ended for asked, ended, is_answered in control[server] if asked >= failed and is_answered)
+
+    return [Away(server, how, began, back(server, began)) for server, how, began in service.taken]
+
+
+def late(outcome: dict[str, Any], away: list[Away]) -> list[str]:
+    """Return the errors that came before a server was away, or more than the grace after it was back."""
 
     def is_due(failure: dict[str, Any]) -> bool:
-        return any(began <= failure["ended"] and failure[moment] <= back + grace_s for _, began, back in away)
+        return any(each.began <= failure["ended"] <= each.back + GRACE_S for each in away)
 
-    return [each["what"] for each in failures if not is_due(each)]
+    return [failure["what"] for failure in outcome["failures"] if not is_due(failure)]
+
+
+def relapsed(outcome: dict[str, Any], away: list[Away]) -> list[str]:
+    """Return the errors of transactions that began before a server was away, or after the process's first success once it was back.
+
+    However busy the machine is, there are none.
+    """
+
+    def recovered(each: Away) -> float:
+        return next((ended for began, ended in outcome["successes"] if began >= each.back), math.inf)
+
+    times = [(each.began, recovered(each)) for each in away]
+
+    def is_due(failure: dict[str, Any]) -> bool:
+        return any(began <= failure["ended"] and failure["began"] <= end for began, end in times)
+
+    return [failure["what"] for failure in outcome["failures"] if not is_due(failure)]
 
 
 def missing(service: Service, outcomes: list[dict[str, Any]]) -> list[str]:
@@ -204,47 +301,72 @@ def missing(service: Service, outcomes: list[dict[str, Any]]) -> list[str]:
         with database.transaction() as tx:
             page = tx.patients.page(limit=5000)
             while page:
-                found |= {each.patient_id: each.name for each in page}
+                assert [patient for patient in page if not is_whole(patient, patient.patient_id)] == []
+                found |= {patient.patient_id: patient.name for patient in page}
                 page = tx.patients.page(after=page[-1], limit=5000)
-        assert [each.failures for each in verify(engine, database.keys) if each.failed] == []
-    known = {patient_id: names for each in outcomes for patient_id, names in each["known"].items()}
+        assert [table.failures for table in verify(engine, database.keys) if table.failed] == []
+    known = {patient_id: names for outcome in outcomes for patient_id, names in outcome["known"].items()}
     assert found.keys() <= known.keys()
     return [patient_id for patient_id, names in known.items() if found.get(patient_id) not in names]
 
 
-@pytest.mark.parametrize(
-    ("processes", "seconds", "pace_s", "happenings", "moment", "grace_s"),
-    [
-        (2, 4.0, 0.5, ("crash", "hang"), "began", 5.0),
-        pytest.param(4, 600.0, 4.0, ("crash", "seal", "hang", "crash", None), "ended", 0.5, marks=pytest.mark.long),
-    ],
-)
-def test_a_service_outlives_rotations_crashes_and_outages(
-    service: Service,
-    processes: int,
-    seconds: float,
-    pace_s: float,
-    happenings: tuple[str | None, ...],
-    moment: str,
-    grace_s: float,
-) -> None:
-    """No acknowledged write is lost; errors come while a server is away, and only then.
+def tell(outcomes: list[dict[str, Any]], control: Control, away: list[Away]) -> None:
+    """Print the figures of a trial."""
+    failures = [outcome["failures"] for outcome in outcomes]
+    transactions = sum(len(outcome["successes"]) for outcome in outcomes)
+    writes = sum(outcome["writes"] for outcome in outcomes)
+    conflicts = sum(outcome["conflicts"] for outcome in outcomes)
+    print(
+        f"{transactions} transactions, {writes} rows written, {conflicts} tried again, {sum(map(len, failures))} errors"
+    )
+    ends = [each.began for each in away[1:]] + [math.inf]
+    for each, end in zip(away, ends, strict=True):
+        during = [[failure for failure in of if each.began <= failure["ended"] < end] for of in failures]
+        kinds = dict(Counter(failure["what"].partition(":")[0] for of in during for failure in of))
+        last = max((failure["ended"] - each.back for of in during for failure in of), default=-math.inf)
+        print(
+            f"{each.server}, {each.how}: away for {each.back - each.began:.2f} s, {kinds} in {sum(map(bool, during))} processes, "
+            f"the last {last:+.3f} s after it was back"
+        )
+        for server, answers in control.items():
+            after = [(ended, is_answered) for _, ended, is_answered in answers if each.back <= ended <= each.back + 1]
+            gap = max((later - earlier for (earlier, _), (later, _) in itertools.pairwise(after)), default=math.inf)
+            lost = sum(not is_answered for _, is_answered in after)
+            print(f"  control of {server} in the second after: {lost} of {len(after)} lost, longest gap {gap:.3f} s")
 
-    The long form, for a quiet machine, looks when an error came; the short one looks when what failed began, so that a machine which is
-    busy makes no difference.
-    """
-    service.pace_s = pace_s
-    outcomes = run(service, processes, seconds, [getattr(service, name) if name else None for name in happenings])
-    failures = [failure for each in outcomes for failure in each["failures"]]
-    kinds = Counter(each["what"].partition(":")[0] for each in failures)
-    transactions = sum(each["transactions"] for each in outcomes)
-    conflicts = sum(each["conflicts"] for each in outcomes)
-    print(f"{transactions} transactions, {conflicts} tried again, errors: {dict(kinds)}")
-    for what, began, back in service.away:
-        after = [each["ended"] - back for each in failures if began <= each["ended"] <= back + 60]
-        last = f"last of {len(after)} errors {max(after, default=0.0):+.2f} s after it was back"
-        print(f"{what}: away for {back - began:.1f} s, {last}")
-    assert [finding for each in outcomes for finding in each["findings"]] == []
+
+def passed(
+    service: Service, processes: int, seconds: float, happenings: list[Callable[[], None]]
+) -> tuple[list[dict[str, Any]], list[Away]]:
+    """Run a trial, and check all of it but when errors came; return what the processes tell, and when servers were away."""
+    (before,) = service.ask(NEWEST)
+    outcomes, control = run(service, processes, seconds, happenings)
+    away = outages(service, control)
+    tell(outcomes, control, away)
+    assert [finding for outcome in outcomes for finding in outcome["findings"]] == []
     assert missing(service, outcomes) == []
-    assert lasting(failures, service.away, moment, grace_s) == []
-    assert all(each["transactions"] > 100 for each in outcomes)
+    assert {outcome["held"] for outcome in outcomes} == {0}
+    (newest,) = service.ask(NEWEST)
+    assert newest == before + service.rotations
+    assert service.ask("SELECT count(*) FROM encryption_keys WHERE state <> 'retired'") == (1,)
+    return outcomes, away
+
+
+def test_a_service_outlives_a_rotation_a_crash_and_an_outage(service: Service) -> None:
+    """No acknowledged write is lost; after a server's outage, nothing fails any more once something succeeded.
+
+    This looks in which order errors and successes came, and not how fast, so that a machine which is busy makes no difference.
+    """
+    service.pace_s = 0.5
+    outcomes, away = passed(service, 2, 0.0, [lambda: service.rotate(service.crash), service.seal])
+    assert [error for outcome in outcomes for error in relapsed(outcome, away)] == []
+    assert all(outcome["successes"] for outcome in outcomes)
+
+
+@pytest.mark.long
+def test_a_service_lives_for_ten_minutes(service: Service) -> None:
+    """No acknowledged write is lost; errors come while a server is away, and at most half a second after it is back."""
+    during = (service.crash, service.seal, service.hang, service.crash, lambda: None)
+    outcomes, away = passed(service, 4, 600.0, [partial(service.rotate, happens) for happens in during])
+    assert [error for outcome in outcomes for error in late(outcome, away)] == []
+    assert all(len(outcome["successes"]) > 1000 for outcome in outcomes)
