@@ -352,6 +352,25 @@ def passed(
     return outcomes, away
 
 
+@pytest.mark.parametrize(
+    ("began", "ended", "is_late", "is_relapse"),
+    [
+        (9.0, 9.9, True, True),
+        (9.0, 10.1, False, False),
+        (19.0, 20.4, False, False),
+        (20.2, 20.6, True, False),
+        (20.4, 20.45, False, True),
+        (40.0, 40.1, True, True),
+    ],
+)
+def test_an_error_out_of_its_time_is_found(began: float, ended: float, *, is_late: bool, is_relapse: bool) -> None:
+    """The trial itself can fail: a server was away from 10 to 20, and the first transaction that began later ended at 20.3."""
+    successes = [[5.0, 5.1], [19.9, 20.1], [20.1, 20.3], [30.0, 30.1]]
+    outcome = {"successes": successes, "failures": [{"began": began, "ended": ended, "what": "an error"}]}
+    away = [Away("Vault", "sealed", 10.0, 20.0)]
+    assert (is_late, is_relapse) == (bool(late(outcome, away)), bool(relapsed(outcome, away)))
+
+
 def test_a_service_outlives_a_rotation_a_crash_and_an_outage(service: Service) -> None:
     """No acknowledged write is lost; after a server's outage, nothing fails any more once something succeeded.
 
