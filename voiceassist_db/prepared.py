@@ -39,6 +39,13 @@ RECODED: Final = (
     "engine sets it"
 )
 
+RESTYLED: Final = (
+    "DateStyle of this session is {style}, in which psycopg reads no timestamps. Nothing is lost: leave it as the engine sets it, or SET LOCAL "
+    "DateStyle = ISO before the read"
+)
+
+_FAILURES: Final = (*FAILURES, NotImplementedError)
+
 CHUNK_ROWS: Final = 50
 """Rows that the driver hands over at once of a statement that is read while it runs. A page of 1,000 took 1.30 of the time of
 psycopg's ``fetchall`` when it was decoded afterwards; so it takes 0.91, with 20 to 100 rows."""
@@ -231,7 +238,7 @@ class Prepared:
             except psycopg.errors.FeatureNotSupported as error:
                 _forget_plans(made, driver, error, is_first=is_first)
                 return way(cursor, self._query, parameters)
-            except FAILURES as error:
+            except _FAILURES as error:
                 failure = self._unloadable(cursor, error)
                 if failure is None:
                     raise
@@ -252,6 +259,11 @@ class Prepared:
 
     def _unloadable(self, cursor: Any, error: BaseException) -> VoiceAssistDBError | None:
         """Return the error that names a value which Python cannot hold; None where the driver failed at something else."""
+        if isinstance(error, NotImplementedError):  # psycopg's own, which quotes the value
+            driver = getattr(cursor, "_cursor", cursor).connection
+            return ConfigurationError(
+                f"{self._table}: {RESTYLED.format(style=driver.info.parameter_status('DateStyle'))}"
+            )
         result = result_of(cursor, error)
         if result is None:
             return None

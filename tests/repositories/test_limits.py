@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
 from typing import Any
 from uuid import uuid4
 
@@ -161,6 +163,46 @@ async def test_another_client_encoding_is_refused_on_an_event_loop(database: Dat
         ):
             with pytest.raises(ConfigurationError, match="client_encoding"):
                 await tx.run(work)
+
+
+READS: list[Callable[[Any], Any]] = [
+    lambda tx: tx.patients.get("PT-1"),
+    lambda tx: tx.patients.get("PT-1", fields=[]),
+    lambda tx: tx.patients.get_many(["PT-1"]),
+    lambda tx: tx.patients.find_by_name("Zoë"),
+    lambda tx: tx.patients.page(),
+    lambda tx: tx.patients.page(limit=1000),
+]
+
+
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres, MDY"])
+def test_another_date_style_is_an_error_of_a_read(database: Database, style: str) -> None:
+    """It names the setting and no value; writes are exact, and the same transaction goes on once it is set back."""
+    patient = Patient(patient_id="PT-1", name="Zoë", date_of_birth=date(1980, 1, 2))
+    with database.transaction() as tx:
+        tx.patients.page()
+        tx.session.execute(text(f"SET LOCAL DateStyle = '{style}'"))
+        tx.patients.add(patient)
+        tx.patients.update("PT-1", date_of_birth=date(1980, 2, 1))
+        for read in READS:
+            with pytest.raises(
+                ConfigurationError, match=f"patient_data: DateStyle of this session is {style}"
+            ) as caught:
+                read(tx)
+            assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+        tx.session.execute(text("SET LOCAL DateStyle = ISO"))
+        assert [replace(patient, date_of_birth=date(1980, 2, 1))] == tx.patients.page()
+
+
+async def test_another_date_style_is_an_error_on_an_event_loop(database: Database) -> None:
+    """The same holds for asyncio."""
+    engine = create_async_engine(database.engine.url)
+    async with AsyncDatabase(engine, database.keys.provider) as other, other.transaction() as tx:
+        await tx.run(lambda each: each.patients.add(Patient(patient_id="PT-1", name="Zoë")))
+        await tx.session.execute(text("SET LOCAL DateStyle = German"))
+        for read in READS:
+            with pytest.raises(ConfigurationError, match="DateStyle of this session is German"):
+                await tx.run(read)
 
 
 def test_a_key_that_no_index_can_hold_is_refused(database: Database) -> None:
