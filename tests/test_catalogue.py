@@ -52,6 +52,18 @@ def found(connection: Connection) -> dict[str, EncryptedTable]:
     return {each.name: each for each in tables}
 
 
+def described(connection: Connection) -> dict[str, list[str]]:
+    """Return the columns, fields and indexes of what the catalogue finds, by name."""
+    return {
+        name: [
+            *(f"{each.name} {each.type}" for each in table.table.c),
+            *(str(dataclasses.astuple(each)) for each in table.fields.values()),
+            *sorted(f"{each.name} {each.unique}" for each in table.table.indexes),
+        ]
+        for name, table in found(connection).items()
+    }
+
+
 def test_our_tables_are_found_as_the_models_declare_them(connection: Connection) -> None:
     """What is read from the database is what the model says: key, fields, kinds, contexts and indexes."""
     tables = found(connection)
@@ -94,6 +106,15 @@ def test_tables_are_found_whatever_the_search_path(connection: Connection) -> No
     assert len(tables) == 3
     for table in tables.values():
         assert connection.execute(table.table.select()).all() == []
+
+
+def test_tables_are_found_where_every_name_is_quoted(connection: Connection) -> None:
+    """`quote_all_identifiers` writes types in a way that SQLAlchemy does not know; afterwards it is on again."""
+    create(connection, "visits")
+    expected = described(connection)
+    connection.execute(text("SET LOCAL quote_all_identifiers = on"))
+    assert described(connection) == expected
+    assert connection.scalar(text("SHOW quote_all_identifiers")) == "on"
 
 
 def test_a_partitioned_table_is_found_once(connection: Connection) -> None:

@@ -102,16 +102,24 @@ class Changer:
 def system_names(connection: Connection) -> Iterator[str | None]:
     """Look names up in the system's own schema only, for the block: what others put into a search path may run as whoever asks.
 
+    Names are quoted only where they must be: SQLAlchemy does not know the type ``"bytea"``.
+
     Yields:
         The schema that names without one are in, outside the block.
     """
     require_transactions(connection)
-    before = text("SELECT pg_catalog.current_setting('search_path') AS path, pg_catalog.current_schema() AS name")
+    before = text(
+        "SELECT pg_catalog.current_setting('search_path') AS path, pg_catalog.current_setting('quote_all_identifiers') AS quotes, "
+        "pg_catalog.current_schema() AS name"
+    )
     row = execute(connection, before, table="search_path").one()
-    set_path = text("SELECT pg_catalog.set_config('search_path', CAST(:path AS pg_catalog.text), true)")
-    execute(connection, set_path, {"path": "pg_catalog, pg_temp"}, table="search_path")
+    set_both = text(
+        "SELECT pg_catalog.set_config('search_path', CAST(:path AS pg_catalog.text), true), "
+        "pg_catalog.set_config('quote_all_identifiers', CAST(:quotes AS pg_catalog.text), true)"
+    )
+    execute(connection, set_both, {"path": "pg_catalog, pg_temp", "quotes": "off"}, table="search_path")
     yield row.name
-    execute(connection, set_path, {"path": row.path}, table="search_path")
+    execute(connection, set_both, {"path": row.path, "quotes": row.quotes}, table="search_path")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from voiceassist_db.verification import TableReport, verify
 OPTIONS: Final = {
     "as they are": "",
     "others": "-c DateStyle=ISO,DMY -c TimeZone=Pacific/Kiritimati -c IntervalStyle=sql_standard -c bytea_output=escape "
-    "-c array_nulls=off -c transform_null_equals=on -c extra_float_digits=-15 -c backslash_quote=on",
+    "-c array_nulls=off -c transform_null_equals=on -c extra_float_digits=-15 -c backslash_quote=on -c quote_all_identifiers=on",
 }
 """Settings of the rotation's sessions."""
 
