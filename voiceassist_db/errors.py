@@ -150,7 +150,11 @@ class ValueFormatError(RowError):
     """A value opens and is in its place, but is not of the field's type."""
 
 
-class PrimaryKeyChangedError(RowError):
+class TriggerError(RowError):
+    """A trigger stored something else than was written, or skipped the row. Nothing was written."""
+
+
+class PrimaryKeyChangedError(TriggerError):
     """A trigger stored a row under another primary key than its values are bound to. Nothing was written."""
 
 

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from voiceassist_db import Database, Patient, Repositories
-from voiceassist_db.errors import PrimaryKeyChangedError
+from voiceassist_db.errors import PrimaryKeyChangedError, TriggerError
+from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.keys import Scheme
+from voiceassist_db.providers.vault import VaultKeyProvider
+from voiceassist_db.schema import allow_direct_format
 from voiceassist_db.verification import verify
 
 NEW_ID = "NEW.id := '018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f'"
@@ -64,3 +68,47 @@ def test_a_trigger_that_stamps_rows_is_nobodys_harm(database: Database) -> None:
         assert tx.patients.get("PT-0").name == "Zoe"
         assert tx.patients.get("PT-899").created_at.year == 2001  # type: ignore[union-attr]
     assert not any(report.failed for report in verify(database.engine, database.keys))
+
+
+UPDATES: dict[str, tuple[str, str]] = {
+    "NEW.name_encrypted := NULL; RETURN NEW": ("name_encrypted", "name"),
+    "NEW.name_encrypted := OLD.name_encrypted; RETURN NEW": ("name_encrypted", "name"),
+    "NEW.ssn_encrypted := NULL; RETURN NEW": ("ssn_encrypted", "ssn"),
+    "NEW.ssn_encrypted := NEW.name_encrypted; RETURN NEW": ("ssn_encrypted", "ssn"),
+    "NEW.mrn_encrypted := NEW.name_encrypted; RETURN NEW": ("mrn_encrypted", "mrn"),
+    "NEW.name_index := NULL; RETURN NEW": ("name_index", ""),
+    "NEW.key_version := 2; RETURN NEW": ("key_version", ""),
+    "RETURN OLD": ("name_encrypted, name_index", "name"),
+    "RETURN NULL": ("skips rows", ""),
+}
+"""What a trigger does at an update of a name, what the error names, and its field."""
+
+
+@pytest.mark.parametrize("scheme", [Scheme.DIRECT, Scheme.BOUND])
+def test_a_trigger_that_changes_an_update_is_refused(
+    engine: Engine, new_provider: Callable[..., VaultKeyProvider], scheme: Scheme
+) -> None:
+    """It stores NULL or something else in a field that is changed or in another one, keeps the row or skips it. Nothing is written."""
+    provider = new_provider()
+    with engine.begin() as connection:
+        initialise_keys(provider, connection, scheme=scheme)
+        allow_direct_format(connection)
+    database = Database(engine, provider)
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1", name="Ana", ssn="123-45-6789"))
+        before = tx.patients.page()
+    make_trigger(database, "UPDATE", "NULL")
+    for change, (named, field) in UPDATES.items():
+        with engine.begin() as connection:
+            connection.connection.cursor().execute(
+                f"CREATE OR REPLACE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {change}; END $$"
+            )
+        with database.transaction() as tx:
+            with pytest.raises(TriggerError, match="the trigger change of patient_data") as caught:
+                tx.patients.update("PT-1", name="Zoe")
+            assert (named in str(caught.value), caught.value.table) == (True, "patient_data"), change
+            assert (caught.value.field or "") == field, change
+            tx.patients.add(Patient(patient_id="PT-2"))  # the transaction goes on
+            tx.patients.delete("PT-2")
+        with database.transaction() as tx:
+            assert tx.patients.page() == before, change

@@ -42,7 +42,7 @@ from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row, wrong_row
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, normalised
 from voiceassist_db.repositories.statements import Statements
-from voiceassist_db.repositories.triggers import may_change_rows, written
+from voiceassist_db.repositories.triggers import changed_as_meant, may_change_rows, written
 from voiceassist_db.sessions import AnySession, connection_of
 from voiceassist_db.tracebacks import forgetful
 
@@ -238,8 +238,6 @@ class Repository(Generic[R]):
         keyring = self._keys.keyring(connection)
         tolerated, version = CURRENT, 0
         for _ in range(3):
-            returns_key = may_change_rows(connection, self._table)
-            statement = self._statements.update(names, keyring.schemes, returns_key=returns_key)
             values = self._rows.changed(changes, keyring)
             values.update(where)
             values.update(parameters(keyring, self._table, changed))
@@ -248,12 +246,12 @@ class Repository(Generic[R]):
                 require_untaken(
                     connection, self._statements, keyring, [SimpleNamespace(**changes)], but=tuple(where.values())
                 )
-            if returns_key:
-                keys = self._statements.key().rows(connection, dict(where))
-                count = written(connection, self._table, statement, values, keys)
+            if may_change_rows(connection, self._table):
+                guarded = self._statements.guarded_update(names, keyring.schemes)
+                count = changed_as_meant(connection, self._statements.key(), where, guarded, values)
             else:
                 try:
-                    count = statement.count(connection, values)
+                    count = self._statements.update(names, keyring.schemes).count(connection, values)
                 except DatabaseError as error:
                     if not is_unnamed(self._table, error):
                         raise

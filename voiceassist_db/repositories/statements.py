@@ -48,6 +48,7 @@ from voiceassist_db.pgcrypto.expressions import (
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.rows import BOOKKEEPING
+from voiceassist_db.triggers import GuardedUpdate
 
 _KEYS: Final = table_of(EncryptionKeyRow)
 _INDEX_KEYS: Final = table_of(IndexKeyRow)
@@ -150,15 +151,26 @@ class Statements:
 
         return self._once(("page", fields, within, after), build)
 
-    def update(self, names: frozenset[str], schemes: Mapping[str, Scheme], *, returns_key: bool = False) -> Prepared:
+    def update(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> Prepared:
         """Change some fields of one row, under the row's own key version; no row where that version, or index key, is not live."""
 
         def build() -> Executable:
             changed = update(self.table.table).values(self._changes(names, schemes))
-            conditions = (*self._is_row(), is_live(self.table), *self._index_is_current(names))
-            return self._returning(changed.where(*conditions), returns_key)
+            return changed.where(*self._is_changeable(names))
 
-        return self._once(("update", names, returns_key, *schemes.values()), build)
+        return self._once(("update", names, *schemes.values()), build)
+
+    def guarded_update(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> GuardedUpdate:
+        """Do the same in a table with a trigger that can change the row."""
+        key = ("guarded_update", names, *schemes.values())
+        found = self._prepared.get(key)
+        if not isinstance(found, GuardedUpdate):
+            changes = self._changes(names, schemes)
+            found = self._prepared[key] = GuardedUpdate(self.table, changes, *self._is_changeable(names))
+        return found
+
+    def _is_changeable(self, names: frozenset[str]) -> list[ColumnElement[bool]]:
+        return [*self._is_row(), is_live(self.table), *self._index_is_current(names)]
 
     def key(self) -> Prepared:
         """The primary key of one row, which is locked."""

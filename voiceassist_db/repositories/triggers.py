@@ -1,20 +1,21 @@
 """What triggers do to a row on its way into the table: its values are bound to the primary key that it was written with.
 
 A trigger before the row, or a rule, may put another key in its place, and then nobody could read the values. So where a table has
-one, a write returns the keys that were stored, and is undone where they differ. Other tables pay nothing but a look into memory.
+one, an INSERT returns the keys that were stored, and an UPDATE compares all that it stores; both are undone where something differs.
+Other tables pay nothing but a look into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from voiceassist_db.errors import PrimaryKeyChangedError
 from voiceassist_db.execution import execute, regclass, translated
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.triggers import GuardedUpdate, key_changed
 
 _CHANGES: Final = text(
     """
@@ -74,9 +75,28 @@ def written(
     with translated(table.name), connection.begin_nested():
         stored = statement.rows(connection, values)
         if stored and set(stored) != set(expected):
-            raise PrimaryKeyChangedError(
-                f"a trigger of {table.name} changes the primary key of a row while it is written, and its values are bound to the key "
-                "that the application gave: nothing was written. Let the trigger leave the key alone, or drop it.",
-                table=table.name,
-            )
+            raise key_changed(table)
     return len(stored)
+
+
+def changed_as_meant(
+    connection: Connection, key: Prepared, where: Mapping[str, Any], statement: GuardedUpdate, values: dict[str, Any]
+) -> int:
+    """Change a row, and undo it where a trigger stores something else.
+
+    Args:
+        connection: The connection.
+        key: The statement that locks the row.
+        where: Its parameters.
+        statement: The statement that changes it.
+        values: Its parameters.
+
+    Returns:
+        How many rows were changed.
+
+    Raises:
+        TriggerError: A trigger stored something else, or skipped the row.
+    """
+    with translated(), connection.begin_nested():
+        key.rows(connection, dict(where))
+        return statement.write(connection, values, is_locked=True)

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, bindparam, cast, func, select
-from sqlalchemy.dialects.postgresql import OID, insert
+from sqlalchemy import BigInteger, Boolean, Connection, Engine, text
+from sqlalchemy.dialects.postgresql import insert
 
 from voiceassist_db.errors import (
     ConstraintError,
@@ -32,6 +32,7 @@ from voiceassist_db.rotation.relations import Relation
 from voiceassist_db.rotation.schedule import SAMPLE_PAGES, spread
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.transactions import AWAY, AWAY_OR_BUSY, persistently
+from voiceassist_db.triggers import CHANGES_UPDATES
 
 LOCK_TIMEOUT_MS: Final = 100
 """How long a batch waits for one row. Well below PostgreSQL's deadlock_timeout of 1 s, so that of a deadlock it is the rotation
@@ -45,15 +46,17 @@ SWEEP_LOCK_TIMEOUT_MS: Final = 2000
 
 _FAILURES: Final = table_of(KeyRotationFailureRow)
 _UPDATED: Final = Prepared(
-    select(
-        *(
-            getattr(func, f"pg_stat_get_xact_tuples_{what}")(cast(bindparam("oid", type_=OID), OID))
-            for what in ("updated", "hot_updated")
-        )
-    ),
+    text(
+        f"""
+        SELECT pg_catalog.pg_stat_get_xact_tuples_updated(CAST(:oid AS pg_catalog.oid)) AS rows,
+               pg_catalog.pg_stat_get_xact_tuples_hot_updated(CAST(:oid AS pg_catalog.oid)) AS hot_rows,
+               EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                       WHERE t.tgrelid OPERATOR(pg_catalog.=) CAST(:oid AS pg_catalog.oid) AND {CHANGES_UPDATES}) AS has_triggers
+        """  # noqa: S608  # of constants
+    ).columns(rows=BigInteger, hot_rows=BigInteger, has_triggers=Boolean),
     table="pg_stat_xact_user_tables",
 )
-"""Only their difference within a transaction means anything, and only where the server counts (``track_counts``)."""
+"""Of the counts, only their difference within a transaction means anything, and only where the server counts (``track_counts``)."""
 
 _ROW_FAILURES: Final = ("22", "23", "39", "54")
 """Classes of SQLSTATE that speak of a row: data, constraint, external routine (pgcrypto), program limit."""
@@ -125,6 +128,7 @@ class Batches:
         self._tally = tally
         self._is_stopping = is_stopping
         self._is_slow = False
+        self._is_guarded = False
 
     def spread(self, group: Sequence[Part]) -> list[Part]:
         """Return the parts of a group with the rows of each page spread evenly over the passes."""
@@ -181,7 +185,7 @@ class Batches:
             return 0
         try:
             rows, _ = self._counted(
-                lambda connection: self._statements.reencrypt_given(connection, keys, skip_locked=not waits),
+                partial(self._statements.reencrypt_given, keys=keys, skip_locked=not waits),
                 lock_timeout_ms=SWEEP_LOCK_TIMEOUT_MS if waits else LOCK_TIMEOUT_MS,
             )
         except TransactionConflictError:
@@ -229,15 +233,20 @@ class Batches:
         one, other = self._prove_given(keys[:middle]), self._prove_given(keys[middle:])
         return one[0] + other[0], one[1] + other[1]
 
-    def _counted(
-        self, work: Callable[[Connection], int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS
-    ) -> tuple[int, int | None]:
+    def _counted(self, work: Callable[..., int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> tuple[int, int | None]:
         """Run a batch that re-encrypts, count it, and return its rows and how many stayed on their page."""
 
         def batch(connection: Connection) -> tuple[int, int, int]:
             before = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
-            rows = work(connection)
+            self._is_guarded = self._is_guarded or before[2]
+            rows = work(connection, is_guarded=self._is_guarded)
             after = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
+            # After the UPDATE, whose lock keeps other transactions from adding a trigger.
+            if after[2] and not self._is_guarded:
+                self._is_guarded = True
+                raise TransactionConflictError(
+                    f"{self._relation.table.name} has triggers: the batch is done again, guarded"
+                )
             return rows, after[0] - before[0], after[1] - before[1]
 
         rows, updated, hot_rows = self._run(batch, lock_timeout_ms, AWAY)

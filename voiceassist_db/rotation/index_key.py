@@ -28,6 +28,7 @@ from voiceassist_db.errors import (
     RotationError,
     RowError,
     TransactionConflictError,
+    TriggerError,
 )
 from voiceassist_db.execution import see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, count_index_keys, register, retire_index_keys
@@ -280,6 +281,8 @@ class _Work:
         except TransactionConflictError:
             if len(keys) == 1:
                 return 1  # somebody holds it: it counts as not done, and the next pass comes back to it
+        except TriggerError:
+            raise  # of the table, and not of a row
         except RowError as error:
             if len(keys) == 1 and fills_unique and isinstance(error, DuplicateError):
                 return self._renew(table, keys, fills_unique=False)

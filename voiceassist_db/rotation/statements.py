@@ -42,6 +42,7 @@ from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto.arrays import array_parameter, dumper, element_type
 from voiceassist_db.pgcrypto.expressions import column_key, is_bound_to_row, parameters, reencrypt, version_parameter
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.triggers import GuardedUpdate
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
@@ -153,7 +154,9 @@ class Statements:
         for field in table.fields.values():
             old, new = column_key(table, field, "previous"), column_key(table, field, "current")
             changes[field.column] = reencrypt(table, field, old, keyring.previous.scheme, new)
+        self._changes = changes
         self._update = update(table.table).values(changes)
+        self._guarded: dict[tuple[bool, bool], GuardedUpdate] = {}
 
     def _prepare(self, statement: Any) -> Prepared:
         return Prepared(statement, table=self._table.name)
@@ -197,8 +200,29 @@ class Statements:
         # NO KEY, for a rotation changes none: others may go on inserting rows that refer to these.
         return statement.with_for_update(key_share=True, skip_locked=True).scalar_subquery()
 
+    @functools.cached_property
+    def _held(self) -> Prepared:
+        return self._prepare(
+            select(*self._table.key).where(self._is_given(), self._is_old).with_for_update(key_share=True)
+        )
+
+    def _guard(self, *, is_part: bool, skip_locked: bool) -> GuardedUpdate:
+        """Return the statement of a table with triggers: it fails where one of them changes what it stores."""
+        found = self._guarded.get((is_part, skip_locked))
+        if found is None:
+            rows = [_in_window(), self._is_old, _in_pass_with_naps()] if is_part else [self._is_given(), self._is_old]
+            found = GuardedUpdate(self._table, self._changes, *rows, skip_locked=skip_locked)
+            self._guarded[is_part, skip_locked] = found
+        return found
+
     def reencrypt(
-        self, connection: Connection, part: Part, *, skip_locked: bool = False, nap_share: float = 0.0
+        self,
+        connection: Connection,
+        part: Part,
+        *,
+        skip_locked: bool = False,
+        nap_share: float = 0.0,
+        is_guarded: bool = False,
     ) -> int:
         """Re-encrypt the rows of a part that are under the older version.
 
@@ -207,14 +231,32 @@ class Statements:
             part: Which rows.
             skip_locked: Leave rows that others hold, instead of waiting for them.
             nap_share: After how large a share of the rows the server naps, for :data:`NAP_S` each time.
-        """
-        statement = self._unlocked_of_pass if skip_locked else self._pass
-        return statement.count(connection, self._keys | part.parameters() | {"nap_share": nap_share})
+            is_guarded: Whether a trigger of the table can change what is stored.
 
-    def reencrypt_given(self, connection: Connection, keys: Sequence[Key], *, skip_locked: bool = True) -> int:
-        """Re-encrypt the rows with these primary keys that are under the older version."""
-        statement = self._unlocked_given if skip_locked else self._given
-        return statement.count(connection, self._keys | self._keys_of(keys))
+        Raises:
+            TriggerError: It did.
+        """
+        values = self._keys | part.parameters() | {"nap_share": nap_share}
+        if is_guarded:
+            return self._guard(is_part=True, skip_locked=skip_locked).write(connection, values)
+        statement = self._unlocked_of_pass if skip_locked else self._pass
+        return statement.count(connection, values)
+
+    def reencrypt_given(
+        self, connection: Connection, keys: Sequence[Key], *, skip_locked: bool = True, is_guarded: bool = False
+    ) -> int:
+        """Re-encrypt the rows with these primary keys that are under the older version.
+
+        Raises:
+            TriggerError: ``is_guarded``, and a trigger changed what is stored; or skipped a row that this statement waited for.
+        """
+        given = self._keys_of(keys)
+        if is_guarded:
+            if not skip_locked:
+                self._held.count(connection, self._older | given)
+            statement = self._guard(is_part=False, skip_locked=skip_locked)
+            return statement.write(connection, self._keys | given, is_locked=not skip_locked)
+        return (self._unlocked_given if skip_locked else self._given).count(connection, self._keys | given)
 
     # --- listing and counting ------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from voiceassist_db.blind_index import NORMALISERS, token
-from voiceassist_db.errors import DecryptionError
+from voiceassist_db.errors import DecryptionError, TransactionConflictError
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.loading import Unloadable, text_of
 from voiceassist_db.models import EncryptedField, EncryptedTable
@@ -35,6 +35,7 @@ from voiceassist_db.pgcrypto.arrays import array_parameter, dumped_tokens, dumpe
 from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import decrypt_stored, parameters
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.triggers import GuardedUpdate, update_triggers
 
 PAGE_ROWS: Final = 500
 
@@ -85,7 +86,11 @@ class TokenTable:
         given = self._given(())
         wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
         self._read = Prepared(select(*table.key, table.version, *columns).where(wanted), table=self.name)
-        self._exchange = Prepared(self._exchanged(), table=self.name)
+        tokens_of, are_same = self._exchanged()
+        self._exchange = Prepared(update(table.table).values(tokens_of).where(*are_same), table=self.name)
+        self._guarded = GuardedUpdate(table, tokens_of, *are_same)
+        self._hold = Prepared(select(*table.key).where(wanted).with_for_update(key_share=True), table=self.name)
+        self._is_guarded = False
 
     def _given(self, tokens: Sequence[str]) -> Any:
         arrays: list[Any] = [
@@ -96,18 +101,16 @@ class TokenTable:
         columns = (func.pg_catalog.unnest(each).label(name) for name, each in zip(names, arrays, strict=True))
         return select(*columns).subquery(self.table.beside("given"))
 
-    def _exchanged(self) -> Any:
+    def _exchanged(self) -> tuple[dict[str, ColumnElement[Any]], list[ColumnElement[bool]]]:
+        """Return the new token of each column, and the conditions that a row is one of those and has its old tokens."""
         places = range(len(self._fields))
         given = self._given([*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)])
         columns = [self.table.table.c[str(each.index_column)] for each in self._fields]
-        return (
-            update(self.table.table)
-            .values({column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)})
-            .where(*(column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)))
-            # Compare and swap: a value that somebody has changed since it was read has its own, newer token. Where the change was made in
-            # SQL, and left no token, the next pass finds the wrong one.
-            .where(*(_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)))
-        )
+        is_given = [column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)]
+        # Compare and swap: a value that somebody has changed since it was read has its own, newer token. Where the change was made in
+        # SQL, and left no token, the next pass finds the wrong one.
+        is_old = [_is_same(column, given.c[f"old_{at}"]) for at, column in enumerate(columns)]
+        return {column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)}, is_given + is_old
 
     def _has_values(self) -> ColumnElement[bool]:
         columns = [name for each in self._fields for name in (each.column, str(each.index_column))]
@@ -137,7 +140,11 @@ class TokenTable:
 
         Raises:
             RowError: A value cannot be read, or has no token, or another row has it where each may stand only once.
+            TriggerError: A trigger stored something else, or skipped a row.
+            TransactionConflictError: The table has a trigger that was not known of. The next call expects it.
         """
+        if self._is_guarded:
+            self._hold.count(connection, dict(self._arrays(keys)))
         rows = self._read.rows(connection, self._arrays(keys) | parameters(keyring, self.table, self._fields))
         stale = []
         for row in rows:
@@ -151,7 +158,14 @@ class TokenTable:
         values = self._arrays([key for key, _, _ in stale])
         values |= {f"old_{at}": dumped_tokens([old[at] for _, old, _ in stale]) for at in places}
         values |= {f"new_{at}": dumped_tokens([new[at] for _, _, new in stale]) for at in places}
+        if self._is_guarded:
+            self._guarded.write(connection, values, is_locked=True)
+            return len(stale)
         self._exchange.count(connection, values)
+        # After the UPDATE, whose lock keeps other transactions from adding a trigger.
+        if update_triggers(connection, self.table):
+            self._is_guarded = True
+            raise TransactionConflictError(f"{self.name} has triggers: its tokens are exchanged again")
         return len(stale)
 
     def _arrays(self, keys: Sequence[PrimaryKey]) -> dict[str, Array]:
