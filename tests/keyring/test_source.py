@@ -23,7 +23,7 @@ from voiceassist_db.errors import (
     UnknownKeyVersionError,
     WrongKeyError,
 )
-from voiceassist_db.keyring import KeyringSource, initialise_keys, register, source
+from voiceassist_db.keyring import KeyringSource, initialise_keys, register, registered_keys, source
 from voiceassist_db.keyring.single_flight import wait_in_thread
 from voiceassist_db.keys import Key, KeyProvider, KeySet
 from voiceassist_db.providers.environment import EnvironmentKeyProvider
@@ -346,3 +346,23 @@ def test_an_empty_store_beside_a_filled_database_is_refused(
         initialise_keys(empty, connection)
     with pytest.raises(KeysNotFoundError):
         empty.fetch()
+
+
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres, MDY", "ISO"])
+def test_keys_are_fetched_under_every_datestyle(
+    engine: Engine, new_provider: Callable[..., VaultKeyProvider], style: str
+) -> None:
+    """A transaction that has set a style of dates learns of the keys, and the registry's moments are the same."""
+    provider = new_provider()
+    with engine.begin() as connection:
+        initialise_keys(provider, connection)
+        before = registered_keys(connection)
+    keys = KeyringSource(provider)
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL DateStyle = '{style}'"))
+        connection.execute(text("SET LOCAL TimeZone = 'Asia/Kathmandu'"))
+        assert keys.keyring(connection).current.version == 1
+        assert registered_keys(connection) == before
+    assert before[1].created_at.tzinfo is not None
+    with engine.connect() as connection:
+        assert before[1].created_at == connection.scalar(text("SELECT created_at FROM encryption_keys"))

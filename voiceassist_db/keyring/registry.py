@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, Text, func, insert, literal_column, select, text, update
 
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
@@ -38,20 +38,30 @@ class RegisteredKey:
 
 
 def registered_keys(connection: Connection) -> dict[int, RegisteredKey]:
-    """Read the registry of key versions."""
-    rows = execute(connection, select(_KEYS).order_by(_KEYS.c.version), table=_KEYS.name)
+    """Read the registry of key versions, under any DateStyle: this can happen in the midst of the application's transaction."""
+    others = (_KEYS.c.version, _KEYS.c.scheme, _KEYS.c.state, _KEYS.c.check_value)
+    moments = map(_as_text, (_KEYS.c.created_at, _KEYS.c.replaced_at, _KEYS.c.retired_at))
+    rows = execute(connection, select(*others, *moments).order_by(_KEYS.c.version), table=_KEYS.name)
     return {
         row.version: RegisteredKey(
             row.version,
             Scheme(row.scheme),
             row.state,
             row.check_value,
-            row.created_at,
-            row.replaced_at,
-            row.retired_at,
+            datetime.fromisoformat(row.created_at),
+            row.replaced_at and datetime.fromisoformat(row.replaced_at),
+            row.retired_at and datetime.fromisoformat(row.retired_at),
         )
         for row in rows
     }
+
+
+def _as_text(column: ColumnElement[datetime]) -> ColumnElement[str]:
+    """Return a moment as Python reads it. The driver reads moments under DateStyle ISO only."""
+    moment = func.timezone(literal_column("'UTC'"), column)
+    return func.to_char(moment, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'"""), type_=Text).label(
+        str(column.key)
+    )
 
 
 def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND) -> list[int]:
