@@ -32,7 +32,7 @@ def checker(column: Column[Any], *, names_row: bool = False, most: int = MAX_ROW
         column.name,
         rule_of(column.type),
         type(column.type).__name__,
-        ordinary_length(column.type),
+        min(ordinary_length(column.type), most),
     )
 
     def check(value: Any) -> Any:
