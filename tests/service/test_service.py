@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -41,6 +42,9 @@ pytestmark = pytest.mark.wide
 
 ROOT: Final = Path(__file__).parents[2]
 KINDS: Final = ("threads", "tasks")
+PATIENCE_S: Final = 300.0
+"""After which something hangs, however busy the machine is."""
+
 NEWEST: Final = "SELECT max(version) FROM encryption_keys"
 GRACE_S: Final = 0.5
 """How long after a server is back an error may still come."""
@@ -73,6 +77,7 @@ class Child:
     def wait_for_an_error(self) -> None:
         """Wait until it got its first error."""
         assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], PATIENCE_S)[0], "it got no error, and hangs"
         assert self.process.stdout.readline() == "an error\n"
 
     def stop(self) -> None:
@@ -83,7 +88,7 @@ class Child:
     def outcome(self) -> dict[str, Any]:
         """Let it end, and return what it left."""
         self.stop()
-        assert self.process.wait(timeout=300) == 0
+        assert self.process.wait(timeout=PATIENCE_S) == 0
         outcome: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
         return outcome
 
@@ -153,16 +158,18 @@ class Service:
         with self._deployment():
             time.sleep(self.pace_s)
         self._call("sys/unseal", {"key": self.vault.unseal_key})
-        until(self._is_unsealed, seconds=60)
+        until(self._is_unsealed, seconds=PATIENCE_S)
 
     def hang(self) -> None:
         """Stop Vault in its tracks: it takes connections and answers nothing."""
         self.taken.append(("Vault", "hung", time.monotonic()))
         os.kill(self.vault.pid, signal.SIGSTOP)
-        with self._deployment():
-            time.sleep(self.pace_s)
-        os.kill(self.vault.pid, signal.SIGCONT)
-        until(self._is_unsealed, seconds=60)
+        try:
+            with self._deployment():
+                time.sleep(self.pace_s)
+        finally:
+            os.kill(self.vault.pid, signal.SIGCONT)
+        until(self._is_unsealed, seconds=PATIENCE_S)
 
     @contextmanager
     def _deployment(self) -> Iterator[None]:
@@ -190,15 +197,15 @@ class Service:
         running = self._tool("--max-rows-per-second", str(max(100.0, rows / self.pace_s)))
         with psycopg.connect(self.environment["DATABASE_URL"], autocommit=True) as connection:
             registered = "SELECT FROM encryption_keys WHERE version > %s"
-            until(lambda: connection.execute(registered, [newest]).fetchone() is not None)
+            until(lambda: connection.execute(registered, [newest]).fetchone() is not None, seconds=PATIENCE_S)
         happens()
-        if running.wait(timeout=300) != 0:
-            until(lambda: self._tool("--resume").wait(timeout=300) == 0, seconds=300)
-        until(lambda: self._tool("--retire", "--grace-days", "0").wait(timeout=300) == 0, seconds=300)
+        if running.wait(timeout=PATIENCE_S) != 0:
+            until(lambda: self._tool("--resume").wait(timeout=PATIENCE_S) == 0, seconds=PATIENCE_S)
+        until(lambda: self._tool("--retire", "--grace-days", "0").wait(timeout=PATIENCE_S) == 0, seconds=PATIENCE_S)
         self.rotations += 1
 
     def _tool(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*ROTATE, *arguments, "--json"],
             env=self.environment,
             cwd=ROOT,
@@ -206,6 +213,9 @@ class Service:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        self.stack.enter_context(process)
+        self.stack.callback(process.kill)
+        return process
 
     def ask(self, query: str) -> tuple[Any, ...]:
         """Return the one row of a query."""
