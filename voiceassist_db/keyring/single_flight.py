@@ -27,6 +27,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.forks import ProcessLock
 from voiceassist_db.keys import KeyProvider, KeySet
+from voiceassist_db.pacing import Pace
 
 REFUSALS: Final = (
     KeysDeletedError,
@@ -44,7 +45,7 @@ FIRST_RETRY_S: Final = 0.1
 """Pause after the first failure of an outage: a single lost answer costs no more."""
 
 RETRY_S: Final = 1.0
-"""Pause after a refusal, and after the second failure of an outage. A fetch is one or two requests, so this is the limit per second."""
+"""Pause after a refusal, and after the second failure of an outage."""
 
 FAIL_FAST_S: Final = 0.4
 """How long after a failure a caller gets it at once. A caller that comes later waits for the next fetch, which then is near.
@@ -52,8 +53,9 @@ FAIL_FAST_S: Final = 0.4
 So nobody sees a failure more than this time after the store is back, and callers do not pile up while it is away.
 """
 
-SHORT_PATIENCE_S: Final = 0.5
-"""How long callers wait for a fetch that follows a failure. A store that hangs must not hold each of them for its whole timeout."""
+SHORT_PATIENCE_S: Final = 1.5
+"""How long callers wait for a fetch that follows a failure. A store that hangs must not hold each of them for its whole timeout. One
+second of it is the pace of requests: the first retry may be a login, so that the read comes a second after what failed."""
 
 FORGET_AFTER_S: Final = 10.0
 """After this time without a fetch, the last failure says nothing about the store any more."""
@@ -136,6 +138,7 @@ class SingleFlight:
         self._flight: _Flight | None = None
         self._last: Fetched | None = None
         self._failure: _Failure | None = None
+        self._pace = Pace()
         self._not_before = 0.0
         self.begun = 0
 
@@ -217,7 +220,8 @@ class SingleFlight:
     def _run(self, flight: _Flight) -> None:
         try:
             time.sleep(max(0.0, flight.begins_at - time.monotonic()))
-            outcome: KeySet | VoiceAssistDBError = self._provider.fetch()
+            with self._pace.applied():
+                outcome: KeySet | VoiceAssistDBError = self._provider.fetch()
         except VoiceAssistDBError as error:
             outcome = copy.copy(error)
         except BaseException as error:
@@ -237,7 +241,7 @@ class SingleFlight:
                 self._flight = None
             if isinstance(outcome, KeySet):
                 flight.outcome = self._last = Fetched(flight.number, outcome, now)
-                self._failure = None
+                self._failure, self._pace = None, Pace()  # which limits what an outage, a refusal or one fetch asks
             else:
                 flight.outcome = outcome
                 is_first = self._failure is None and not isinstance(outcome, REFUSALS)

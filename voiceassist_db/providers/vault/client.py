@@ -23,6 +23,7 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
 )
 from voiceassist_db.masking import Masked, Opaque
+from voiceassist_db.pacing import wait_for_turn
 from voiceassist_db.providers.vault.answers import Answer, RawSecret
 from voiceassist_db.providers.vault.failures import (
     Operation,
@@ -177,6 +178,7 @@ class VaultClient(Opaque):
         place = self.place
         if token and not TOKEN.fullmatch(token.value):
             raise impossible_token()
+        wait_for_turn()
         try:
             answer = send(
                 request,
