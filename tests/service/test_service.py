@@ -194,7 +194,7 @@ class Service:
     def rotate(self, happens: Callable[[], None]) -> None:
         """Rotate the key to its end, and retire the old one; something happens as soon as the new key is registered."""
         rows, newest = self.ask("SELECT (SELECT count(*) FROM patient_data), max(version) FROM encryption_keys")
-        running = self._tool("--max-rows-per-second", str(max(100.0, rows / self.pace_s)))
+        running = self._tool("--max-rows-per-second", str(max(300.0, rows / self.pace_s)))
         with psycopg.connect(self.environment["DATABASE_URL"], autocommit=True) as connection:
             registered = "SELECT FROM encryption_keys WHERE version > %s"
             until(lambda: connection.execute(registered, [newest]).fetchone() is not None, seconds=PATIENCE_S)
