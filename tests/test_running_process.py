@@ -38,6 +38,12 @@ def change_key(engine: Engine, provider: VaultKeyProvider) -> KeySet:
     return provider.fetch()
 
 
+@pytest.fixture(autouse=True)
+def no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time to live that is over at once asks the key store at each use, which a pace would delay."""
+    monkeypatch.setattr("voiceassist_db.pacing.PERIOD_S", 0.0)
+
+
 @pytest.fixture(params=["orm", "core", "transaction", "async"])
 def run(
     request: pytest.FixtureRequest, engine: Engine, provider: VaultKeyProvider, database_url: URL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
@@ -29,17 +29,20 @@ class Counted:
     Attributes:
         state: One of the four above; what is forbidden is to read the secret.
         arrived: When each request came, as of ``time.monotonic()``.
+        on_arrival: Called at each request, before it is answered.
     """
 
     def __init__(self, upstream: str, server: ThreadingHTTPServer) -> None:
         self.address = f"http://127.0.0.1:{server.server_port}"
         self.state = HEALTHY
         self.arrived: list[float] = []
+        self.on_arrival: Callable[[], object] = lambda: None
         self._upstream = urlsplit(upstream)
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         """Return status and body for one request."""
         self.arrived.append(time.monotonic())
+        self.on_arrival()
         state = self.state
         if state == SLOW:
             time.sleep(SLOW_S)

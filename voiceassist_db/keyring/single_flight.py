@@ -53,9 +53,11 @@ FAIL_FAST_S: Final = 0.4
 So nobody sees a failure more than this time after the store is back, and callers do not pile up while it is away.
 """
 
-SHORT_PATIENCE_S: Final = 1.5
-"""How long callers wait for a fetch that follows a failure. A store that hangs must not hold each of them for its whole timeout. One
-second of it is the pace of requests: the first retry may be a login, so that the read comes a second after what failed."""
+SHORT_PATIENCE_S: Final = 0.5
+"""How long callers wait for a fetch that follows a failure, from when two requests may be sent: it may be a login and a read.
+
+A store that hangs must not hold each of them for its whole timeout.
+"""
 
 FORGET_AFTER_S: Final = 10.0
 """After this time without a fetch, the last failure says nothing about the store any more."""
@@ -202,9 +204,8 @@ class SingleFlight:
         self.begun += 1
         begins_at = max(now, self._not_before)
         if self._failure is not None:
-            return _Flight(
-                self.begun, begins_at, begins_at + min(SHORT_PATIENCE_S, self._timeout_s), self._failure.error
-            )
+            patience_s = SHORT_PATIENCE_S + max(0.0, self._pace.free_at() - begins_at)
+            return _Flight(self.begun, begins_at, begins_at + min(patience_s, self._timeout_s), self._failure.error)
         overdue = KeyStoreUnavailableError(
             f"the key store did not answer within {self._timeout_s:g} s: check that it runs and how fast it answers"
         )
@@ -241,7 +242,7 @@ class SingleFlight:
                 self._flight = None
             if isinstance(outcome, KeySet):
                 flight.outcome = self._last = Fetched(flight.number, outcome, now)
-                self._failure, self._pace = None, Pace()  # which limits what an outage, a refusal or one fetch asks
+                self._failure = None
             else:
                 flight.outcome = outcome
                 is_first = self._failure is None and not isinstance(outcome, REFUSALS)

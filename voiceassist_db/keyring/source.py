@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreError, VoiceAssistDBError, WrongKeyError
+from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreError, WrongKeyError
 from voiceassist_db.forks import ProcessLock
 from voiceassist_db.keyring.keyring import Keyring
 from voiceassist_db.keyring.registry import assemble
@@ -75,10 +74,10 @@ class KeyringSource:
     def prefetch(self) -> None:
         """Fetch the keys where there are none, so that nobody waits for them with a connection in hand.
 
-        Raises nothing: :meth:`keyring` raises the failure.
+        Raises:
+            KeyStoreError: The store refuses or cannot be reached. A caller that took a connection now could wait again, with it in hand.
         """
-        with suppress(VoiceAssistDBError):
-            self._fetched(None, self._flights.deadline())
+        self._fetched(None, self._flights.deadline())
 
     def refresh(self, connection: Connection, wanted: int) -> Keyring:
         """Return a keyring that has a version which the one before lacked, where the store has it.

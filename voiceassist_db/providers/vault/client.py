@@ -23,7 +23,7 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
 )
 from voiceassist_db.masking import Masked, Opaque
-from voiceassist_db.pacing import wait_for_turn
+from voiceassist_db.pacing import turn
 from voiceassist_db.providers.vault.answers import Answer, RawSecret
 from voiceassist_db.providers.vault.failures import (
     Operation,
@@ -178,17 +178,17 @@ class VaultClient(Opaque):
         place = self.place
         if token and not TOKEN.fullmatch(token.value):
             raise impossible_token()
-        wait_for_turn()
         try:
-            answer = send(
-                request,
-                address=self._address,
-                token=token,
-                verify=True if place.ca_file is None else str(place.ca_file),
-                timeout_s=place.timeout_s,
-                namespace=place.namespace,
-                allow_unsafe=self._allow_unsafe,
-            )
+            with turn():
+                answer = send(
+                    request,
+                    address=self._address,
+                    token=token,
+                    verify=True if place.ca_file is None else str(place.ca_file),
+                    timeout_s=place.timeout_s,
+                    namespace=place.namespace,
+                    allow_unsafe=self._allow_unsafe,
+                )
         except NO_ANSWER as error:
             failure: VoiceAssistDBError = no_answer(place, operation, error)
         else:
