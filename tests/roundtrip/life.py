@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from tests.roundtrip.imported import import_file
 from tests.roundtrip.oracle import BOUND
-from tests.roundtrip.reading import check
+from tests.roundtrip.reading import check, check_stored
 from tests.roundtrip.refusing import check_refusals
 from tests.roundtrip.tables import Shape
 from tests.roundtrip.trial import Trial
@@ -132,6 +132,7 @@ def live(trial: Trial, size: Size, settings: dict[str, str], copied: Callable[[T
     compare("direct to bound")
     fill(trial, size.rows)
     insert_bound(trial, size.rows, 2)
+    check_stored(trial, "writing bound")
     rotate_fully(trial, 3)
     update(trial, size.share)
     compare("bound to bound")
@@ -183,8 +184,10 @@ def rotate_fully(trial: Trial, new: int) -> None:
     """Rotate to a version, or finish that rotation, and retire the older one."""
     engine, keys = trial.database.engine, trial.database.keys
     report = rotate(engine, keys)
-    assert (report.done, report.quarantined, report.to_version) == (True, 0, new)
-    assert retire(engine, keys, grace_days=0).floor == new
+    assert (report.done, report.quarantined, report.to_version) == (True, 0, new), f"seed {trial.seed}: {report}"
+    assert retire(engine, keys, grace_days=0).floor == new, (
+        f"seed {trial.seed}: the key of version {new - 1} is still there"
+    )
     with engine.begin() as connection:
         require_bound_format(connection)
     trial.schemes = {new: BOUND}
@@ -193,7 +196,7 @@ def rotate_fully(trial: Trial, new: int) -> None:
 def rotate_index(trial: Trial) -> None:
     """Rotate the index key, which gives a token to every row that has none."""
     report = rotate_index_key(trial.database.engine, trial.database.keys)
-    assert report.done, report
+    assert report.done, f"seed {trial.seed}: {report}"
     for row in (row for held in trial.held for row in held.held.values()):
         row.without_token.clear()
 

@@ -17,6 +17,13 @@ CHUNK: Final = 500
 """Rows of one call of get_many."""
 
 
+def check_stored(trial: Trial, after: str) -> None:
+    """Compare what is stored."""
+    for held in trial.held:
+        with trial.told(f"stored after {after}", held):
+            _check_stored(trial, f"stored after {after}", held)
+
+
 def check(trial: Trial, after: str, share: float) -> None:
     """Compare what is stored, then every row by pages and by get_many, and by get and find rows of every class and a share of the rest."""
     for held in trial.held:
@@ -39,7 +46,8 @@ def _check_row(
     for name in names or held.fields:
         sample, actual = row.cells[name], getattr(record, name)
         assert is_same(sample.value, actual), (
-            f"{name} ({held.fields[name].kind.value}), {sample.group}, row {row.key!r}: expected {shown(sample.value)}, read {shown(actual)}"
+            f"{operation}: {name} ({held.fields[name].kind.value}), {row.told(name)}: "
+            f"expected {shown(sample.value)}, read {shown(actual)}"
         )
         trial.counts[operation, f"{held.fields[name].kind.value}: {sample.group}"] += 1
 
@@ -53,7 +61,7 @@ def _check_pages(trial: Trial, operation: str, held: Held, run: Way) -> None:
         return found
 
     found = run(pages)
-    assert len(found) == len(held.held)
+    assert len(found) == len(held.held), f"{operation}: {len(found)} rows in place of {len(held.held)}"
     for each in found:
         _check_row(trial, operation, held, held.row_of(each), each)
 
@@ -65,7 +73,7 @@ def _check_many(trial: Trial, operation: str, held: Held, run: Way) -> None:
         part = wanted[at : at + CHUNK]
         given = [held.given(held.held[key]) for key in part]
         found = run(partial(_many, held, given))
-        assert found.keys() == set(part)
+        assert found.keys() == set(part), f"{operation}: other rows than were asked for"
         for key, each in found.items():
             _check_row(trial, operation, held, held.held[key], each)
 
@@ -121,7 +129,9 @@ def _check_found(trial: Trial, operation: str, held: Held, run: Way, share: floa
 
         for form, given, found in run(find):
             keys = [held.lookup_key(held.row_of(each)) for each in found]
-            assert (len(keys), set(keys)) == (len(keys_of[form]), keys_of[form]), f"{name}: {form!r} as {given!r}"
+            assert (len(keys), set(keys)) == (len(keys_of[form]), keys_of[form]), (
+                f"{operation}: {name}: {form!r} as {given!r}"
+            )
             for each in found:
                 _check_row(trial, operation, held, held.row_of(each), each)
 
@@ -138,13 +148,11 @@ def _check_stored(trial: Trial, operation: str, held: Held) -> None:
                 sample, actual = row.cells[name], found.plaintexts[column.name]
                 expected = held.plaintext(row, name, is_bound=trial.schemes[found.version] == BOUND)
                 assert is_same(expected, actual), (
-                    f"{name} ({column.kind}), {sample.group}, row {id_!r}: expected {shown(expected)}, stored {shown(actual)}"
+                    f"{name} ({column.kind}), {row.told(name)}: expected {shown(expected)}, stored {shown(actual)}"
                 )
                 if column.index:
                     form = None if name in row.without_token else sample.form
                     token = None if form is None else secret.token(column.context, form)
-                    assert found.tokens[column.name] == token, (
-                        f"the token of {name}, {sample.group}, row {id_!r}, {form!r}"
-                    )
+                    assert found.tokens[column.name] == token, f"the token of {name}, {row.told(name)}, {form!r}"
             trial.count(operation, held, row.cells)
     assert seen == len(by_id), f"{len(by_id) - seen} rows are under none of the versions {trial.schemes}"

@@ -89,12 +89,18 @@ class Row:
         code: Its lookup value, if the table has such a column.
         cells: A sample of each field.
         without_token: The searchable fields that have no token yet.
+        by: The operation that wrote each field.
     """
 
     key: tuple[Any, ...]
     code: Any
     cells: dict[str, Sample]
     without_token: set[str] = field(default_factory=set)
+    by: dict[str, str] = field(default_factory=dict)
+
+    def told(self, name: str) -> str:
+        """Return what a message says of one of its values."""
+        return f"{self.cells[name].group}, row {self.key!r}, written by {self.by[name]}"
 
 
 @dataclass

@@ -92,6 +92,7 @@ def hold(trial: Trial, operation: str, held: Held, rows: Sequence[Row]) -> None:
     """Tell a table that it must hold rows from now on."""
     for row in rows:
         held.held[held.lookup_key(row)] = row
+        row.by = dict.fromkeys(row.cells, operation)
         trial.count(operation, held, row.cells)
 
 
@@ -110,6 +111,7 @@ def update(trial: Trial, share: float) -> None:
                 run(partial(_change, held, changes))
             for row, cells in changes:
                 row.cells = row.cells | cells
+                row.by |= dict.fromkeys(cells, f"update {way}")
                 row.without_token -= cells.keys()
                 trial.count(f"update {way}", held, cells)
 
