@@ -224,3 +224,29 @@ def test_a_lease_that_ended_does_not_pass_the_fence(trial: Trial) -> None:
     trial.expire_lease()
     with pytest.raises(DatabaseUnavailableError, match="lease has ended"), trial.engine.begin() as connection:
         held.fence(connection)
+
+
+def test_one_of_two_takes_the_lease_under_repeatable_read(trial: Trial) -> None:
+    """Who waited for the other to take it must see that it is taken, though its transaction began before."""
+    with trial.engine.begin() as connection:
+        name = connection.scalar(text("SELECT pg_catalog.quote_ident(pg_catalog.current_database())"))
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    trial.engine.dispose()
+
+    def take(_: int) -> bool:
+        try:
+            Lease.take(trial.engine, WANTED)
+        except RotationActiveError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool, trial.engine.begin() as connection:
+        connection.execute(text("SELECT pg_catalog.pg_advisory_xact_lock(:taking)"), {"taking": lease._TAKING})
+        takers = [pool.submit(take, n) for n in range(2)]
+        waiting = text(
+            "SELECT count(*) FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database "
+            "WHERE d.datname = pg_catalog.current_database() AND l.locktype = 'advisory' AND NOT l.granted"
+        )
+        until(lambda: connection.scalar(waiting) == 2)
+        connection.commit()
+    assert sorted(each.result() for each in takers) == [False, True]

@@ -43,7 +43,7 @@ from voiceassist_db.errors import (
 from voiceassist_db.execution import execute, translated
 from voiceassist_db.models import KeyRotationRow, table_of
 from voiceassist_db.prepared import Prepared
-from voiceassist_db.rotation.transactions import persistently
+from voiceassist_db.rotation.transactions import persistently, read_committed
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Lease:
         Raises:
             RotationActiveError: Another process holds a lease.
         """
-        holder = uuid4()
+        engine, holder = read_committed(engine), uuid4()
         try:
             with translated(), engine.begin() as connection:
                 commit_durably(connection)

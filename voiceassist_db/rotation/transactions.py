@@ -27,6 +27,14 @@ AWAY_OR_BUSY: Final = (DatabaseUnavailableError, TransactionConflictError)
 Result = TypeVar("Result")
 
 
+def read_committed(engine: Engine) -> Engine:
+    """Return the same engine, whose transactions see what was committed before each statement, whatever the default is.
+
+    Who waits for the lease must see who took it; and a heartbeat may change a row that another one has changed.
+    """
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
+
 def persistently(
     engine: Engine,
     work: Callable[[Connection], Result],
