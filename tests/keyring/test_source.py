@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
-from voiceassist_db import Database, Patient
+from voiceassist_db import Database, Patient, Repositories
 from voiceassist_db.errors import (
     KeyNotRegisteredError,
     KeysNotFoundError,
@@ -175,6 +175,29 @@ def test_threads_at_a_cold_start_wait_without_a_connection(database: Database, c
     assert held == 0
     assert found == ["123-45-6789"] * 50
     assert counting.fetches == 1
+
+
+@pytest.mark.parametrize("failure", [KeyStoreUnavailableError("down"), KeyStoreForbiddenError("no")])
+def test_without_keys_no_caller_takes_a_connection(
+    engine: Engine, counting: CountingProvider, failure: KeyStoreError
+) -> None:
+    """A caller that took one after a failure could wait for the next fetch while it holds it, and so exhaust the pool."""
+    counting.failure = failure
+    cold = Database(engine, counting)
+    taken: list[object] = []
+    event.listen(engine, "checkout", lambda *given: taken.append(given))
+    patient = Patient(patient_id="PT-001")
+    works: list[Callable[[Repositories], object]] = [
+        lambda tx: tx.patients.get("PT-001"),
+        lambda tx: tx.patients.update("PT-001", name="Zoë"),
+        lambda tx: tx.patients.page(),
+        lambda tx: tx.patients.add(patient),
+        lambda tx: tx.patients.add_many([patient]),
+    ]
+    for work in works:
+        with pytest.raises(type(failure)), cold.transaction() as tx:
+            work(tx)
+    assert taken == []
 
 
 def test_a_wrong_key_is_refused_before_it_touches_a_row(engine: Engine, provider: VaultKeyProvider) -> None:
