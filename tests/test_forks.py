@@ -7,7 +7,6 @@ the same time, and every value that anybody reads is compared.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import AssertionPool, NullPool, Pool, SingletonThreadPool, StaticPool
 
 from tests.conftest import FAST, VaultServer, in_memory
-from tests.forking import Child, ChildError, HungError
+from tests.forking import Child, ChildError, HungError, fork_in_c
 from tests.tls import certified
 from voiceassist_db import AsyncDatabase, Database, Patient, Repositories, create_async_engine, create_engine, uuid7
 from voiceassist_db.database import AsyncTransaction
@@ -453,11 +452,6 @@ def test_a_connection_from_before_prepare_is_replaced(url: URL, deployed: VaultK
             assert connection.scalar(text("SELECT pg_backend_pid()")) != before
     assert work(Database(engine, deployed), 1) == 0
     engine.dispose()
-
-
-def fork_in_c() -> int:
-    """Fork as a server in C does: Python runs none of its hooks."""
-    return int(ctypes.PyDLL(None).fork())
 
 
 @pytest.mark.parametrize("pool", SYNC_POOLS, ids=pool_name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.forking import Child
+from tests.forking import Child, fork_in_c
 from voiceassist_db.errors import (
     KeyStoreError,
     KeyStoreForbiddenError,
@@ -279,16 +278,7 @@ def test_an_error_that_is_not_ours_is_told_by_its_name_alone() -> None:
     assert "s3cret" not in f"{outcome!r} {vars(outcome)} {outcome.__cause__} {outcome.__context__}"
 
 
-def c_fork() -> int:
-    """Fork without Python's hooks, as uWSGI does.
-
-    Such a fork copies the interpreter's lock as it is. So it comes when the other threads wait for something else.
-    """
-    time.sleep(0.2)
-    return int(ctypes.PyDLL(None).fork())
-
-
-@pytest.mark.parametrize("fork", [None, c_fork], ids=["Python's", "C's"])
+@pytest.mark.parametrize("fork", [None, fork_in_c], ids=["Python's", "C's"])
 def test_a_child_forked_during_a_fetch_makes_its_own(fork: Callable[[], int] | None) -> None:
     """The thread that fetches does not exist in the child, nor does a lock that another thread held."""
     store = Store()
@@ -331,7 +321,7 @@ def test_a_lock_that_another_thread_holds_at_a_fork_in_c_hangs_no_child() -> Non
     thread.start()
     assert held.wait(LONG_S)
     try:
-        assert Child(take, c_fork).result() is False
+        assert Child(take, fork_in_c).result() is False
     finally:
         done.set()
         thread.join(LONG_S)
