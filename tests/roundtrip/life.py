@@ -43,8 +43,6 @@ SETTINGS: Final[tuple[dict[str, str], ...]] = (
         "enable_seqscan": "off",
         "enable_indexscan": "off",
         "enable_bitmapscan": "off",
-        "jit": "on",
-        "jit_above_cost": "0",
         "default_transaction_isolation": "repeatable read",
         "lc_numeric": "C",
     },
