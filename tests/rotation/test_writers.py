@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import URL, Connection, and_, select, true, update
@@ -58,11 +58,19 @@ def computing_ahead(patch: pytest.MonkeyPatch) -> None:
     """An engine that reads, encrypts and writes in separate statements, as one in the application would; it keeps the guard."""
 
     def reencrypt_part(
-        self: Statements, connection: Connection, part: Part, *, skip_locked: bool = False, nap_share: float = 0.0
+        self: Statements,
+        connection: Connection,
+        part: Part,
+        *,
+        skip_locked: bool = False,
+        nap_share: float = 0.0,
+        **_: Any,
     ) -> int:
         return reencrypt_given(self, connection, self.old_of(connection, part))
 
-    def reencrypt_given(self: Statements, connection: Connection, keys: list[Key], *, skip_locked: bool = True) -> int:
+    def reencrypt_given(
+        self: Statements, connection: Connection, keys: list[Key], *, skip_locked: bool = True, **_: Any
+    ) -> int:
         table, keyring = self._table, self._keyring
         assert keyring.previous is not None
         new = {
