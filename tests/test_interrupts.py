@@ -6,11 +6,12 @@ import asyncio
 import gc
 import itertools
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,8 +196,10 @@ def at_words(mode: str) -> Iterator[Point]:
     yield from (Point(words, is_answer=mode == "answered") for words in WORDS)
 
 
-def happening(proxy: Proxy, interrupt: Callable[[], object], mode: str) -> Callable[[], None]:
-    """Return what happens at a point."""
+@contextmanager
+def happening(proxy: Proxy, point: Point, interrupt: Callable[[], object], mode: str) -> Iterator[None]:
+    """Let something happen at a point, at the latest at the end of the block: else it would cut the next trial's connection."""
+    is_over = threading.Event()
 
     def happens() -> None:
         interrupt()
@@ -205,8 +208,14 @@ def happening(proxy: Proxy, interrupt: Callable[[], object], mode: str) -> Calla
         elif mode == "twice":
             time.sleep(0.005)
             interrupt()
+        is_over.set()
 
-    return happens
+    point.happens = happens
+    proxy.point = point
+    yield
+    proxy.point = None
+    if point.met:
+        assert is_over.wait(60)
 
 
 def place(point: Point, places: Places, task: object = None) -> str:
@@ -229,10 +238,8 @@ def interrupt_at(
             where = place(point, places)
             interrupter()
 
-        point.happens = happening(proxy, interrupt, mode)
-        proxy.point = point
-        is_interrupted = interrupter.run(lambda ids=ids: work(db, ids, lambda: None))  # type: ignore[misc]
-        proxy.point = None
+        with happening(proxy, point, interrupt, mode):
+            is_interrupted = interrupter.run(lambda ids=ids: work(db, ids, lambda: None))  # type: ignore[misc]
         ledger.until_quiet()
         ledger.check(ids, where if is_interrupted else None)
         require_whole(db)
@@ -253,10 +260,8 @@ async def cancel_at(
             trial.where = place(point, places, task)
             loop.call_soon_threadsafe(trial.cancel, task)
 
-        point.happens = happening(proxy, interrupt, mode)
-        proxy.point = point
-        await asyncio.wait({task})
-        proxy.point = None
+        with happening(proxy, point, interrupt, mode):
+            await asyncio.wait({task})
         await asyncio.to_thread(ledger.until_quiet)
         await asyncio.to_thread(trial.check, task, ledger)
         await require_whole_async(db)
