@@ -42,7 +42,8 @@ SETTINGS: Final[tuple[dict[str, str], ...]] = (
         "quote_all_identifiers": "on",
         "enable_seqscan": "off",
         "enable_indexscan": "off",
-        "enable_bitmapscan": "off",
+        "enable_bitmapscan": "off",  # costs are beyond all bounds then, at which JIT would compile each statement
+        "jit": "off",
         "default_transaction_isolation": "repeatable read",
         "lc_numeric": "C",
     },
