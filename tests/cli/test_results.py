@@ -108,7 +108,8 @@ def test_verify_names_a_damaged_value_and_ends_with_1(run: Run, filled: dict[str
     with engine.begin() as connection:
         connection.execute(
             text(
-                "UPDATE patient_data SET name_encrypted = set_byte(name_encrypted, 50, 0), ssn_index = NULL "
+                "UPDATE patient_data SET name_encrypted = set_byte(name_encrypted, 50, get_byte(name_encrypted, 50) # 1), "
+                "ssn_index = NULL "
                 "WHERE patient_id = 'PT-007'"
             )
         )
