@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, Integer, bindparam, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from voiceassist_db import create_async_engine
-from voiceassist_db.errors import DatabaseError, DatabaseUnavailableError
+from voiceassist_db.errors import DatabaseError, DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.prepared import Prepared
 
 SERVER_S = 0.5
@@ -135,3 +137,14 @@ def test_a_connection_that_ends_meanwhile_is_told(connection: Connection, engine
         SLEEP.counts(connection, parameters())
     with pytest.raises(SQLAlchemyError):
         connection.scalar(select(1))
+
+
+def test_no_frame_of_a_failed_statement_keeps_its_cursor(engine: Engine) -> None:
+    """The driver's cursor holds the parameters, keys among them, and the rows."""
+    statement = Prepared(select(literal_column("1 OPERATOR(pg_catalog./) 0")), table="numbers")
+    with engine.connect() as connection, pytest.raises(VoiceAssistDBError) as caught:
+        statement.rows(connection, {})
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert any(frame.f_code is Prepared._run.__code__ for frame in frames)
+    kept = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, psycopg.Cursor)]
+    assert kept == []

@@ -218,6 +218,7 @@ class Prepared:
         self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, bytes, dict[str, Any]], Any]
     ) -> Any:
         """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
+        cursor: Any = None
         try:
             if TRANSLATION in connection.get_execution_options():
                 require_untranslated(connection, self._names_tables_of, self._table)
@@ -248,11 +249,11 @@ class Prepared:
                 failure = DatabaseUnavailableError(INHERITED)
         except BaseException as error:
             forget_locals(error)
-            del parameters, way  # which can have parameters in it
+            del parameters, way, cursor  # which have parameters and rows in them
             if not isinstance(error, VoiceAssistDBError):
                 settle(connection)
             raise
-        del parameters, way
+        del parameters, way, cursor
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
         raise failure
