@@ -10,6 +10,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Self
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -195,6 +196,17 @@ Pair = namedtuple("Pair", "one other")  # noqa: PYI024  # of no types, as many l
 
 _NOON = datetime(2024, 2, 29, 12, 0, 0, 5, tzinfo=UTC)
 _ID = "018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f"
+_TWICE = datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Paris"))
+"""In an hour that clocks repeat; with ``fold=1`` the second time."""
+_NEVER = datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Paris"))
+"""In an hour that clocks leave out."""
+
+
+def _fake(moment: datetime) -> FakeDatetime:
+    """Return a moment as freezegun gives it."""
+    return FakeDatetime(*moment.timetuple()[:6], moment.microsecond, moment.tzinfo, fold=moment.fold)
+
+
 _MISSING = [pd.NaT, pd.NA, np.nan, np.datetime64("NaT"), float("nan")]
 
 TEXTS: list[tuple[Any, Any]] = [
@@ -256,6 +268,17 @@ DATETIMES: list[tuple[Any, Any]] = [
     (LoudDatetime(2024, 2, 29, 12, 0, 0, 5, tzinfo=UTC), _NOON),
     (pd.Timestamp(_NOON).tz_convert("America/New_York"), _NOON),
     (Epoch.UNIX, datetime(1970, 1, 1, tzinfo=UTC)),
+    (pendulum.instance(_TWICE), datetime(2024, 10, 27, 0, 30, tzinfo=UTC)),
+    (pendulum.instance(_TWICE.replace(fold=1)), datetime(2024, 10, 27, 1, 30, tzinfo=UTC)),
+    (_fake(_TWICE), datetime(2024, 10, 27, 0, 30, tzinfo=UTC)),
+    (_fake(_TWICE.replace(fold=1)), datetime(2024, 10, 27, 1, 30, tzinfo=UTC)),
+    (_fake(_NEVER), datetime(2024, 3, 31, 1, 30, tzinfo=UTC)),
+    (pd.Timestamp(_TWICE), datetime(2024, 10, 27, 0, 30, tzinfo=UTC)),
+    (pd.Timestamp(_TWICE.replace(fold=1)), datetime(2024, 10, 27, 1, 30, tzinfo=UTC)),
+    (pd.Timestamp(_TWICE.replace(fold=1)) + pd.Timedelta(1, "ns"), REFUSED),
+    (_TWICE.replace(fold=1), datetime(2024, 10, 27, 1, 30, tzinfo=UTC)),
+    (_NOON.astimezone(timezone(timedelta(hours=-23, minutes=-59))), _NOON),
+    (_NOON.astimezone(timezone(timedelta(hours=16, microseconds=1))), _NOON),
     (pd.Timestamp(_NOON) + pd.Timedelta(1, "ns"), REFUSED),
     (pd.Timestamp(np.datetime64("12024-02-29", "s")).tz_localize("UTC"), REFUSED),
     (pendulum.naive(2024, 2, 29), REFUSED),

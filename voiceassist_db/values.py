@@ -20,6 +20,8 @@ _date_of: Final = dt.date.fromordinal
 _ordinal: Final = dt.date.toordinal
 _datetime_of: Final = dt.datetime.fromisoformat
 _datetime_text: Final = dt.datetime.isoformat
+_zone_of: Final = dt.datetime.tzinfo.__get__
+_fold_of: Final = dt.datetime.fold.__get__
 _time_of: Final = dt.time.fromisoformat
 _time_text: Final = dt.time.isoformat
 
@@ -96,7 +98,10 @@ def datetime(value: Any) -> dt.datetime:
     """Return a ``datetime`` with the same offset from UTC, or without one where the value has none."""
     if not isinstance(value, dt.datetime):
         raise RefusedValueError("must be a datetime.datetime")
-    return _same(_datetime_of(_datetime_text(value)), value)
+    plain = _datetime_of(_datetime_text(value))
+    # In an hour that clocks repeat or leave out, moments of two zones are never equal (PEP 495). So both are of the value's own zone.
+    _same(plain.replace(tzinfo=_zone_of(value), fold=_fold_of(value)), value)
+    return plain
 
 
 def time(value: Any) -> dt.time:
