@@ -40,8 +40,8 @@ RECODED: Final = (
 )
 
 RESTYLED: Final = (
-    "DateStyle of this session is {style}, in which psycopg reads no timestamps. Nothing is lost: leave it as the engine sets it, or SET LOCAL "
-    "DateStyle = ISO before the read"
+    "{setting} of this session is {style}, in which psycopg reads no {what}. Nothing is lost: leave it as the engine sets it, or SET LOCAL "
+    "{setting} = {fit} before the read"
 )
 
 _FAILURES: Final = (*FAILURES, NotImplementedError)
@@ -261,10 +261,7 @@ class Prepared:
     def _unloadable(self, cursor: Any, error: BaseException) -> VoiceAssistDBError | None:
         """Return the error that names a value which Python cannot hold; None where the driver failed at something else."""
         if isinstance(error, NotImplementedError):  # psycopg's own, which quotes the value
-            driver = getattr(cursor, "_cursor", cursor).connection
-            return ConfigurationError(
-                f"{self._table}: {RESTYLED.format(style=driver.info.parameter_status('DateStyle'))}"
-            )
+            return ConfigurationError(f"{self._table}: {_restyled(getattr(cursor, '_cursor', cursor).connection)}")
         result = result_of(cursor, error)
         if result is None:
             return None
@@ -285,6 +282,14 @@ def _forget_plans(made: Any, driver: Any, error: psycopg.Error, *, is_first: boo
         made.cursor().execute("DEALLOCATE ALL")
     else:
         made.rollback()
+
+
+def _restyled(driver: Any) -> str:
+    """Return what a message says of the setting under which the driver reads no moments, or no intervals."""
+    setting, fit, what = "DateStyle", "ISO", "timestamps"
+    if (driver.info.parameter_status(setting) or "").startswith(fit):
+        setting, fit, what = "IntervalStyle", "postgres", "intervals"
+    return RESTYLED.format(setting=setting, style=driver.info.parameter_status(setting), fit=fit, what=what)
 
 
 def _is_inherited(connection: Connection) -> bool:
