@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -319,12 +319,21 @@ ENDS: dict[str, tuple[list[Any], list[Any]]] = {
     "naive": ([_NAIVE, datetime.min, datetime.max], [_NAIVE.replace(tzinfo=UTC), date(2024, 1, 1), "2024-01-01"]),
     "seconds": ([_NAIVE.replace(microsecond=120000)], [_NAIVE]),
     "aware": ([], [_NAIVE, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]),
-    "aware_time": ([time(1, 2, 3, 4, UTC)], [time(1)]),
+    "aware_time": (
+        [time(1, 2, 3, 4, UTC), time(1, tzinfo=timezone(timedelta(hours=-15, minutes=-59, seconds=-59)))],
+        [time(1), *(time(1, tzinfo=timezone(timedelta(hours=15, microseconds=each))) for each in (3_600_000_000, 1))],
+    ),
     "span": ([timedelta.min, timedelta.max, timedelta(microseconds=-1)], [1, "1 day"]),
     "uuid_text": (["018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f"], ["018F3F5E-7B1C-7CC2-9D5B-0A1B2C3D4E5F", "x", ""]),
     "choice": (["a"], ["c", 1, handed_over.Mood.GOOD]),
     "member": ([handed_over.Level.LOW], ["LOW", 1, handed_over.Degree.LOW]),
-    "integers": ([[], [1, None, -5], [[1, 2], [3, 4]]], [[2**31], ["1"], [[1.5]], 1]),
+    "integers": (
+        [[], [1, None, -5], [[1, 2], [3, 4]], [[[[[[1]]]]]]],
+        [
+            *([2**31], ["1"], [[1.5]], 1),
+            *([[]], [[], []], [[1], []], [[1], [2, 3]], [1, [2]], [None, [1]], [[1], [[2]]], [[[[[[[1]]]]]]]),
+        ],
+    ),
 }
 
 

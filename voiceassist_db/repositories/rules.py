@@ -59,6 +59,12 @@ _EARLIEST: Final = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
 _LATEST: Final = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)
 """Moments between these are in the years 1 to 9999 in the time zone of every session."""
 
+_MOST_OFFSET: Final = dt.timedelta(hours=16)
+"""``MAX_TZDISP_HOUR`` in PostgreSQL's ``timestamp.h`` is 15."""
+
+_DIMENSIONS: Final = 6
+"""``MAXDIM`` in PostgreSQL's ``c.h`` and ``array.h``."""
+
 
 def rule_of(type_: TypeEngine[Any]) -> Rule:
     """Return the rule of a column's type. None is no value to it."""
@@ -232,7 +238,8 @@ def _datetime(type_: DateTime) -> Rule:
         if has_zone and not _EARLIEST <= moment <= _LATEST:
             raise RefusedValueError("is outside the years 1 to 9999 in some time zone")
         _require_microseconds(moment.microsecond, type_)
-        return moment
+        # The server takes no offset of 16 hours or more, and ignores its fraction of a second.
+        return moment.astimezone(dt.UTC) if has_zone else moment
 
     return check
 
@@ -244,6 +251,9 @@ def _time(type_: Time) -> Rule:
         moment = values.time(value)
         if (moment.tzinfo is not None) is not has_zone:
             raise RefusedValueError(f"must be a time {'with' if has_zone else 'without'} an offset from UTC")
+        offset = moment.utcoffset() or dt.timedelta()
+        if abs(offset) >= _MOST_OFFSET or offset.microseconds:
+            raise RefusedValueError("must have an offset from UTC of whole seconds, and of less than 16 hours")
         _require_microseconds(moment.microsecond, type_)
         return moment
 
@@ -296,9 +306,24 @@ def _array(type_: ARRAY[Any]) -> Rule:
     def check(value: Any) -> list[Any]:
         if not isinstance(value, list):
             raise RefusedValueError("must be a list")
-        return [each if each is None else check(each) if isinstance(each, list) else rule(each) for each in value]
+        _require_rectangle(value)
+        return elements(value)
+
+    def elements(value: list[Any]) -> list[Any]:
+        return [each if each is None else elements(each) if isinstance(each, list) else rule(each) for each in value]
 
     return check
+
+
+def _require_rectangle(value: list[Any]) -> None:
+    """Refuse lists of lists that no array is: of different lengths, beside other elements, empty, or too deep."""
+    level, dimensions = value, 1
+    while any(isinstance(each, list) for each in level):
+        dimensions += 1
+        lengths = {len(each) if isinstance(each, list) else 0 for each in level}
+        if len(lengths) > 1 or 0 in lengths or dimensions > _DIMENSIONS:
+            raise RefusedValueError(f"must have lists of one length, none empty, in at most {_DIMENSIONS} levels")
+        level = [each for inner in level for each in inner]
 
 
 _RULES: Final[tuple[tuple[Any, Callable[[Any], Rule]], ...]] = (
