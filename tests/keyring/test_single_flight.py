@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.clock import Clock
 from tests.forking import Child, fork_in_c
 from voiceassist_db.errors import (
     KeyStoreError,
@@ -59,19 +60,6 @@ class Store:
 
     def replace(self, old: KeySet, new: KeySet) -> None:
         raise NotImplementedError
-
-
-class Clock:
-    """The time of ``single_flight``: passes when somebody sleeps, and when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import hvac
 import pytest
 import trustme
 
+from tests.clock import Clock
 from voiceassist_db.errors import KeyStoreAuthenticationError, KeyStoreForbiddenError
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider, tokens
@@ -37,6 +38,14 @@ def new_role(admin: hvac.Client, policy: str, secrets: set[str]) -> NewRole:
         return AppRoleLogin(role_id, secret_id)
 
     return make
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the provider takes for the time, while the server goes by its own."""
+    clock = Clock(time.monotonic())
+    monkeypatch.setattr("voiceassist_db.providers.vault.tokens.time", clock)
+    return clock
 
 
 @pytest.fixture(autouse=True)
@@ -78,14 +87,15 @@ def test_threads_share_one_login(connect: Connect, new_role: NewRole, caplog: py
 
 
 def test_a_login_is_repeated_before_the_token_expires(
-    connect: Connect, new_role: NewRole, caplog: pytest.LogCaptureFixture
+    connect: Connect, new_role: NewRole, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With less than a third of 2 s left there is a new token, before the server refuses the old one."""
-    provider = connect(new_role(token_ttl="2s"))
+    """With less than a third of its time left there is a new token, before the server refuses the old one."""
+    provider = connect(new_role(token_ttl="60s"))
     provider.fetch()
+    clock.sleep(39)
     provider.fetch()
     assert 1 == logins(caplog)
-    time.sleep(1.4)
+    clock.sleep(2)
     provider.fetch()
     assert 2 == logins(caplog)
     assert " 403 " not in caplog.text
@@ -116,18 +126,16 @@ def test_a_role_without_the_policy_is_forbidden_and_does_not_log_in_again(
 
 
 def test_a_role_that_was_given_its_policy_later_logs_in_again(
-    connect: Connect, new_role: NewRole, keys: KeySet, monkeypatch: pytest.MonkeyPatch, fails: Any
+    connect: Connect, new_role: NewRole, keys: KeySet, clock: Clock, fails: Any
 ) -> None:
     """A token keeps the policies of its login, so that only another one brings the new policy."""
-    now = time.monotonic()
-    monkeypatch.setattr("voiceassist_db.providers.vault.tokens.time.monotonic", lambda: now)
     provider = connect(new_role(token_policies=["elsewhere"]))
     with fails(KeyStoreForbiddenError):
         provider.fetch()
     new_role()
     with fails(KeyStoreForbiddenError):
         provider.fetch()
-    now += tokens.RELOGIN_AFTER_S
+    clock.sleep(tokens.RELOGIN_AFTER_S)
     assert keys.key == provider.fetch().key
 
 
@@ -145,34 +153,42 @@ def test_a_wrong_app_role_is_an_authentication_error(
 
 
 def test_a_token_lives_on_where_no_new_one_is_to_be_had(
-    connect: Connect, new_role: NewRole, caplog: pytest.LogCaptureFixture, fails: Any
+    connect: Connect,
+    admin: hvac.Client,
+    new_role: NewRole,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    fails: Any,
 ) -> None:
     """A secret id that was good for one login: warn while the token works, and fail when it does not."""
-    provider = connect(new_role(token_ttl="2s", secret_id_num_uses=1))
+    provider = connect(new_role(token_ttl="60s", secret_id_num_uses=1))
     provider.fetch()
-    time.sleep(1.4)
+    clock.sleep(41)
     provider.fetch()
     assert 1 == len(warnings(caplog))
     assert "no new Vault token" in warnings(caplog)[0]
-    time.sleep(0.8)
+    admin.sys.revoke_prefix("auth/approle/login")
     with fails(KeyStoreAuthenticationError):
         provider.fetch()
 
 
 def test_a_given_token_is_renewed_beyond_its_time(
-    connect: Connect, new_token: NewToken, caplog: pytest.LogCaptureFixture
+    connect: Connect, admin: hvac.Client, new_token: NewToken, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A periodic token of 2 s still works after 3, and is not asked about at every fetch."""
-    provider = connect(TokenLogin(new_token(period="2s")))
-    until = time.monotonic() + 3
-    fetches = 0
-    while time.monotonic() < until:
-        provider.fetch()
-        fetches += 1
-        time.sleep(0.02)
-    renewals, questions = caplog.text.count("renew-self HTTP"), caplog.text.count("lookup-self HTTP")
-    assert 2 <= renewals <= 6
-    assert questions < fetches / 2
+    """It is asked about when half of its time has passed, and renewed if the server says that less than half is left."""
+    token = new_token(ttl="1h")
+    provider = connect(TokenLogin(token))
+    provider.fetch()
+    admin.auth.token.renew(token, increment="60s")  # which shortens it: as if 59 minutes had passed
+    clock.sleep(1700)
+    provider.fetch()
+    assert (0, 1) == (caplog.text.count("renew-self HTTP"), caplog.text.count("lookup-self HTTP"))
+    clock.sleep(200)
+    provider.fetch()
+    assert (1, 2) == (caplog.text.count("renew-self HTTP"), caplog.text.count("lookup-self HTTP"))
+    assert admin.auth.token.lookup(token)["data"]["ttl"] > 3000
+    provider.fetch()
+    assert (1, 2) == (caplog.text.count("renew-self HTTP"), caplog.text.count("lookup-self HTTP"))
     assert [] == warnings(caplog)
 
 
@@ -200,9 +216,9 @@ def test_a_token_at_its_longest_life_warns_while_it_works(
     connect: Connect, new_token: NewToken, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Renewal cannot pass the longest life: whoever reads the log has time to set a new token."""
-    provider = connect(TokenLogin(new_token(ttl="5s", explicit_max_ttl="5s")))
+    provider = connect(TokenLogin(new_token(ttl="12s", explicit_max_ttl="12s")))
     provider.fetch()
-    time.sleep(3)  # 2 s left: less than half, and the server rounds to seconds
+    time.sleep(7)  # 5 s left: less than half, and the server rounds to seconds
     provider.fetch()
     assert ["longest life" in message for message in warnings(caplog)] == [True]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, column, func, literal_column, select, text
+from sqlalchemy import bindparam, case, column, func, literal_column, select, text
 from sqlalchemy.orm import Session
 
 from voiceassist_db import Database, Patient, Repositories
@@ -17,14 +16,18 @@ from voiceassist_db.prepared import CHUNK_ROWS, Prepared
 
 PATIENTS = [Patient(patient_id=f"PT-{n:03d}", ssn=f"900-00-{n:04d}", name="Zoë") for n in range(4 * CHUNK_ROWS)]
 MIDDLE = PATIENTS[2 * CHUNK_ROWS].patient_id
-SLOW_ROWS = Prepared(
+STOPS_AT = 2 * CHUNK_ROWS
+STOPPED_ROWS = Prepared(
     select(
-        column("n"), func.pg_sleep(literal_column("0.002")), func.repeat(literal_column("'x'"), literal_column("500"))
+        column("n"),
+        case((column("n") == bindparam("at"), func.pg_advisory_xact_lock_shared(literal_column("7")))),
+        func.repeat(literal_column("'x'"), literal_column("500")),
     )
     .select_from(func.generate_series(literal_column("1"), bindparam("rows")).table_valued("n").render_derived())
     .order_by("n"),
     table="none",
 )
+"""The server makes the row ``at`` when nobody has the lock 7."""
 
 
 @pytest.fixture
@@ -43,19 +46,18 @@ def damage(tx: Repositories, change: str) -> None:
 
 
 def test_rows_arrive_while_the_server_makes_the_next(database: Database) -> None:
-    """Who reads has the first of them long before the server has the last; what is left is not cancelled."""
-    rows = 4 * CHUNK_ROWS
+    """Who reads has the first of them before the server has the last; what is left is not cancelled."""
+    with database.engine.connect() as connection, database.engine.connect() as holder:
 
-    def first(given: Iterable[tuple[Any, ...]]) -> tuple[list[Any], float]:
-        return [row[0] for row in islice(given, 2)], time.perf_counter()
+        def first(given: Iterable[tuple[Any, ...]]) -> list[Any]:
+            found = [row[0] for row in islice(given, 2)]
+            holder.rollback()
+            return found
 
-    with database.engine.connect() as connection:
-        assert SLOW_ROWS.read(connection, {"rows": 1}, first)[0] == [1]
-        started = time.perf_counter()
-        found, at = SLOW_ROWS.read(connection, {"rows": rows}, first)
-        ended = time.perf_counter()
-        assert found == [1, 2]
-        assert at - started < (ended - started) / 2
+        assert STOPPED_ROWS.read(connection, {"rows": 1, "at": STOPS_AT}, first) == [1]
+        holder.execute(text("SELECT pg_advisory_xact_lock(7)"))
+        connection.execute(text("SET lock_timeout = '20s'"))
+        assert STOPPED_ROWS.read(connection, {"rows": 4 * CHUNK_ROWS, "at": STOPS_AT}, first) == [1, 2]
         assert connection.scalar(select(1)) == 1
 
 

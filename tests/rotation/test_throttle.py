@@ -15,6 +15,7 @@ from random import Random
 import pytest
 from sqlalchemy import create_engine
 
+from tests.clock import Clock
 from tests.rotation.shapes import Shape, rotated
 from voiceassist_db import Database
 from voiceassist_db.models.declaration import FILLFACTOR
@@ -35,27 +36,6 @@ FEW = replace(WIDE, keys=WIDE.keys[:1000])
 
 TARGET_S = 0.012
 MAX_BATCHES = 400
-
-
-@dataclass
-class Clock:
-    """Stands in for the module ``time`` of a rotation with one worker; it goes on when somebody sleeps or works.
-
-    Attributes:
-        now: What it shows, seconds.
-    """
-
-    now: float = 1000.0
-
-    def monotonic(self) -> float:
-        """Return what it shows."""
-        return self.now
-
-    perf_counter = monotonic
-
-    def sleep(self, seconds: float) -> None:
-        """Let seconds pass."""
-        self.now += seconds
 
 
 @dataclass(frozen=True)
