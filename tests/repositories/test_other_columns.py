@@ -118,6 +118,29 @@ class SampleRepository(Repository[Sample]):
     lookup = ("code",)
 
 
+class MeasureRow(EncryptedRow, TeamBase):
+    __tablename__ = "measures"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[float | None]
+    short: Mapped[float | None] = mapped_column(sa.REAL)
+    shorter: Mapped[float | None]  # the database has it as real
+    note_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
+
+
+@record
+class Measure(Record):
+    id: int
+    number: float | None = None
+    short: float | None = None
+    shorter: float | None = None
+    note: str | None = None
+
+
+class MeasureRepository(Repository[Measure]):
+    model = MeasureRow
+    record = Measure
+
+
 BYTES = (b"", b"'", b"''", b"\\", b"\\'", b"\\x41", b"\\000", b"NULL", b'"', b"{,}", bytes(range(256)))
 INTERVALS = tuple(
     timedelta(days=days, seconds=seconds, microseconds=micros)
@@ -175,6 +198,49 @@ def test_bytes_and_intervals_are_stored_alike_under_every_setting(
         assert expected == {each.code: each for each in kept.page()}
         assert expected == kept.get_many(expected)
         assert expected == {code: kept.get(code) for code in expected}
+
+
+NUMBERS = (
+    0.1,
+    -1 / 3,
+    2 / 3e8,
+    5e-324,
+    1.7976931348623157e308,
+    123456.789012345,
+    -0.0,
+    float("inf"),
+    float("nan"),
+    None,
+)
+REALS = (0.1, -0.33333334, 6.6666668e-09, 1e-45, 3.4028235e38, 123456.79, -0.0, float("-inf"), float("nan"), None)
+
+
+@pytest.mark.parametrize("digits", [-15, 0, 1, 3])
+def test_floats_are_read_alike_under_every_setting(with_visits: Database, digits: int) -> None:
+    """The server writes fewer digits than a number has where it is told to; each way of reading gives all of them."""
+    given = {
+        at: Measure(id=at, number=number, short=short, shorter=short)
+        for at, (number, short) in enumerate(zip(NUMBERS, REALS, strict=True))
+    }
+    with with_visits.transaction() as tx:
+        tx.session.execute(sa.text("ALTER TABLE measures ALTER shorter TYPE real"))
+        tx.session.execute(sa.text(f"SET LOCAL extra_float_digits = {digits}"))
+        kept = tx.repository(MeasureRepository)
+        kept.add_many(list(given.values())[1:])
+        kept.add(given[0])
+        for found in (
+            {at: kept.get(at) for at in given},
+            kept.get_many(given),
+            {each.id: each for each in kept.page(limit=7) + kept.page(after=given[6])},
+            {each.id: each for each in kept.page(limit=1000)},
+        ):
+            assert {at: _numbers(each) for at, each in given.items()} == {
+                at: _numbers(each) for at, each in found.items()
+            }
+
+
+def _numbers(measure: Measure) -> list[str]:
+    return [repr(each) for each in (measure.number, measure.short, measure.shorter)]
 
 
 def test_text_of_a_subclass_is_its_value(with_visits: Database) -> None:

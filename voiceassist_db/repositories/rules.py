@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import struct
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
@@ -39,6 +38,7 @@ from sqlalchemy.types import TypeEngine
 
 from voiceassist_db import values
 from voiceassist_db.pgcrypto import codec
+from voiceassist_db.repositories.floats import shortest, single
 from voiceassist_db.values import RefusedValueError
 
 Rule = Callable[[Any], Any]
@@ -51,9 +51,6 @@ _SCALE: Final = 16_383
 
 _REAL_BITS: Final = 24
 """``FLOAT(24)``, and with fewer bits, is ``real``."""
-
-_REAL_DIGITS: Final = 9
-"""Decimal digits that tell any two values of ``real`` apart."""
 
 _EARLIEST: Final = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
 _LATEST: Final = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)
@@ -181,19 +178,13 @@ def _float(type_: Float[Any]) -> Rule:
 
 
 def _is_real(number: float) -> bool:
-    """Say whether ``real`` gives a number back: the server writes it with the fewest digits that tell it apart."""
+    """Say whether ``real`` gives a number back."""
     if number != number:  # noqa: PLR0124  # NaN
         return True
     try:
-        single = _single(number)
+        return shortest(single(number)) == number
     except OverflowError:
         return False
-    shortest = (float(f"{single:.{digits}g}") for digits in range(1, _REAL_DIGITS + 1))
-    return next(each for each in shortest if _single(each) == single) == number
-
-
-def _single(number: float) -> float:
-    return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def _numeric(type_: Numeric[Any]) -> Rule:

@@ -46,6 +46,7 @@ from voiceassist_db.pgcrypto.expressions import (
     version_parameter,
 )
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.repositories.floats import exact
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.rows import BOOKKEEPING
 from voiceassist_db.triggers import GuardedUpdate
@@ -224,7 +225,7 @@ class Statements:
         )
 
     def _select(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
-        return select(*self.table.key, self.table.version, *self.plain, *self._decrypted(fields))
+        return select(*self.table.key, self.table.version, *map(exact, self.plain), *self._decrypted(fields))
 
     def _decrypted(
         self, fields: tuple[EncryptedField, ...], source: FromClause | None = None
@@ -245,7 +246,7 @@ class Statements:
         # let it sort once more where it cannot tell that the rows are in order already; and nothing here changes their order.
         source = stored.subquery("stored")
         columns = (source.c[each.name] for each in (*self.table.key, self.table.version, *self.plain))
-        return select(*columns, *self._decrypted(fields, source))
+        return select(*map(exact, columns), *self._decrypted(fields, source))
 
     def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         changes: dict[str, Any] = {

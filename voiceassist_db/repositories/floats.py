@@ -1,0 +1,66 @@
+"""Floating-point columns, read in a form that no setting of the session changes.
+
+PostgreSQL writes such numbers with as many digits as ``extra_float_digits`` says, and so loses some where it is below 1.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import REAL, ColumnElement, Float, Integer, case, cast, func, literal_column
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import UserDefinedType
+
+_REAL_BYTES: Final = 4
+_REAL_DIGITS: Final = 9
+"""Decimal digits that tell any two values of ``real`` apart."""
+
+
+def exact(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the expression by which a plain column is read: of a float its bytes, of any other the column itself."""
+    if not isinstance(column.type, Float) or column.type.asdecimal:
+        return column
+    # The size tells the type that the column has in the database, which may not be the model's.
+    is_real = func.pg_catalog.pg_column_size(column, type_=Integer) == literal_column(str(_REAL_BYTES), Integer)
+    real = func.pg_catalog.float4send(cast(column, REAL), type_=_Sent)
+    return case((is_real, real), else_=func.pg_catalog.float8send(column, type_=_Sent)).label(column.key)
+
+
+class _Sent(UserDefinedType[float]):
+    """SQL ``bytea`` to the server, ``float`` to Python."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "BYTEA"
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], float | None]:
+        return _received
+
+
+def _received(sent: bytes | None) -> float | None:
+    if sent is None:
+        return None
+    if len(sent) == _REAL_BYTES:
+        return shortest(struct.unpack(">f", sent)[0])
+    number: float = struct.unpack(">d", sent)[0]
+    return number
+
+
+def single(number: float) -> float:
+    """Return the value of ``real`` that is nearest to a number.
+
+    Raises:
+        OverflowError: It is out of range.
+    """
+    return float(struct.unpack("f", struct.pack("f", number))[0])
+
+
+def shortest(real: float) -> float:
+    """Return a value of ``real`` as the server writes it: with the fewest digits that tell it apart."""
+    if real != real:  # noqa: PLR0124  # NaN
+        return real
+    written = (float(f"{real:.{digits}g}") for digits in range(1, _REAL_DIGITS + 1))
+    return next(each for each in written if single(each) == real)
