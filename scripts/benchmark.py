@@ -13,6 +13,7 @@ import click
 from benchmarking import plot, report
 from benchmarking.parts import PARTS
 from voiceassist_db.cli import run as run_command
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import progress, say
 
 
@@ -30,7 +31,9 @@ def _writable(_: click.Context, option: click.Parameter, file: Path | None) -> P
     return file
 
 
-@click.command("benchmark", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    "benchmark", cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option(
     "--rows",
     type=click.IntRange(min=1000),
@@ -41,7 +44,14 @@ def _writable(_: click.Context, option: click.Parameter, file: Path | None) -> P
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="The most workers of our own rotation."
 )
-@click.option("--only", "parts", type=click.Choice(PARTS), multiple=True, help="Only this part; may be repeated.")
+@click.option(
+    "--only",
+    "parts",
+    type=click.Choice(PARTS),
+    metavar="PART",
+    multiple=True,
+    help=f"Only this part: {', '.join(PARTS)}. May be repeated.",
+)
 @click.option(
     "--long", "is_long", is_flag=True, help="Rotate 10,000,000 rows as well, which takes some 15 minutes more."
 )

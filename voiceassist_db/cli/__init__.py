@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from voiceassist_db.cli.explaining import Group
 from voiceassist_db.cli.output import VisibleFormatter, say, say_crash, say_error
 from voiceassist_db.errors import VoiceAssistDBError
 from voiceassist_db.escaping import escaped
@@ -30,7 +31,7 @@ _COMMANDS: Final = {
 """Commands and their one-line help; the module of ``init-keys`` is ``cli.init_keys_command``."""
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 

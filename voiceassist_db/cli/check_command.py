@@ -8,19 +8,27 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from voiceassist_db.checking import Line
 
 
-@click.command("check")
+@click.command(
+    "check",
+    cls=Command,
+    exit_codes={
+        0: "safe",
+        1: "something is unsafe, and its line says how to fix it; or the check failed",
+        2: "wrong usage",
+    },
+)
 @json_option
 def command(as_json: bool) -> None:
     """Check whether keys and patients' values are safe: settings, the way to the server, role, names, ciphers, this process.
 
     It checks for the role of DATABASE_URL, so run it as the application's role, and as the rotator's. It sends and needs no key.
-    Exit codes: 0 safe; 1 something is unsafe (its line says how to fix it), or the check failed.
     """
     from voiceassist_db import config
     from voiceassist_db.checking import Verdict, check

@@ -12,25 +12,27 @@ from typing import Any
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import say
 
 
-@click.command("dev", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "dev",
+    cls=Command,
+    context_settings={"ignore_unknown_options": True},
+    examples=("voiceassist-db dev -- voiceassist-db status", "voiceassist-db dev --dir ./data -- python my_app.py"),
+)
 @click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the data in this directory for next time. Default: a temporary one, removed at the end.",
 )
-@click.argument("arguments", metavar="[-- CMD …]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", metavar="[-- CMD ...]", nargs=-1, type=click.UNPROCESSED)
 def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
-    r"""Run CMD, or a shell, with PostgreSQL and OpenBao up, the database migrated, keys made, and the environment set.
+    """Run CMD, or a shell, with PostgreSQL and OpenBao up, the database migrated, keys made, and the environment set.
 
-    CMD sees DATABASE_URL, VAULT_ADDR and VAULT_TOKEN, so every other command works in it with no server at hand:
-
-    \b
-      voiceassist-db dev -- voiceassist-db status
-      voiceassist-db dev --dir ./data -- python my_app.py
+    CMD sees DATABASE_URL, VAULT_ADDR and VAULT_TOKEN, so every other command works in it with no server at hand.
 
     The servers are real, listen on loopback only, and end with this command. Exit code: CMD's.
     """

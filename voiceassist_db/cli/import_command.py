@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say
 
 if TYPE_CHECKING:
@@ -17,7 +18,17 @@ EXIT_NOTHING_IMPORTED = 3
 EXIT_SKIPPED = 4
 
 
-@click.command("import")
+@click.command(
+    "import",
+    cls=Command,
+    exit_codes={
+        0: "every line is imported or was there",
+        1: "the import failed, and why",
+        2: "wrong usage, or no such file",
+        3: "some lines are broken, and nothing was imported",
+        4: "some lines are broken, and the rest was imported (--skip-bad)",
+    },
+)
 @click.argument("file", type=click.File("rb"), metavar="FILE.csv")
 @click.option("--skip-bad", is_flag=True, help="Import the rest where lines are broken; by default, nothing.")
 @click.option(
@@ -75,9 +86,6 @@ def command(
     All happens in one transaction. Broken lines go to standard error, by number and without any value. A patient who is there
     with equal values is left alone: an import can be repeated. A patient_id is stored without outer blanks and invisible
     characters; one that differs from another's in case only is a broken line.
-
-    Exit codes: 0 every line is imported or was there; 1 the import failed, and why; 2 wrong usage, or no such file;
-    3 some lines are broken, and nothing was imported; 4 some lines are broken, and the rest was imported (--skip-bad).
     """
     from voiceassist_db.database import Database
     from voiceassist_db.importing import Update, import_patients

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SCHEMES = ("bound", "direct")
 
 
-@click.command("init-keys")
+@click.command("init-keys", cls=Command)
 @click.option(
     "--scheme",
     type=click.Choice(SCHEMES),
@@ -29,7 +30,7 @@ def command(scheme: str | None, as_json: bool) -> None:
     """Create the first keys in Vault, if there are none, and register them in the database.
 
     Writes by check-and-set and never overwrites a key; repeating it changes nothing. A secret that holds only `key`, as
-    `vault kv put secret/voiceassist/encryption key=…` leaves it, becomes version 1 and gets an index_key beside it.
+    `vault kv put secret/voiceassist/encryption key=...` leaves it, becomes version 1 and gets an index_key beside it.
     """
     from voiceassist_db import config
     from voiceassist_db.engine import create_engine

@@ -6,12 +6,13 @@ import dataclasses
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
 NEEDS_SUPERUSER = "42501"
 
 
-@click.command("provision")
+@click.command("provision", cls=Command)
 @click.option(
     "--owner", default="voiceassist_owner", show_default=True, help="Owns the tables: migrates, retires keys."
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say, say_error
 from voiceassist_db.escaping import escaped_sql
 
@@ -33,7 +34,20 @@ POOL_OVER_WORKERS: Final = 3
 """Connections beside the workers': heartbeat, probes, and the run itself."""
 
 
-@click.command("rotate_keys", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    "rotate_keys",
+    cls=Command,
+    exit_codes={
+        0: "done and verified (--dry-run: it could begin)",
+        EXIT_REFUSED: "refused or failed, and why",
+        2: "wrong usage",
+        EXIT_LEFT_OVER: "rows are left under the old key, or not every value could be verified: run it again, see `verify`",
+        EXIT_QUARANTINED: "done, but for rows that could not be read: `status` counts them, key_rotation_failures names them",
+        EXIT_ACTIVE: "another run is active",
+        EXIT_INTERRUPTED: "interrupted; run it again to go on",
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; change nothing.")
 @click.option(
     "--resume", "resume_only", is_flag=True, help="Only finish an unfinished rotation, which is also done without it."
@@ -91,20 +105,10 @@ def command(  # noqa: PLR0917  # click passes them by name
     grace_days: float,
     as_json: bool,
 ) -> None:
-    r"""Rotate the encryption key: a new one in Vault, and every encrypted row of every table re-encrypted under it.
+    """Rotate the encryption key: a new one in Vault, and every encrypted row of every table re-encrypted under it.
 
     Readers and writers go on meanwhile. An unfinished rotation is continued, whatever ended it. Ctrl-C and SIGTERM end it
     after the batches that are under way. The database is named by DATABASE_URL, the keys by VAULT_ADDR and its login.
-
-    \b
-    Exit codes:
-      0  done and verified (--dry-run: it could begin)
-      1  refused or failed, and why
-      2  wrong usage
-      3  rows are left under the old key, or not every value could be verified: run it again, see `verify`
-      4  done, but for rows that could not be read: `status` counts them, key_rotation_failures names them
-      5  another run is active
-      6  interrupted; run it again to go on
     """
     from voiceassist_db import config
     from voiceassist_db.database import Database

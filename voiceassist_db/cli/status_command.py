@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 from voiceassist_db.escaping import escaped_sql
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MAX_AGE_DAYS = 30
 
 
-@click.command("status")
+@click.command("status", cls=Command)
 @click.option(
     "--max-age-days",
     type=click.IntRange(min=1),

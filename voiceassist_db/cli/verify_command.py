@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say
 
 if TYPE_CHECKING:
     from voiceassist_db.verification import TableReport
 
 
-@click.command("verify")
+@click.command(
+    "verify",
+    cls=Command,
+    exit_codes={
+        0: "all is well",
+        1: "some values cannot be trusted (they are listed by row, never by content), or the check could not be made",
+        2: "wrong usage",
+    },
+)
 @json_option
 def command(as_json: bool) -> None:
     """Check that every encrypted value opens, is bound to its row, has the right format, and its own blind index.
 
     Reads every row of every encrypted table, plain columns included: a value that Python cannot hold, such as infinity in a date, is
-    named as well. Exit codes: 0 all is well; 1 some values cannot be trusted (they are listed by row, never by content), or the check
-    could not be made.
+    named as well.
     """
     from voiceassist_db.database import Database
     from voiceassist_db.verification import verify
