@@ -7,7 +7,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -73,6 +74,15 @@ def check(request: pytest.FixtureRequest) -> Check:
     return proved
 
 
+@contextmanager
+def own_streams() -> Iterator[None]:
+    """Let a command replace the standard streams of this process for the block, as it does in a process of its own."""
+    with ExitStack() as stack:
+        for name in ("stdin", "stdout", "stderr", "excepthook"):
+            stack.enter_context(patch.object(sys, name, getattr(sys, name)))
+        yield
+
+
 @pytest.fixture
 def run(check: Check, capfd: pytest.CaptureFixture[str]) -> Run:
     """A function that runs a command to its end, in a given environment, by its entry point but in this process.
@@ -85,7 +95,7 @@ def run(check: Check, capfd: pytest.CaptureFixture[str]) -> Run:
         # As in a process that has just begun: pytest has put its own handlers there.
         log = patch.object(logging.root, "handlers", list[logging.Handler]())
         argv = patch.object(sys, "argv", ["voiceassist-db", *arguments])
-        with patch.dict(os.environ, env, clear=True), argv, log, pytest.raises(SystemExit) as ended:
+        with patch.dict(os.environ, env, clear=True), argv, log, own_streams(), pytest.raises(SystemExit) as ended:
             run_command(command)
         return check(Outcome(int(ended.value.code or 0), *capfd.readouterr()), env)
 

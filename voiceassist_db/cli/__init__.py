@@ -15,6 +15,7 @@ import click
 
 from voiceassist_db.cli.explaining import Group
 from voiceassist_db.cli.output import VisibleFormatter, say, say_crash, say_error
+from voiceassist_db.cli.streams import make_tolerant
 from voiceassist_db.errors import VoiceAssistDBError
 from voiceassist_db.escaping import escaped
 
@@ -59,6 +60,7 @@ def cli() -> None:
 
 def run(command: click.Command) -> None:
     """Run a command as the process: our errors become one line on standard error and exit code 1."""
+    make_tolerant()
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(VisibleFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[log])

@@ -46,11 +46,11 @@ def say(line: str, *, err: bool = False, bold: bool = False, dim: bool = False) 
         dim: Print it dim on a terminal.
     """
     shown = escaped(line)
-    if err:
-        # Not click.echo, which writes past Rich: a progress bar on a terminal gives way only to what sys.stderr receives.
-        sys.stderr.write(f"{shown}\n")
-    else:
-        click.secho(shown, bold=bold or None, dim=dim or None)
+    # Not click.echo, which writes past Rich: a progress bar on a terminal gives way only to what sys.stderr receives.
+    stream = sys.stderr if err else sys.stdout
+    if stream.isatty() and (bold or dim):
+        shown = click.style(shown, bold=bold or None, dim=dim or None)
+    stream.write(f"{shown}\n")
 
 
 def say_error(error: VoiceAssistDBError) -> None:
@@ -78,7 +78,7 @@ def emit_json(result: dict[str, Any]) -> None:
 
     It is ASCII, with every other character as JSON's escape: the data is exact, and no terminal and no locale changes it.
     """
-    click.echo(json.dumps(result, default=_plain))
+    sys.stdout.write(f"{json.dumps(result, default=_plain)}\n")
 
 
 def _plain(value: Any) -> str:
