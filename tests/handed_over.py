@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from array import array
 from collections import OrderedDict, defaultdict, namedtuple
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Self
@@ -202,6 +202,15 @@ _NEVER = datetime(2024, 3, 31, 2, 30, tzinfo=ZoneInfo("Europe/Paris"))
 """In an hour that clocks leave out."""
 
 
+class Nowhere(tzinfo):
+    """A zone that knows no offset, with which a moment is as good as one without a zone."""
+
+    def utcoffset(self, when: datetime | None, /) -> None:
+        return None
+
+    dst = tzname = utcoffset
+
+
 def _fake(moment: datetime) -> FakeDatetime:
     """Return a moment as freezegun gives it."""
     return FakeDatetime(*moment.timetuple()[:6], moment.microsecond, moment.tzinfo, fold=moment.fold)
@@ -279,6 +288,10 @@ DATETIMES: list[tuple[Any, Any]] = [
     (_TWICE.replace(fold=1), datetime(2024, 10, 27, 1, 30, tzinfo=UTC)),
     (_NOON.astimezone(timezone(timedelta(hours=-23, minutes=-59))), _NOON),
     (_NOON.astimezone(timezone(timedelta(hours=16, microseconds=1))), _NOON),
+    (_NOON.astimezone(timezone(timedelta(microseconds=-1))), _NOON),
+    (_fake(_NOON.astimezone(timezone(timedelta(microseconds=1)))), _NOON),
+    (_fake(_NOON.replace(tzinfo=Nowhere())), REFUSED),
+    (_NOON.replace(tzinfo=Nowhere()), REFUSED),
     (pd.Timestamp(_NOON) + pd.Timedelta(1, "ns"), REFUSED),
     (pd.Timestamp(np.datetime64("12024-02-29", "s")).tz_localize("UTC"), REFUSED),
     (pendulum.naive(2024, 2, 29), REFUSED),

@@ -22,8 +22,11 @@ _datetime_of: Final = dt.datetime.fromisoformat
 _datetime_text: Final = dt.datetime.isoformat
 _zone_of: Final = dt.datetime.tzinfo.__get__
 _fold_of: Final = dt.datetime.fold.__get__
+_NAIVE_LENGTH: Final = len("2026-01-02T03:04:05.678901")
 _time_of: Final = dt.time.fromisoformat
 _time_text: Final = dt.time.isoformat
+_zone_of_time: Final = dt.time.tzinfo.__get__
+_NAIVE_TIME_LENGTH: Final = len("03:04:05.678901")
 
 
 MAX_JSON_DEPTH: Final = 50
@@ -95,20 +98,23 @@ def date(value: Any) -> dt.date:
 
 
 def datetime(value: Any) -> dt.datetime:
-    """Return a ``datetime`` with the same offset from UTC, or without one where the value has none."""
+    """Return a ``datetime`` in the same zone, or without one where the value has no offset from UTC."""
     if not isinstance(value, dt.datetime):
         raise RefusedValueError("must be a datetime.datetime")
-    plain = _datetime_of(_datetime_text(value))
-    # In an hour that clocks repeat or leave out, moments of two zones are never equal (PEP 495). So both are of the value's own zone.
-    _same(plain.replace(tzinfo=_zone_of(value), fold=_fold_of(value)), value)
-    return plain
+    # Without the offset: of one below a second Python reads no more than the zone UTC.
+    naive = _datetime_of(_datetime_text(value, timespec="microseconds")[:_NAIVE_LENGTH])
+    # Compared in one zone: moments of two are never equal in an hour that clocks repeat or leave out (PEP 495).
+    plain = _same(naive.replace(tzinfo=_zone_of(value), fold=_fold_of(value)), value)
+    return naive if plain.utcoffset() is None else plain
 
 
 def time(value: Any) -> dt.time:
-    """Return a ``time``."""
+    """Return a ``time`` in the same zone, or without one where the value has no offset from UTC."""
     if not isinstance(value, dt.time):
         raise RefusedValueError("must be a datetime.time")
-    return _same(_time_of(_time_text(value)), value)
+    naive = _time_of(_time_text(value, timespec="microseconds")[:_NAIVE_TIME_LENGTH])
+    plain = _same(naive.replace(tzinfo=_zone_of_time(value)), value)
+    return naive if plain.utcoffset() is None else plain
 
 
 def timedelta(value: Any) -> dt.timedelta:

@@ -321,7 +321,13 @@ ENDS: dict[str, tuple[list[Any], list[Any]]] = {
     "aware": ([], [_NAIVE, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]),
     "aware_time": (
         [time(1, 2, 3, 4, UTC), time(1, tzinfo=timezone(timedelta(hours=-15, minutes=-59, seconds=-59)))],
-        [time(1), *(time(1, tzinfo=timezone(timedelta(hours=15, microseconds=each))) for each in (3_600_000_000, 1))],
+        [
+            time(1),
+            *(
+                time(1, tzinfo=timezone(timedelta(hours=hours, microseconds=us)))
+                for hours, us in ((16, 0), (15, 1), (0, -1))
+            ),
+        ],
     ),
     "span": ([timedelta.min, timedelta.max, timedelta(microseconds=-1)], [1, "1 day"]),
     "uuid_text": (["018f3f5e-7b1c-7cc2-9d5b-0a1b2c3d4e5f"], ["018F3F5E-7B1C-7CC2-9D5B-0A1B2C3D4E5F", "x", ""]),

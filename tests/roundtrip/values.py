@@ -16,7 +16,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Final
 
-from tests.handed_over import OF_KIND, REFUSED
+from tests.handed_over import OF_KIND, REFUSED, Nowhere
 from tests.roundtrip.oracle import in_utc
 from voiceassist_db.models import Kind
 
@@ -89,15 +89,6 @@ class Summer(tzinfo):
 
     def tzname(self, when: datetime | None, /) -> str:
         return "summer"
-
-
-class Nowhere(tzinfo):
-    """A zone that knows no offset, with which a moment is as good as one without a zone."""
-
-    def utcoffset(self, when: datetime | None, /) -> None:
-        return None
-
-    dst = tzname = utcoffset
 
 
 def zone(**offset: int) -> timezone:
