@@ -316,6 +316,17 @@ ENDS: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "real": ([0.1, 0.0, 3.4e38, float("inf"), 1e-45, 16777216.0], [0.123456789, 16777217.0, 1e39, 1e-46, 1e300]),
     "double": ([0.1, 1.7976931348623157e308, 5e-324, float("-inf")], [10**400, "0.1"]),
+    "decimal": (
+        [Decimal("0.1000000000"), Decimal("-123456.7891000000"), Decimal("0.0000000001")],
+        [
+            Decimal("0.12345678901"),
+            Decimal("1234567.1234567891"),
+            Decimal("1E-11"),
+            Decimal("NaN"),
+            Decimal(10) ** 400,
+            0.1,
+        ],
+    ),
     "naive": ([_NAIVE, datetime.min, datetime.max], [_NAIVE.replace(tzinfo=UTC), date(2024, 1, 1), "2024-01-01"]),
     "seconds": ([_NAIVE.replace(microsecond=120000)], [_NAIVE]),
     "aware": ([], [_NAIVE, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]),
@@ -361,6 +372,7 @@ def _plain() -> tuple[type[DeclarativeBase], type[Any]]:
         numeric = mapped_column(sa.Numeric)
         real = mapped_column(sa.REAL)
         double = mapped_column(sa.Double)
+        decimal = mapped_column(sa.Double(asdecimal=True))
         naive = mapped_column(sa.DateTime)
         seconds = mapped_column(postgresql.TIMESTAMP(precision=2))
         aware = mapped_column(sa.DateTime(timezone=True))
@@ -384,6 +396,7 @@ def _plain() -> tuple[type[DeclarativeBase], type[Any]]:
         numeric: Any = None
         real: Any = None
         double: Any = None
+        decimal: Any = None
         naive: Any = None
         seconds: Any = None
         aware: Any = None

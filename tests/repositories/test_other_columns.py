@@ -124,6 +124,7 @@ class MeasureRow(EncryptedRow, TeamBase):
     number: Mapped[float | None]
     short: Mapped[float | None] = mapped_column(sa.REAL)
     shorter: Mapped[float | None]  # the database has it as real
+    exact: Mapped[Decimal | None] = mapped_column(sa.Double(asdecimal=True))
     note_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
 
 
@@ -133,6 +134,7 @@ class Measure(Record):
     number: float | None = None
     short: float | None = None
     shorter: float | None = None
+    exact: Decimal | None = None
     note: str | None = None
 
 
@@ -219,7 +221,7 @@ REALS = (0.1, -0.33333334, 6.6666668e-09, 1e-45, 3.4028235e38, 123456.79, -0.0, 
 def test_floats_are_read_alike_under_every_setting(with_visits: Database, digits: int) -> None:
     """The server writes fewer digits than a number has where it is told to; each way of reading gives all of them."""
     given = {
-        at: Measure(id=at, number=number, short=short, shorter=short)
+        at: Measure(id=at, number=number, short=short, shorter=short, exact=Decimal("12345.0123456789"))
         for at, (number, short) in enumerate(zip(NUMBERS, REALS, strict=True))
     }
     with with_visits.transaction() as tx:
@@ -240,7 +242,7 @@ def test_floats_are_read_alike_under_every_setting(with_visits: Database, digits
 
 
 def _numbers(measure: Measure) -> list[str]:
-    return [repr(each) for each in (measure.number, measure.short, measure.shorter)]
+    return [repr(each) for each in (measure.number, measure.short, measure.shorter, measure.exact)]
 
 
 def test_text_of_a_subclass_is_its_value(with_visits: Database) -> None:

@@ -9,10 +9,12 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
+from psycopg import adapters
 from sqlalchemy import REAL, ColumnElement, Float, Integer, case, cast, func, literal_column
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import UserDefinedType
 
+_FLOAT8: Final = adapters.types["float8"].oid
 _REAL_BYTES: Final = 4
 _REAL_DIGITS: Final = 9
 """Decimal digits that tell any two values of ``real`` apart."""
@@ -20,24 +22,29 @@ _REAL_DIGITS: Final = 9
 
 def exact(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return the expression by which a plain column is read: of a float its bytes, of any other the column itself."""
-    if not isinstance(column.type, Float) or column.type.asdecimal:
+    if not isinstance(column.type, Float):
         return column
+    sent = _Sent(column.type)
     # The size tells the type that the column has in the database, which may not be the model's.
     is_real = func.pg_catalog.pg_column_size(column, type_=Integer) == literal_column(str(_REAL_BYTES), Integer)
-    real = func.pg_catalog.float4send(cast(column, REAL), type_=_Sent)
-    return case((is_real, real), else_=func.pg_catalog.float8send(column, type_=_Sent)).label(column.key)
+    real = func.pg_catalog.float4send(cast(column, REAL), type_=sent)
+    return case((is_real, real), else_=func.pg_catalog.float8send(column, type_=sent)).label(column.key)
 
 
 class _Sent(UserDefinedType[float]):
-    """SQL ``bytea`` to the server, ``float`` to Python."""
+    """SQL ``bytea`` to the server; to Python what a float column gives."""
 
-    cache_ok = True
+    cache_ok = False  # these statements are compiled once, elsewhere
+
+    def __init__(self, column_type: Float[Any]) -> None:
+        self.column_type = column_type  # SQLAlchemy copies a type by the names of its arguments
 
     def get_col_spec(self, **_: Any) -> str:
         return "BYTEA"
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], float | None]:
-        return _received
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], Any]:
+        convert = self.column_type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
+        return _received if convert is None else lambda sent: convert(_received(sent))
 
 
 def _received(sent: bytes | None) -> float | None:

@@ -52,6 +52,9 @@ _SCALE: Final = 16_383
 _REAL_BITS: Final = 24
 """``FLOAT(24)``, and with fewer bits, is ``real``."""
 
+_DECIMAL_DIGITS: Final = 10
+"""Digits after the decimal point with which SQLAlchemy makes a Decimal of a float (``Float.decimal_return_scale``)."""
+
 _EARLIEST: Final = dt.datetime(1, 1, 2, tzinfo=dt.UTC)
 _LATEST: Final = dt.datetime(9999, 12, 30, tzinfo=dt.UTC)
 """Moments between these are in the years 1 to 9999 in the time zone of every session."""
@@ -164,8 +167,6 @@ def _integer(type_: Integer) -> Rule:
 
 
 def _float(type_: Float[Any]) -> Rule:
-    if type_.asdecimal:
-        return _as_given
     is_real = isinstance(type_, REAL) or 0 < (type_.precision or 0) <= _REAL_BITS
 
     def check(value: Any) -> float:
@@ -174,7 +175,17 @@ def _float(type_: Float[Any]) -> Rule:
             raise RefusedValueError("has more digits than type real keeps")
         return number
 
-    return check
+    digits = _DECIMAL_DIGITS if type_.decimal_return_scale is None else type_.decimal_return_scale
+
+    def check_decimal(value: Any) -> Decimal:
+        given = values.decimal(value)
+        if Decimal(f"{check(float(given)):.{digits}f}") != given:
+            raise RefusedValueError(
+                f"has more digits than a float keeps, or more than {digits} after its decimal point"
+            )
+        return given
+
+    return check_decimal if type_.asdecimal else check
 
 
 def _is_real(number: float) -> bool:
