@@ -256,6 +256,23 @@ def test_without_a_new_thread_the_caller_fetches_itself(monkeypatch: pytest.Monk
     assert isinstance(ask(SingleFlight(Store(), wait_in_thread)), Fetched)
 
 
+@pytest.mark.parametrize("later_s", [0, DEFAULT_TIMEOUT_S])
+def test_the_next_caller_begins_a_fetch_whose_caller_was_interrupted(clock: Clock, later_s: float) -> None:
+    """Nobody else would ever begin it, and each caller would wait for its whole timeout in vain."""
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    store = Store()
+    flights = SingleFlight(store, wait_in_thread)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        ask(flights)
+    clock.now += later_s
+    assert isinstance(ask(flights), Fetched)
+    assert store.fetches == 1
+
+
 def test_an_error_that_is_not_ours_is_told_by_its_name_alone() -> None:
     """A provider of somebody else's may raise anything, whose text may hold a secret; nobody hangs, and nobody is told the text."""
     store = Store()

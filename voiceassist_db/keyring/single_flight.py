@@ -110,6 +110,7 @@ class _Flight:
         pid: The process whose thread runs it; a forked child has no such thread.
         landed: Done when the fetch is.
         outcome: What it brought, or failed with.
+        is_begun: Whether a thread runs it. An interrupt can keep the caller that made the flight from starting one.
     """
 
     number: int
@@ -119,6 +120,10 @@ class _Flight:
     pid: int = field(default_factory=os.getpid)
     landed: Future[None] = field(default_factory=Future)
     outcome: Fetched | VoiceAssistDBError | None = None
+    is_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.landed.set_running_or_notify_cancel()  # a task that is cancelled while it waits cannot cancel it for the others
 
 
 class SingleFlight:
@@ -189,12 +194,11 @@ class SingleFlight:
             now, failure, flight = time.monotonic(), self._failure, self._flight
             if failure is not None and now < failure.fast_until:
                 raise failure.again()
-            is_new = flight is None or flight.pid != os.getpid()
-            if flight is None or is_new:
+            if flight is None or flight.pid != os.getpid() or (now >= flight.gives_up_at and not flight.is_begun):
                 if failure is not None and now >= failure.forgotten_at:
                     failure = self._failure = None
                 flight = self._flight = self._new(now)
-        if is_new:
+        if not flight.is_begun:
             self._begin(flight)
         if failure is not None and not waits and not flight.landed.done():
             raise failure.again()
@@ -212,13 +216,17 @@ class SingleFlight:
         return _Flight(self.begun, begins_at, begins_at + self._timeout_s, overdue)
 
     def _begin(self, flight: _Flight) -> None:
-        flight.landed.set_running_or_notify_cancel()  # a task that is cancelled while it waits cannot cancel it for the others
+        """Start a thread for a flight. Where several callers do, all threads but the first end at once."""
         try:
             threading.Thread(target=self._run, args=(flight,), name="voiceassist-db-keys", daemon=True).start()
         except RuntimeError:  # there can be no more threads, as when the interpreter ends
             self._run(flight)
 
     def _run(self, flight: _Flight) -> None:
+        with self._lock:
+            if flight.is_begun:
+                return
+            flight.is_begun = True
         try:
             time.sleep(max(0.0, flight.begins_at - time.monotonic()))
             with self._pace.applied():
