@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, NestedTransaction, RootTransaction, Transaction, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -35,6 +36,7 @@ from tests.interrupting import (
 )
 from tests.rotation.proxy import Point, Proxy, proxied
 from voiceassist_db import AsyncDatabase, Database, create_async_engine, create_engine
+from voiceassist_db.errors import DuplicateError
 from voiceassist_db.keys import KeyProvider
 
 POOL = 2
@@ -399,6 +401,64 @@ async def test_a_cancellation_of_the_application_outlasts_a_lost_connection(
         with pytest.raises(kind):
             await task
         await require_whole_async(small_async)
+
+
+@pytest.mark.parametrize("kind", [RootTransaction, NestedTransaction])
+def test_an_interrupt_as_a_commit_begins_reaches_the_caller(
+    database: Database, ledger: Ledger, kind: type[Transaction]
+) -> None:
+    """SQLAlchemy then finds its transaction in a state that it takes for impossible, and raises an AssertionError."""
+    ids = ledger.new_ids()
+
+    def interrupted(_: Transaction) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kind, "_do_commit", interrupted)
+        WORK["in_two_savepoints"](database, ids, lambda: None)
+    require_returned(database.engine)
+    ledger.check(ids, "commit")
+    assert ledger.kept == 0
+
+
+def test_an_assertion_of_the_application_stays_one(database: Database) -> None:
+    """It may be raised where an interrupt is handled, and in its place."""
+    with pytest.raises(AssertionError, match="my own"), database.transaction():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise AssertionError("my own") from None
+
+
+@pytest.mark.parametrize("in_savepoint", [False, True])
+def test_an_interrupt_at_the_end_of_a_pipeline_reaches_the_caller(
+    database: Database, ledger: Ledger, in_savepoint: bool
+) -> None:
+    """The driver then cannot end its pipeline, and that error takes the interrupt's place."""
+    ids = ledger.new_ids()
+
+    def interrupted(pipeline: psycopg.Pipeline) -> Iterator[None]:
+        pipeline.pgconn.pipeline_sync()
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt), database.transaction() as tx:
+        patch.setattr(psycopg.Pipeline, "_exit_gen", interrupted)
+        with tx.session.begin_nested() if in_savepoint else nullcontext():
+            tx.patients.add_many([patient(each) for each in ids])
+    require_returned(database.engine)
+    ledger.check(ids, "pipeline")
+    assert ledger.kept == 0
+
+
+def test_an_error_of_the_driver_stays_one_where_an_interrupt_is_handled(database: Database, ledger: Ledger) -> None:
+    """That interrupt came before the statement, and is the application's own affair."""
+    with database.transaction() as tx:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            with pytest.raises(DuplicateError), tx.session.begin_nested():
+                tx.patients.add(patient(KNOWN[0]))
 
 
 CANCELLATIONS = 3000

@@ -21,7 +21,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from voiceassist_db.errors import VoiceAssistDBError
 
 _CONSEQUENCES: Final = (SQLAlchemyError, psycopg.Error, VoiceAssistDBError)
-"""Errors that may be due to an interrupt before them. Any other one was raised by the application, in the interrupt's place."""
+"""Errors that may be due to an interrupt before them, as an AssertionError of SQLAlchemy's or psycopg's own may be.
+
+Any other one was raised by the application, in the interrupt's place.
+"""
+
+_LIBRARIES: Final = frozenset({"sqlalchemy", "psycopg"})
 
 
 def interrupt_behind(error: BaseException | None, *, ambient: BaseException | None = None) -> BaseException | None:
@@ -35,11 +40,22 @@ def interrupt_behind(error: BaseException | None, *, ambient: BaseException | No
     while error is not None and error is not ambient and id(error) not in seen:
         if not isinstance(error, Exception):
             return error
-        if not isinstance(error, _CONSEQUENCES):
+        if not (isinstance(error, _CONSEQUENCES) or _is_of_libraries(error)):
             return None
         seen.add(id(error))
         error = error.__context__
     return None
+
+
+def _is_of_libraries(error: BaseException) -> bool:
+    """Say whether an AssertionError was raised by a library, which an interrupt left in a state that it takes for impossible."""
+    innermost = error.__traceback__
+    if not isinstance(error, AssertionError) or innermost is None:
+        return False
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    module: str = innermost.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in _LIBRARIES
 
 
 class Interrupt:
@@ -60,11 +76,11 @@ class Interrupt:
 
     @contextlib.contextmanager
     def outlasts(self) -> Iterator[None]:
-        """Raise the interrupt that was seen instead of the error that came after it; around the transaction."""
+        """Raise the interrupt that was seen, or that met the commit, instead of the error that came after it; around the transaction."""
         try:
             yield
-        except _CONSEQUENCES:
-            interrupt, self._error = self._error, None
+        except (*_CONSEQUENCES, AssertionError) as error:
+            interrupt, self._error = self._error or interrupt_behind(error, ambient=self._ambient), None
             if interrupt is None:
                 raise
         else:

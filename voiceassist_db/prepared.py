@@ -7,6 +7,7 @@ row. Its errors are translated as everywhere (``execution``).
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -21,7 +22,7 @@ from sqlalchemy.util import await_only
 from voiceassist_db import forks, qualified
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, TRANSLATION, is_stale_plan, require_untranslated, translate
-from voiceassist_db.interrupts import settle
+from voiceassist_db.interrupts import interrupt_behind, settle
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
@@ -219,6 +220,8 @@ class Prepared:
     ) -> Any:
         """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
         cursor: Any = None
+        failure: BaseException | None
+        ambient = sys.exception()
         try:
             if TRANSLATION in connection.get_execution_options():
                 require_untranslated(connection, self._names_tables_of, self._table)
@@ -244,9 +247,7 @@ class Prepared:
                 if failure is None:
                     raise
         except DRIVER_ERRORS as error:
-            failure = translate(error, table=self._table)
-            if _is_inherited(connection):
-                failure = DatabaseUnavailableError(INHERITED)
+            failure = self._failure(connection, error, ambient)
         except BaseException as error:
             forget_locals(error)
             del parameters, way, cursor  # which have parameters and rows in them
@@ -257,6 +258,20 @@ class Prepared:
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
         raise failure
+
+    def _failure(self, connection: Connection, error: Exception, ambient: BaseException | None) -> BaseException:
+        """Return what to raise for an error of the driver: ours, or an interrupt that the error took the place of.
+
+        Where an interrupt meets the end of a pipeline, the driver fails to end it.
+        """
+        interrupt = interrupt_behind(error, ambient=ambient)
+        if interrupt is not None:
+            forget_locals(interrupt)
+            settle(connection)
+            return interrupt
+        if _is_inherited(connection):
+            return DatabaseUnavailableError(INHERITED)
+        return translate(error, table=self._table)
 
     def _unloadable(self, cursor: Any, error: BaseException) -> VoiceAssistDBError | None:
         """Return the error that names a value which Python cannot hold; None where the driver failed at something else."""
