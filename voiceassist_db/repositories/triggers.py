@@ -42,11 +42,11 @@ def may_change_rows(connection: Connection, table: EncryptedTable) -> bool:
         table: The table.
     """
     info = connection.info
-    known: dict[EncryptedTable, bool] = info.get(_KNOWN) or info.setdefault(_KNOWN, {})
-    found = known.get(table)
+    known: dict[str, bool] = info.get(_KNOWN) or info.setdefault(_KNOWN, {})
+    found = known.get(table.name)  # by name: a connection must not keep the tables of classes that nobody uses any more
     if found is None:
         given = {"table": regclass(connection, table.table)}
-        found = known[table] = bool(execute(connection, _CHANGES, given, table=table.name).scalar_one())
+        found = known[table.name] = bool(execute(connection, _CHANGES, given, table=table.name).scalar_one())
     return found
 
 
