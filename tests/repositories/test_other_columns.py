@@ -125,6 +125,11 @@ class MeasureRow(EncryptedRow, TeamBase):
     short: Mapped[float | None] = mapped_column(sa.REAL)
     shorter: Mapped[float | None]  # the database has it as real
     exact: Mapped[Decimal | None] = mapped_column(sa.Double(asdecimal=True))
+    digits: Mapped[float | None] = mapped_column(sa.Numeric(asdecimal=False))
+    pairs: Mapped[tuple[Any, ...] | None] = mapped_column(
+        ARRAY(sa.Numeric(asdecimal=False), as_tuple=True, dimensions=2)
+    )
+    grid: Mapped[list[Any] | None] = mapped_column(ARRAY(sa.Integer, dimensions=2))
     note_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
 
 
@@ -135,6 +140,9 @@ class Measure(Record):
     short: float | None = None
     shorter: float | None = None
     exact: Decimal | None = None
+    digits: float | None = None
+    pairs: tuple[Any, ...] | None = None
+    grid: list[Any] | None = None
     note: str | None = None
 
 
@@ -243,6 +251,37 @@ def test_floats_are_read_alike_under_every_setting(with_visits: Database, digits
 
 def _numbers(measure: Measure) -> list[str]:
     return [repr(each) for each in (measure.number, measure.short, measure.shorter, measure.exact)]
+
+
+def test_a_float_in_a_numeric_column_keeps_its_digits(with_visits: Database) -> None:
+    """PostgreSQL makes a numeric of 15 digits of a float, which has up to 17."""
+    numbers = [0.1 + 0.2, 1 / 3, 2.0**53 + 2, 123_456_789.123_456_789, -0.1, 1e300, 5e-324]
+    given = [Measure(id=at, digits=each, pairs=((each, None), (1.5, each))) for at, each in enumerate(numbers)]
+    with with_visits.transaction() as tx:
+        measures = tx.repository(MeasureRepository)
+        for each in given:
+            measures.add(each)
+        assert measures.page() == given
+        for each, other in zip(given, reversed(given), strict=True):
+            measures.update(each.id, digits=other.digits, pairs=other.pairs)
+        assert [each.digits for each in measures.page()] == numbers[::-1]
+        assert [each.pairs for each in measures.page()] == [each.pairs for each in reversed(given)]
+        many = [replace(each, id=each.id + 100) for each in given]
+        measures.add_many(many)
+        assert measures.page()[len(given) :] == many
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [("pairs", each) for each in ([(1.0, 2.0)], (1.0,), ((1.0,), (1.0, 2.0)), (((1.0,),),), ((),), ([1.0],))]
+    + [("grid", each) for each in ([1], [[1], 2], [[[1]]], ((1,),))],
+)
+def test_what_does_not_come_back_from_an_array_is_refused(with_visits: Database, name: str, array: Any) -> None:
+    """A list does not where the column gives tuples. SQLAlchemy itself fails at other dimensions than the declared ones."""
+    with with_visits.transaction() as tx:
+        with pytest.raises(ValueError, match=f"{name} must"):
+            tx.repository(MeasureRepository).add(Measure(id=1, **{name: array}))
+        assert tx.repository(MeasureRepository).page() == []
 
 
 def test_text_of_a_subclass_is_its_value(with_visits: Database) -> None:

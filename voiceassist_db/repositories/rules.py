@@ -207,9 +207,9 @@ def _numeric(type_: Numeric[Any]) -> Rule:
             given = values.decimal(value) if isinstance(value, Decimal) else Decimal(values.integer(value))
             _require_digits(given, whole, scale)
             return given
-        number = values.floating(value)
-        _require_digits(values.decimal(Decimal(repr(number))), whole, scale)
-        return number
+        given = values.decimal(Decimal(repr(values.floating(value))))
+        _require_digits(given, whole, scale)
+        return given  # not as a float, of which PostgreSQL takes 15 digits into a numeric
 
     return check
 
@@ -304,28 +304,44 @@ def _json(type_: JSON) -> Rule:
 
 def _array(type_: ARRAY[Any]) -> Rule:
     rule = rule_of(type_.item_type)
+    kind: Any = tuple if type_.as_tuple else list  # as they come back
+    most = type_.dimensions or _DIMENSIONS
 
     def check(value: Any) -> list[Any]:
-        if not isinstance(value, list):
-            raise RefusedValueError("must be a list")
-        _require_rectangle(value)
-        return elements(value)
+        if not isinstance(value, kind):
+            raise RefusedValueError(f"must be a {kind.__name__}")
+        if _dimensions(value, kind, most) != type_.dimensions and type_.dimensions and value:
+            raise RefusedValueError(f"must be a {kind.__name__} of {most} dimensions")
+        return elements(value, most)
 
-    def elements(value: list[Any]) -> list[Any]:
-        return [each if each is None else elements(each) if isinstance(each, list) else rule(each) for each in value]
+    def elements(value: Any, levels: int) -> list[Any]:
+        if levels == 1:
+            return [each if each is None else rule(each) for each in value]
+        return [
+            each if each is None else elements(each, levels - 1) if isinstance(each, kind) else rule(each)
+            for each in value
+        ]
 
     return check
 
 
-def _require_rectangle(value: list[Any]) -> None:
-    """Refuse lists of lists that no array is: of different lengths, beside other elements, empty, or too deep."""
+def _dimensions(value: Any, kind: Any, most: int) -> int:
+    """Return how many dimensions an array has. Refuse what none is: of different lengths, beside other elements, or empty.
+
+    Args:
+        value: The array.
+        kind: The type of the sequences that are its levels.
+        most: How many levels there can be. What is below is an element.
+    """
     level, dimensions = value, 1
-    while any(isinstance(each, list) for each in level):
+    while dimensions < most and any(isinstance(each, kind) for each in level):
         dimensions += 1
-        lengths = {len(each) if isinstance(each, list) else 0 for each in level}
-        if len(lengths) > 1 or 0 in lengths or dimensions > _DIMENSIONS:
-            raise RefusedValueError(f"must have lists of one length, none empty, in at most {_DIMENSIONS} levels")
+        lengths = {len(each) if isinstance(each, kind) else 0 for each in level}
+        if len(lengths) > 1 or 0 in lengths:
+            name = kind.__name__
+            raise RefusedValueError(f"must have {name}s of one length, none empty, in at most {most} levels")
         level = [each for inner in level for each in inner]
+    return dimensions
 
 
 _RULES: Final[tuple[tuple[Any, Callable[[Any], Rule]], ...]] = (
