@@ -35,6 +35,16 @@ class ProcessLock:
         self._lock = threading.Lock()
         _PROCESS.locks.add(self)
 
+    @property
+    def own(self) -> threading.Lock:
+        """The lock itself, for a ``with`` statement in a thread that signals can interrupt.
+
+        Python handles a signal before each function of its own. So an interrupt could come after :meth:`__enter__` has acquired the lock and
+        before the block begins, which would release it. It cannot where the statement acquires the lock itself.
+        """
+        follow()
+        return self._lock
+
     def acquire(self, *, blocking: bool = True) -> bool:
         """Acquire it, and say whether it was acquired."""
         follow()

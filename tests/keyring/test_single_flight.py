@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -271,6 +274,31 @@ def test_the_next_caller_begins_a_fetch_whose_caller_was_interrupted(clock: Cloc
     clock.now += later_s
     assert isinstance(ask(flights), Fetched)
     assert store.fetches == 1
+
+
+def test_no_interrupt_leaves_the_lock_of_all_callers_locked() -> None:
+    """Wherever Python lets one in as the lock is acquired, a function of C has just returned."""
+    came = []
+
+    def interrupt(frame: FrameType, event: str, function: Any) -> None:
+        if (
+            event == "c_return"
+            and function.__name__ in {"acquire", "__enter__"}
+            and "voiceassist_db" in frame.f_code.co_filename
+        ):
+            came.append(frame.f_code.co_name)
+            raise KeyboardInterrupt
+
+    flights = SingleFlight(Store(), wait_in_thread)
+    before = sys.getprofile()
+    sys.setprofile(interrupt)
+    try:
+        ask(flights)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(before)
+    assert flights._lock.acquire(blocking=False), came
 
 
 def test_an_error_that_is_not_ours_is_told_by_its_name_alone() -> None:

@@ -190,7 +190,7 @@ class SingleFlight:
         Raises:
             VoiceAssistDBError: There is no point in waiting.
         """
-        with self._lock:
+        with self._lock.own:
             now, failure, flight = time.monotonic(), self._failure, self._flight
             if failure is not None and now < failure.fast_until:
                 raise failure.again()
@@ -223,7 +223,7 @@ class SingleFlight:
             self._run(flight)
 
     def _run(self, flight: _Flight) -> None:
-        with self._lock:
+        with self._lock.own:
             if flight.is_begun:
                 return
             flight.is_begun = True
@@ -244,7 +244,7 @@ class SingleFlight:
         self._land(flight, outcome)
 
     def _land(self, flight: _Flight, outcome: KeySet | VoiceAssistDBError) -> None:
-        with self._lock:
+        with self._lock.own:
             now = time.monotonic()
             if self._flight is flight:
                 self._flight = None
