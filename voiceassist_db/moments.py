@@ -1,14 +1,16 @@
-"""Which rows were there at a moment, so that a walk over a table can say that it missed none, while others go on writing.
+"""Moments in the life of a database: what its clock says, and which rows were there.
 
-Owns the condition, which is made of each row version's transaction id (``xmin``). Reads no value and knows no key.
+Owns how a moment is read, and the condition that a row was there, which lets a walk over a table say that it missed none. The
+condition is made of each row version's transaction id (``xmin``). Reads no value and knows no key.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Boolean, ColumnElement, Connection, literal_column, text
+from sqlalchemy import Boolean, ColumnElement, Connection, Text, func, literal_column, select, text
 
 from voiceassist_db.execution import execute
 
@@ -25,6 +27,18 @@ _EPOCH: Final = 1 << 32
 _XMIN: Final = "CAST(CAST(xmin AS pg_catalog.text) AS pg_catalog.int8)"
 _FIRST_NORMAL_XID: Final = 3
 """Smaller ids mark rows that are older than every transaction (FirstNormalTransactionId in PostgreSQL's transam.h)."""
+
+
+def moment_as_text(moment: ColumnElement[datetime]) -> ColumnElement[str]:
+    """Return a moment as ``datetime.fromisoformat`` reads it. The driver reads moments under DateStyle ISO only."""
+    in_utc = func.timezone(literal_column("'UTC'"), moment)
+    return func.to_char(in_utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'"""), type_=Text)
+
+
+def server_now(connection: Connection) -> datetime:
+    """Return what the server's clock says. Ages are counted by it alone, because another machine's clock may be wrong."""
+    now = select(moment_as_text(func.clock_timestamp()))
+    return datetime.fromisoformat(execute(connection, now, table="clock_timestamp").scalar_one())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from voiceassist_db.constraints import Gap, gaps
 from voiceassist_db.execution import execute
 from voiceassist_db.keyring import RegisteredKey, registered_keys
 from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow, table_of
+from voiceassist_db.moments import server_now
 
 DEFAULT_MAX_AGE_DAYS: Final = 30
 """How old the current key may become: rotation is monthly."""
@@ -94,7 +95,7 @@ def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_D
         counted = select(table.version, func.count()).group_by(table.version).order_by(table.version)
         tables[table.name] = dict(map(tuple, execute(connection, counted, table=table.name)))
     current = next((key for key in keys if key.state == "current"), None)
-    age = (datetime.now(UTC) - current.created_at).total_seconds() / 86400 if current else None
+    age = (server_now(connection) - current.created_at).total_seconds() / 86400 if current else None
     overdue = age is not None and age > max_age_days
     return Status(keys, tables, _rotations(connection), age, overdue, tuple(missing))
 

@@ -21,7 +21,7 @@ from voiceassist_db.cli.rotate_command import command as rotate_command
 from voiceassist_db.keys import Scheme
 from voiceassist_db.provisioning import Roles
 from voiceassist_db.rotation.report import DEFAULT_TARGET_BATCH_S
-from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS
+from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS, MAX_GRACE_DAYS
 from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS
 
 NAMES = ["check", "demo", "dev", "import", "init-keys", "provision", "status", "verify"]
@@ -113,6 +113,7 @@ def test_defaults_are_those_of_the_library() -> None:
     """Help is quick because it does not load the library, whose defaults it tells: so they are written twice."""
     assert rotate_command_module.TARGET_BATCH_S == DEFAULT_TARGET_BATCH_S
     assert rotate_command_module.GRACE_DAYS == DEFAULT_GRACE_DAYS
+    assert rotate_command_module.MAX_GRACE_DAYS == MAX_GRACE_DAYS
     assert status_command.MAX_AGE_DAYS == DEFAULT_MAX_AGE_DAYS
     assert set(init_keys_command.SCHEMES) == {each.value for each in Scheme}
     provisioned = {each.name: each.default for each in command("provision").params if isinstance(each.default, str)}

@@ -63,12 +63,12 @@ def test_a_version_that_nothing_needs_is_retired(rotated: Database, provider: Va
 
 
 def test_the_grace_period_holds(rotated: Database, provider: VaultKeyProvider) -> None:
-    """Backups of the time before need the key: it stays 30 days, unless somebody says otherwise; the message says until when."""
-    with pytest.raises(RotationError, match=r"stays until .* UTC, 30 days after"):
+    """Backups of the time before need the key: it stays three weeks, unless somebody says otherwise; the message says until when."""
+    with pytest.raises(RotationError, match=r"stays until .* UTC, 21 days after"):
         retire(rotated.engine, rotated.keys)
     assert list(provider.fetch().versions()) == [2, 1]
     with rotated.engine.begin() as connection:
-        connection.execute(text("UPDATE key_rotations SET finished_at = finished_at - interval '31 days'"))
+        connection.execute(text("UPDATE key_rotations SET finished_at = finished_at - interval '22 days'"))
     assert retire(rotated.engine, rotated.keys).version == 1
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from voiceassist_db.rotation import IndexRotationReport, Plan, Progress, Retirement, RotationReport
 
 TARGET_BATCH_S: Final = 0.5
-GRACE_DAYS: Final = 30
+GRACE_DAYS: Final = 21
+MAX_GRACE_DAYS: Final = 36_500
 
 EXIT_REFUSED: Final = 1
 EXIT_LEFT_OVER: Final = 3
@@ -86,10 +87,11 @@ POOL_OVER_WORKERS: Final = 3
 )
 @click.option(
     "--grace-days",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=MAX_GRACE_DAYS),
     default=GRACE_DAYS,
     show_default=True,
-    help="With --retire: days since the rotation that must have passed, for the backups of that time.",
+    help="With --retire: days since the end of the rotation that must have passed, by the server's clock, for the backups of that "
+    "time.",
 )
 @json_option
 def command(  # noqa: PLR0917  # click passes them by name

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Text, func, insert, literal_column, select, text, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
+from voiceassist_db.moments import moment_as_text
 
 _KEYS: Final = table_of(EncryptionKeyRow)
 _INDEX_KEYS: Final = table_of(IndexKeyRow)
@@ -40,7 +41,8 @@ class RegisteredKey:
 def registered_keys(connection: Connection) -> dict[int, RegisteredKey]:
     """Read the registry of key versions, under any DateStyle: this can happen in the midst of the application's transaction."""
     others = (_KEYS.c.version, _KEYS.c.scheme, _KEYS.c.state, _KEYS.c.check_value)
-    moments = map(_as_text, (_KEYS.c.created_at, _KEYS.c.replaced_at, _KEYS.c.retired_at))
+    dates = (_KEYS.c.created_at, _KEYS.c.replaced_at, _KEYS.c.retired_at)
+    moments = (moment_as_text(each).label(each.key) for each in dates)
     rows = execute(connection, select(*others, *moments).order_by(_KEYS.c.version), table=_KEYS.name)
     return {
         row.version: RegisteredKey(
@@ -54,14 +56,6 @@ def registered_keys(connection: Connection) -> dict[int, RegisteredKey]:
         )
         for row in rows
     }
-
-
-def _as_text(column: ColumnElement[datetime]) -> ColumnElement[str]:
-    """Return a moment as Python reads it. The driver reads moments under DateStyle ISO only."""
-    moment = func.timezone(literal_column("'UTC'"), column)
-    return func.to_char(moment, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'"""), type_=Text).label(
-        str(column.key)
-    )
 
 
 def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND) -> list[int]:

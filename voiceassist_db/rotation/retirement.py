@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection, Engine, func, select
@@ -21,10 +21,15 @@ from voiceassist_db.execution import execute, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, registered_keys, retire_version
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
+from voiceassist_db.moments import moment_as_text, server_now
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import require_local_tables
 
-DEFAULT_GRACE_DAYS: Final = 30
+DEFAULT_GRACE_DAYS: Final = 21
+"""Three weeks. A monthly rotation needs the key to be retired 28 days after the one before, in February. The week between is for
+runs that begin late or take long: the days are counted from the end of a rotation."""
+
+MAX_GRACE_DAYS: Final = 36_500
 
 LOCK_TIMEOUT_MS: Final = 1000
 """How long to wait for a table's ACCESS EXCLUSIVE lock at a time; meanwhile others queue behind the wait."""
@@ -56,7 +61,8 @@ def retire(
     Args:
         engine: An engine of the tables' owner.
         keys: The keys; their provider is written to.
-        grace_days: Days that must have passed since the rotation away from it was finished: backups of that time need it.
+        grace_days: Days, up to 36,500, that must have passed since the rotation away from it was finished, by the server's clock:
+            backups of that time need it.
         patience_s: Seconds to wait for the lock of each table.
 
     Raises:
@@ -64,6 +70,8 @@ def retire(
         RotationActiveError: A rotation is being run.
         RotationError: It is still needed, or the grace period is not over.
     """
+    if not 0 <= grace_days <= MAX_GRACE_DAYS:
+        raise ValueError(f"grace_days must be a number from 0 to {MAX_GRACE_DAYS}")
     with translated(), engine.connect() as connection:
         require_local_tables(connection)
         stored = keys.provider.fetch()
@@ -99,22 +107,28 @@ def _previous(connection: Connection, stored: KeySet, tables: list[EncryptedTabl
             f"the rotation to key version {stored.version} is unfinished: finish it first, by running it again"
         )
     _require_unused(connection, tables, previous.version)
-    until = _replaced_at(connection, previous) + timedelta(days=grace_days)
-    if until > datetime.now(UTC):
+    now = server_now(connection)
+    until = kept_until(_replaced_at(connection, previous) or now, grace_days)
+    if until > now:
         raise RotationError(
             f"key version {previous.version} stays until {until:%Y-%m-%d %H:%M} UTC, {grace_days:g} days after it was replaced, "
-            "for the backups of that time; --grace-days says otherwise"
+            "for the backups of that time: run this again then, or now with `--grace-days 0` if no backup of that time is needed"
         )
     return previous
 
 
-def _replaced_at(connection: Connection, previous: RegisteredKey) -> datetime:
+def kept_until(replaced_at: datetime, grace_days: float) -> datetime:
+    """Return until when a version that was replaced then is kept."""
+    return replaced_at + timedelta(days=grace_days)
+
+
+def _replaced_at(connection: Connection, previous: RegisteredKey) -> datetime | None:
     """Return when the last row left a version: the end of its rotation, or else when the next version was registered."""
-    finished = select(func.max(_RUNS.c.finished_at)).where(
+    finished = select(moment_as_text(func.max(_RUNS.c.finished_at))).where(
         _RUNS.c.kind == "encryption", _RUNS.c.from_version == previous.version
     )
-    at: datetime | None = execute(connection, finished, table=_RUNS.name).scalar()
-    return at or previous.replaced_at or datetime.now(UTC)
+    at: str | None = execute(connection, finished, table=_RUNS.name).scalar()
+    return datetime.fromisoformat(at) if at else previous.replaced_at
 
 
 def _require_unused(connection: Connection, tables: list[EncryptedTable], version: int) -> None:
