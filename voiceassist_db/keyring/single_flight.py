@@ -216,7 +216,7 @@ class SingleFlight:
         return _Flight(self.begun, begins_at, begins_at + self._timeout_s, overdue)
 
     def _begin(self, flight: _Flight) -> None:
-        """Start a thread for a flight. Where several callers do, all threads but the first end at once."""
+        """Start a thread for a flight. Of several all but the first end at once, as does one for a flight that was given up."""
         try:
             threading.Thread(target=self._run, args=(flight,), name="voiceassist-db-keys", daemon=True).start()
         except RuntimeError:  # there can be no more threads, as when the interpreter ends
@@ -224,7 +224,7 @@ class SingleFlight:
 
     def _run(self, flight: _Flight) -> None:
         with self._lock.own:
-            if flight.is_begun:
+            if flight.is_begun or self._flight is not flight:
                 return
             flight.is_begun = True
         try:
