@@ -210,6 +210,26 @@ def test_bytes_and_intervals_are_stored_alike_under_every_setting(
         assert expected == {code: kept.get(code) for code in expected}
 
 
+@pytest.mark.parametrize("way", ["add", "add_many", "update"])
+def test_bytes_are_stored_and_searched_alike_where_backslashes_are_read_otherwise(
+    with_visits: Database, way: str
+) -> None:
+    """Within a list, psycopg doubles the backslashes of bytes then, though the server reads parameters as ever."""
+    sample = Sample(code=b"\\", parts=[*BYTES, None], took=INTERVALS[0], pauses=[])
+    with with_visits.transaction() as tx:
+        tx.session.execute(sa.text("SET LOCAL standard_conforming_strings = off"))
+        kept = tx.repository(SampleRepository)
+        if way == "add_many":
+            kept.add_many([sample])
+        else:
+            kept.add(sample if way == "add" else replace(sample, parts=[]))
+        if way == "update":
+            kept.update(sample.code, parts=sample.parts)
+        assert kept.get(sample.code) == sample
+        tx.patients.add(Patient(patient_id="PT-001", name="Bob Smith"))
+        assert [each.patient_id for each in tx.patients.find_by_name("bob smith")] == ["PT-001"]
+
+
 NUMBERS = (
     0.1,
     -1 / 3,

@@ -17,7 +17,7 @@ from sqlalchemy import ARRAY, CHAR, ColumnElement, Enum, LargeBinary, String, Te
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-from voiceassist_db.pgcrypto.binding import Array
+from voiceassist_db.pgcrypto.binding import Array, HexDumper
 
 Dump = Callable[[Sequence[Any]], Array]
 
@@ -100,15 +100,6 @@ def _as_text(value: Any) -> str | None:
     return None if dumped is None else bytes(dumped).decode()
 
 
-class _HexDumper(Dumper):
-    """Writes bytes as the server reads them under every setting. Without a connection, psycopg's own doubles apostrophes."""
-
-    oid = adapters.types["bytea"].oid
-
-    def dump(self, obj: Any) -> bytes:
-        return b"\\x" + bytes(obj).hex().encode()
-
-
 class _SignedDumper(Dumper):
     """Writes an interval with a sign at each part. Under IntervalStyle ``sql_standard`` one sign at the beginning means all parts."""
 
@@ -122,7 +113,7 @@ def _independent_adapters() -> AdaptersMap:
     """Return psycopg's adapters, without those whose text depends on a connection, which there is none of here."""
     made = AdaptersMap(adapters)
     for kind in (bytes, bytearray, memoryview):
-        made.register_dumper(kind, _HexDumper)
+        made.register_dumper(kind, HexDumper)
     made.register_dumper(timedelta, _SignedDumper)
     return made
 

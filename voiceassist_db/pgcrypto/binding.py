@@ -78,10 +78,29 @@ class _ArrayDumper(Dumper):
         return obj.data
 
 
+class HexDumper(Dumper):
+    """Writes bytes as text that the server reads alike under every setting.
+
+    psycopg's own doubles backslashes where standard_conforming_strings is off, and apostrophes where it has no connection.
+    """
+
+    oid = psycopg.adapters.types["bytea"].oid
+
+    def dump(self, obj: Any) -> bytes:
+        """Return the text."""
+        return b"\\x" + bytes(obj).hex().encode()
+
+
 def allow_keys(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
     """Let this connection, and no other, send keys and arrays of values, and load every plain value exactly or not at all."""
     connection.adapters.register_loader("interval", IntervalLoader)
     connection.adapters.register_loader(psycopg.adapters.types["bytea"].array_oid, BytesArrayLoader)
+    own = connection.adapters.get_dumper(bytes, PyFormat.BINARY)
+    for dumper in (
+        HexDumper,
+        own,
+    ):  # text within arrays, and the driver's binary form, which the last one decides, elsewhere
+        connection.adapters.register_dumper(bytes, dumper)
     connection.adapters.register_dumper(Keys, _KeysDumper)
     connection.adapters.register_dumper(Array, _ArrayDumper)
 
