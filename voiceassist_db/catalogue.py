@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, MetaData, text
+from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.exc import SAWarning
 
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.execution import execute, regclass, require_transactions
-from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns
+from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns, undeclared_in
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
 from voiceassist_db.safety import NOT_TRUSTED
 
@@ -98,6 +98,19 @@ class Changer:
     sets_key: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A table as ``CREATE TABLE … AS SELECT`` makes one of an encrypted table: the values are there, and the declaration is not.
+
+    Attributes:
+        table: Its name.
+        problem: Why it stops a rotation and a retirement, and what to do.
+    """
+
+    table: str
+    problem: str
+
+
 @contextmanager
 def system_names(connection: Connection) -> Iterator[str | None]:
     """Look names up in the system's own schema only, for the block: what others put into a search path may run as whoever asks.
@@ -139,6 +152,18 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
         SchemaNotMigratedError: A table has columns named ``*_encrypted`` that carry no declaration, or one that cannot be
             followed, so that nobody could know how to rotate them.
     """
+    tables, copies = tables_and_copies(connection)
+    if copies:
+        raise SchemaNotMigratedError("; ".join(f"{each.table}: {each.problem}" for each in copies))
+    return tables
+
+
+def tables_and_copies(connection: Connection) -> tuple[list[EncryptedTable], list[Copy]]:
+    """Return every encrypted table of the database and every copy of one, by name. For what only reads.
+
+    Raises:
+        SchemaNotMigratedError: As for :func:`encrypted_tables`, but not because of copies.
+    """
     with system_names(connection) as default:
         given = {"suffix": f"%{ENCRYPTED_SUFFIX}", "default": default}
         candidates = execute(connection, _CANDIDATES, given, table="pg_class").all()
@@ -159,6 +184,7 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     with _without_false_alarm():
         for each in reflected.tables.values():
             each.to_metadata(metadata, schema=None if each.schema == default else each.schema)  # type: ignore[arg-type]  # None is one
+    copies = _take_copies(connection, metadata, default)
     if undeclared := undeclared_columns(metadata):
         raise SchemaNotMigratedError(
             f"{', '.join(undeclared)}: named as encrypted, but without the comment that says of what type and for what "
@@ -171,7 +197,39 @@ def encrypted_tables(connection: Connection) -> list[EncryptedTable]:
     for table in tables:
         if problem := flaws.get((table.table.schema or default, table.table.name)):
             raise SchemaNotMigratedError(f"table {table.name}: {problem}")
-    return tables
+    return tables, copies
+
+
+def _take_copies(connection: Connection, metadata: MetaData, default: str | None) -> list[Copy]:
+    """Remove the copies of encrypted tables from what was read, and return them.
+
+    A copy has neither a comment nor a primary key. A partition that was detached has the key: its rows are still in use.
+    """
+    bare = [
+        each for each in metadata.tables.values() if not each.primary_key and all(c.comment is None for c in each.c)
+    ]
+    originals = {name: set(each.c.keys()) for name, each in metadata.tables.items() if each not in bare}
+    copies = []
+    for table in sorted(bare, key=lambda each: each.fullname):
+        columns = undeclared_in(table)
+        original = next((name for name, known in sorted(originals.items()) if known.issuperset(columns)), None)
+        if columns and original is not None:
+            metadata.remove(table)
+            copies.append(Copy(table.fullname, _of_copy(connection, table, original, columns[0], default)))
+    return copies
+
+
+def _of_copy(connection: Connection, table: Table, original: str, column: str, default: str | None) -> str:
+    preparer = connection.dialect.identifier_preparer
+    quote: Callable[[str], str] = lambda name: preparer.quote(name).replace("%%", "%")  # noqa: E731
+    # With its schema: nobody may drop another table of this name.
+    name = ".".join(quote(each) for each in (table.schema or default, table.name) if each)
+    rename = f"{quote(column)} TO {quote(column.removesuffix(ENCRYPTED_SUFFIX) + '_kept')}"
+    return (
+        f"is a copy of {original}, as CREATE TABLE … AS makes one. No rotation includes it, so its values stay under the key that they "
+        f"have, and nothing opens them when that key is retired. Rotation and retirement begin when it is gone: DROP TABLE {name}. "
+        f"If you need it until then, rename each of its encrypted columns: ALTER TABLE {name} RENAME COLUMN {rename}"
+    )
 
 
 def changers(connection: Connection, table: EncryptedTable) -> list[Changer]:

@@ -59,7 +59,7 @@ class Gap:
     Attributes:
         table: Name of the table.
         problem: What is missing.
-        statements: The SQL that adds it.
+        statements: The SQL that adds it; none where something must be removed instead.
         is_unsafe: Whether values that nobody can trust may be stored; otherwise rotation is only slower, and the table grows.
     """
 

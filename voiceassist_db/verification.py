@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import NullType
 
-from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.catalogue import tables_and_copies
 from voiceassist_db.errors import DecryptionError
 from voiceassist_db.examination import Examination
 from voiceassist_db.execution import execute, regclass, see_all_rows, translated
@@ -142,7 +142,7 @@ def verify(
         keys.keyring(connection)  # so that no database is called well, for lack of rows, that has no keys
         direct = [each for each in registered_keys(connection).values() if each.scheme is Scheme.DIRECT]
         needs_tokens = _needs_tokens(connection, direct)
-        tables = encrypted_tables(connection)
+        tables, copies = tables_and_copies(connection)
         total = sum(_about(connection, table) for table in tables)
         reports: list[TableReport] = []
         for table in tables:
@@ -157,6 +157,10 @@ def verify(
             if missed:
                 walk.report.fail("", None, MISSED.format(missed=missed))
             reports.append(walk.report)
+        for each in copies:
+            report = TableReport(each.table)
+            report.fail("", None, each.problem)
+            reports.append(report)
     return reports
 
 

@@ -85,7 +85,8 @@ def _show(status: Status, max_age_days: int) -> None:
         versions = ", ".join(f"{rows:,} under version {version}" for version, rows in counts.items())
         say(f"{table}: {versions or 'empty'}")
     for gap in status.gaps:
-        say(f"{gap.table}: {gap.problem}. To add it: {escaped_sql('; '.join(gap.statements))};")
+        to_add = f". To add it: {escaped_sql('; '.join(gap.statements))};" if gap.statements else ""
+        say(f"{gap.table}: {gap.problem}{to_add}")
     for run in status.rotations:
         say(_described(run))
 

@@ -9,6 +9,7 @@ from voiceassist_db.models.declaration import (
     declared_tables,
     encrypted_column,
     undeclared_columns,
+    undeclared_in,
 )
 from voiceassist_db.models.keys import EncryptionKeyRow, IndexKeyRow, KeyRotationFailureRow, KeyRotationRow
 from voiceassist_db.models.patients import ClinicalNoteRow, PatientRow
@@ -30,4 +31,5 @@ __all__ = [
     "encrypted_column",
     "table_of",
     "undeclared_columns",
+    "undeclared_in",
 ]
