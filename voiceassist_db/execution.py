@@ -1,7 +1,7 @@
 """Where the driver's errors become ours, and where a statement that is executed now and then is executed.
 
 A driver's exception can carry parameters, a DETAIL line with the whole row, or a CONTEXT with the statement. So it is
-translated by its SQLSTATE alone, and ours is raised where no cause and no context hangs on it any more.
+translated by its SQLSTATE (``sqlstates`` has the words), and ours is raised where no cause and no context hangs on it any more.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from voiceassist_db.errors import (
     DecryptionError,
     DuplicateError,
     MissingKeyError,
-    PgcryptoMissingError,
-    SchemaNotMigratedError,
     TransactionConflictError,
     TransactionFailedError,
     UnsafeConnectionError,
@@ -36,10 +34,9 @@ from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
 from voiceassist_db.qualified import names_tables_of, rendered
 from voiceassist_db.safety import UNPROVEN, is_unproven
+from voiceassist_db.sqlstates import described, raised_by, unopened
 from voiceassist_db.tracebacks import forget_locals
 
-_RETRY: Final = {"40001", "40P01", "55P03", "57014"}
-_UNAVAILABLE: Final = {"25P03", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "3D000"}
 _CONSTRAINT: Final = {"23502", "23503", "23514", "23P01"}
 _DECRYPTION: Final = {"39000", "22021"}
 
@@ -181,7 +178,7 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
     original = error.orig if isinstance(error, DBAPIError) else error
     sqlstate = getattr(original, "sqlstate", None)
     if sqlstate is None:
-        return _without_sqlstate(error, original)
+        return _without_sqlstate(error, original, table)
     if sqlstate in _DECRYPTION:
         return _decryption(original, sqlstate, table)
     if sqlstate == "23505":
@@ -190,24 +187,7 @@ def translate(error: Exception, *, table: str) -> VoiceAssistDBError:
         return _constraint(original, sqlstate, table)
     if sqlstate == "25P02":
         return TransactionFailedError(FAILED, sqlstate=sqlstate)
-    if is_stale_plan(original):
-        return TransactionConflictError(
-            "a column's type was changed while this connection had a statement prepared for the type before (SQLSTATE 0A000): roll "
-            "back, and try the transaction again",
-            sqlstate=sqlstate,
-        )
-    if sqlstate in _RETRY:
-        return TransactionConflictError(
-            f"the transaction met another one, or ran out of time (SQLSTATE {sqlstate}): try it again",
-            sqlstate=sqlstate,
-        )
-    if sqlstate in _UNAVAILABLE or sqlstate.startswith(("08", "28")):
-        return DatabaseUnavailableError(
-            f"the database refused or ended the connection (SQLSTATE {sqlstate}): check DATABASE_URL, the login and that "
-            "the server accepts connections",
-            sqlstate=sqlstate,
-        )
-    return _schema(original, sqlstate, table)
+    return described(original, sqlstate, table)
 
 
 def is_stale_plan(error: object) -> bool:
@@ -217,7 +197,7 @@ def is_stale_plan(error: object) -> bool:
     return is_refused and getattr(diagnostics, "source_function", None) == "RevalidateCachedQuery"
 
 
-def _without_sqlstate(error: Exception, original: object) -> VoiceAssistDBError:
+def _without_sqlstate(error: Exception, original: object, table: str) -> VoiceAssistDBError:
     if isinstance(error, PendingRollbackError):
         return TransactionFailedError(FAILED)
     if isinstance(error, PoolTimeoutError):
@@ -225,10 +205,7 @@ def _without_sqlstate(error: Exception, original: object) -> VoiceAssistDBError:
     if isinstance(original, psycopg.OperationalError) and is_unproven(original):
         return UnsafeConnectionError(UNPROVEN)
     if isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
-        return DatabaseUnavailableError(
-            "the database cannot be reached, refused the connection, or lost it: check that it runs, and the host, login, "
-            "database and TLS settings of DATABASE_URL"
-        )
+        return unopened(str(original), table)
     if isinstance(original, psycopg.ProgrammingError) and "Key" in str(original).partition(" using ")[0]:
         return MissingKeyError(
             "this connection was not made by an engine that may send keys: use voiceassist_db.create_engine, or give your "
@@ -273,30 +250,16 @@ def _constraint(original: object, sqlstate: str, table: str) -> DatabaseError:
         return TransactionConflictError(
             "the transaction began before a key was retired, and wrote under that key: try it again", sqlstate=sqlstate
         )
+    if name is None and (function := raised_by(original)):
+        return ConstraintError(
+            f"the function {function} refused a row{f' of {table}' if table else ''} (SQLSTATE {sqlstate}): nothing was written. Change or "
+            "drop the trigger that calls it",
+            constraint=None,
+            sqlstate=sqlstate,
+        )
     return ConstraintError(
-        f"the constraint {name}{f' of {table}' if table else ''} refused the row (SQLSTATE {sqlstate}): nothing was written",
+        f"the constraint {name}{f' of {table}' if table else ''} refused the row (SQLSTATE {sqlstate}): nothing was written. "
+        "Change what the row holds, or the constraint",
         constraint=name,
         sqlstate=sqlstate,
     )
-
-
-def _schema(original: object, sqlstate: str, table: str) -> DatabaseError:
-    message = str(getattr(getattr(original, "diag", None), "message_primary", "") or "")
-    if sqlstate == "3F000" or (sqlstate in {"42883", "42501"} and "pgcrypto" in message):
-        return PgcryptoMissingError(
-            "pgcrypto is not installed in the schema pgcrypto, or this role may not use it: run `alembic upgrade head`, "
-            "which says what to ask an administrator for",
-            sqlstate=sqlstate,
-        )
-    if sqlstate in {"42P01", "42703"}:
-        return SchemaNotMigratedError(
-            f"{table or 'a table'} is not in the database, or is older than this version: run `alembic upgrade head`",
-            sqlstate=sqlstate,
-        )
-    if sqlstate == "42501":
-        return DatabaseError(
-            f"this role may not do that to {table} (SQLSTATE 42501): ask for the grant, which "
-            "`voiceassist-db provision` gives after a migration",
-            sqlstate=sqlstate,
-        )
-    return DatabaseError(f"a statement on {table} failed (SQLSTATE {sqlstate})", sqlstate=sqlstate)
