@@ -85,6 +85,19 @@ _CHANGERS = text(
 """What acts before a row is inserted or updated (``pg_trigger.h``: bits 1 row, 2 before, 4 insert, 16 update), and can change it."""
 
 
+_ELSEWHERE = text(
+    f"""
+    SELECT pg_catalog.quote_ident(n.nspname) AS schema, pg_catalog.current_setting('search_path') AS path,
+           pg_catalog.quote_ident(current_user) AS role
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE c.relname OPERATOR(pg_catalog.=) 'encryption_keys' AND c.relkind OPERATOR(pg_catalog.=) 'r'
+      AND NOT n.nspname OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(false)) AND NOT {NOT_TRUSTED.format(role="c.relowner")}
+    ORDER BY 1 LIMIT 1
+    """  # noqa: S608  # of constants
+)
+"""The schema of the registry, where the role does not find it by its name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changer:
     """A trigger or a rule that can change a row of an encrypted table, or put another one in its place.
@@ -229,6 +242,17 @@ def _of_copy(connection: Connection, table: Table, original: str, column: str, d
         f"is a copy of {original}, as CREATE TABLE … AS makes one. No rotation includes it, so its values stay under the key that they "
         f"have, and nothing opens them when that key is retired. Rotation and retirement begin when it is gone: DROP TABLE {name}. "
         f"If you need it until then, rename each of its encrypted columns: ALTER TABLE {name} RENAME COLUMN {rename}"
+    )
+
+
+def misplaced(connection: Connection) -> str | None:
+    """Say where this package's tables are, if the database has them and the role's search path does not reach them."""
+    row = execute(connection, _ELSEWHERE, table="pg_class").first()
+    if row is None:
+        return None
+    return (
+        f"the tables of this database are in the schema {row.schema}, and the search_path of this role is {row.path or 'empty'}: ALTER ROLE "
+        f"{row.role} SET search_path = {row.schema}, and GRANT USAGE on that schema to it. The database is migrated"
     )
 
 

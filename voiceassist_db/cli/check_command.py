@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
@@ -38,7 +39,7 @@ def command(as_json: bool) -> None:
     trust_local = config.trust_local()
     engine = create_engine(config.database_url(), trust_local=trust_local)
     try:
-        with translated(), engine.connect() as connection:
+        with attended(engine), translated(), engine.connect() as connection:
             lines = check(connection, trust_local=trust_local)
     finally:
         engine.dispose()

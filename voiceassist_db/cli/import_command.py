@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say
 
@@ -94,7 +95,7 @@ def command(
         raise click.UsageError("--overwrite is for --update")
     reading = _reading(columns, date_format, null_words, ignore_columns)
     changes = Update.ANY if overwrite else Update.EMPTY if update else Update.NONE
-    with Database.from_env() as database, progress("importing", "lines") as report_progress:
+    with Database.from_env() as database, attended(database.engine), progress("importing", "lines") as report_progress:
         report = import_patients(
             database,
             file,

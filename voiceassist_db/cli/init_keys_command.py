@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
@@ -44,7 +45,7 @@ def command(scheme: str | None, as_json: bool) -> None:
     provider = config.key_provider()
     engine = create_engine(config.database_url(), **config.engine_options())
     try:
-        with translated(), engine.begin() as connection:
+        with attended(engine), translated(), engine.begin() as connection:
             done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND))
             if scheme is not None and scheme != done.scheme.value:
                 raise ConfigurationError(

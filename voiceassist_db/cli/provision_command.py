@@ -6,6 +6,7 @@ import dataclasses
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
@@ -40,7 +41,7 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
     roles = Roles(owner=owner, app=app, rotator=rotator, auditor=auditor)
     engine = create_engine(config.database_url(), **config.engine_options())
     try:
-        with translated("roles"), engine.begin() as connection:
+        with attended(engine), translated("roles"), engine.begin() as connection:
             made = statements(connection, roles) if only_print else provision(connection, roles)
             left = leftovers(connection, roles)
     except DatabaseError as error:

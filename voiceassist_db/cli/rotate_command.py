@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say, say_error
 from voiceassist_db.escaping import escaped_sql
@@ -43,7 +44,7 @@ POOL_OVER_WORKERS: Final = 3
         EXIT_REFUSED: "refused or failed, and why",
         2: "wrong usage",
         EXIT_LEFT_OVER: "rows are left under the old key, or not every value could be verified: run it again, see `verify`",
-        EXIT_QUARANTINED: "done, but for rows that could not be read: `status` counts them, key_rotation_failures names them",
+        EXIT_QUARANTINED: "done, but for rows that could not be read or were refused: `status` counts them, key_rotation_failures names them",
         EXIT_ACTIVE: "another run is active",
         EXIT_INTERRUPTED: "interrupted; run it again to go on",
     },
@@ -127,7 +128,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     names = tables.split(",") if tables else None
     _require_fitting(retires=retires, index_key=index_key, dry_run=dry_run, tables=tables, resume_only=resume_only)
     engine = create_engine(config.database_url(), **config.engine_options(), pool_size=workers + POOL_OVER_WORKERS)
-    with Database(engine, config.key_provider()) as database:
+    with Database(engine, config.key_provider()) as database, attended(engine):
         try:
             if retires:
                 _show_retirement(retire(engine, database.keys, grace_days=grace_days), as_json=as_json)
@@ -261,10 +262,11 @@ def _show_index_report(report: IndexRotationReport) -> None:
 
 
 def _show_leftovers(report: RotationReport | IndexRotationReport) -> None:
+    for each in report.waits_for:
+        say(f"waited in vain for {each}")
+    for reason, rows in report.reasons.items():
+        say(f"{rows:,} rows {reason}")
     if report.quarantined:
-        say(
-            f"{report.quarantined:,} rows could not be read and are as they were: key_rotation_failures names them; repair or "
-            "restore them, and run this again"
-        )
+        say("these rows are as they were: key_rotation_failures names them. Then run this again")
     if report.interrupted:
         say("interrupted: run this again to go on")

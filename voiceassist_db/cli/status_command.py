@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 from voiceassist_db.escaping import escaped_sql
@@ -35,7 +36,7 @@ def command(max_age_days: int, as_json: bool) -> None:
 
     engine = create_engine(config.database_url(), **config.engine_options())
     try:
-        with translated(), engine.connect() as connection:
+        with attended(engine), translated(), engine.connect() as connection:
             status = read_status(connection, max_age_days=max_age_days)
     finally:
         engine.dispose()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say
 
@@ -34,7 +35,7 @@ def command(as_json: bool) -> None:
     from voiceassist_db.database import Database
     from voiceassist_db.verification import verify
 
-    with Database.from_env() as database, progress("verifying") as report:
+    with Database.from_env() as database, attended(database.engine), progress("verifying") as report:
         reports = verify(database.engine, database.keys, on_progress=report)
     if as_json:
         emit_json(

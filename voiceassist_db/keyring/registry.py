@@ -18,11 +18,10 @@ from voiceassist_db.keyring.keyring import Keyring, KeyVersion
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
 from voiceassist_db.moments import moment_as_text
+from voiceassist_db.waits import one_at_a_time
 
 _KEYS: Final = table_of(EncryptionKeyRow)
 _INDEX_KEYS: Final = table_of(IndexKeyRow)
-_REGISTRATION_LOCK: Final = 0x766F6963_6B657973
-"""Any fixed number ("voickeys")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,7 @@ def register(connection: Connection, keys: KeySet, scheme: Scheme = Scheme.BOUND
     """
     # Processes that start together may all initialise: the second waits here, and then finds the first one's rows.
     require_transactions(connection)
-    lock = select(func.pg_advisory_xact_lock(_REGISTRATION_LOCK))
-    execute(connection, lock, table=_KEYS.name)
+    one_at_a_time(connection, _KEYS)
     # Whoever registers goes on to write under the key: a crash of the server must not undo the one and keep the other.
     execute(connection, text("SET LOCAL synchronous_commit = on"), table=_KEYS.name)
     known = registered_keys(connection)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +21,7 @@ from voiceassist_db.errors import (
     ConstraintError,
     DatabaseError,
     DecryptionError,
+    DuplicateError,
     TransactionConflictError,
     VoiceAssistDBError,
 )
@@ -73,7 +75,7 @@ class Tally:
         rows: Rows re-encrypted, as far as the server acknowledged them.
         hot_rows: How many of them stayed on their page, of those that were counted.
         counted_rows: How many were counted.
-        quarantined: The rows that could not be read: table and row id.
+        quarantined: The rows that were left as they are, by table and row id, and why.
         note: Who or what holds the run back.
     """
 
@@ -81,7 +83,7 @@ class Tally:
     rows: int = 0
     hot_rows: int = 0
     counted_rows: int = 0
-    quarantined: set[tuple[str, str]] = field(default_factory=set)
+    quarantined: dict[tuple[str, str], str] = field(default_factory=dict)
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -93,10 +95,15 @@ class Tally:
                 self.hot_rows += min(hot_rows, rows)
                 self.counted_rows += rows
 
-    def quarantine(self, table: str, row: str) -> None:
-        """Count a row that could not be read."""
+    def quarantine(self, table: str, row: str, reason: str) -> None:
+        """Count a row that is left as it is."""
         with self._lock:
-            self.quarantined.add((table, row))
+            self.quarantined[table, row] = reason
+
+    def reasons(self) -> dict[str, int]:
+        """Return why rows were left as they are, and how many for each reason."""
+        with self._lock:
+            return dict(Counter(self.quarantined.values()))
 
 
 class Batches:
@@ -267,13 +274,33 @@ class Batches:
             return work(connection)
 
         what = f"a batch of {self._relation.table.name}"
-        return persistently(self._engine, fenced, what=what, retried=retried, is_stopping=self._is_stopping)
+        return persistently(
+            self._engine,
+            fenced,
+            what=what,
+            retried=retried,
+            oid=self._relation.oid,
+            is_stopping=self._is_stopping,
+        )
 
     def _quarantine(self, key: Key, error: VoiceAssistDBError) -> None:
         table, row = self._relation.declared_name, row_id(key)
         sqlstate = getattr(error, "sqlstate", None)
         self._read(lambda connection: put_down(connection, self._lease.run, table, row, sqlstate))
-        self._tally.quarantine(table, row)
+        self._tally.quarantine(table, row, reason_of(error, table))
+
+
+def reason_of(error: VoiceAssistDBError, table: str) -> str:
+    """Say why a row was left as it is: a table that refuses it is no damage of the row."""
+    sqlstate = getattr(error, "sqlstate", None)
+    if isinstance(error, ConstraintError):
+        who = f"the constraint {error.constraint}" if error.constraint else "a trigger"
+        return f"were refused by {who} of {table} (SQLSTATE {sqlstate}), which is to be changed or dropped"
+    if isinstance(error, DuplicateError):
+        return (
+            f"of {table} have a value that another row has in a unique field (SQLSTATE 23505), which is to be corrected"
+        )
+    return f"of {table} could not be read (SQLSTATE {sqlstate}), and are to be repaired or restored"
 
 
 def put_down(connection: Connection, run: UUID, table: str, row: str, sqlstate: str | None) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -36,16 +36,19 @@ from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import UNNAMED
-from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down
+from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down, reason_of
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import relations_of, require_local_tables, require_safe_connection
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
 from voiceassist_db.rotation.tokens import Page, PrimaryKey, TokenTable, indexed
 from voiceassist_db.rotation.work import writers
+from voiceassist_db.waits import holders
 
 MAX_PASSES: Final = 20
 """Whole passes before it is given up: somebody goes on writing tokens under the older key."""
+
+NO_NAME: Final = "of {table} have a primary key that Python cannot hold (SQLSTATE 22008), which is to be corrected"
 
 _RUNS: Final = table_of(KeyRotationRow)
 
@@ -60,6 +63,8 @@ class IndexRotationReport:
         quarantined: Rows that could not be read, or whose value another row has where each may stand only once.
         remaining: Rows whose tokens were still changing in the last pass, the quarantined ones among them.
         interrupted: Whether the run was asked to stop before its end.
+        reasons: Why rows were quarantined, and how many for each reason.
+        waits_for: Who may still write under the older key, or has rows locked.
     """
 
     rows: int
@@ -67,6 +72,8 @@ class IndexRotationReport:
     quarantined: int
     remaining: int
     interrupted: bool
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    waits_for: Sequence[str] = ()
 
     @property
     def rows_per_second(self) -> float:
@@ -225,7 +232,20 @@ class _Work:
         remaining = left + len(self._tally.quarantined)
         seconds = time.perf_counter() - started
         interrupted = self._stop.is_set()
-        return IndexRotationReport(self._tally.rows, seconds, len(self._tally.quarantined), remaining, interrupted)
+        return IndexRotationReport(
+            self._tally.rows,
+            seconds,
+            len(self._tally.quarantined),
+            remaining,
+            interrupted,
+            self._tally.reasons(),
+            self._holders(tables) if left else (),
+        )
+
+    def _holders(self, tables: Sequence[TokenTable]) -> list[str]:
+        with translated(), self._engine.begin() as connection:
+            parts = [part.oid for each in tables for part in relations_of(connection, each.table)]
+            return sorted({str(each) for oid in parts for each in holders(connection, oid)})
 
     def _writers(self, table: TokenTable) -> set[str]:
         with translated(), self._engine.begin() as connection:
@@ -238,7 +258,7 @@ class _Work:
                 break
             started = time.perf_counter()
             for key in page.unnamed:
-                self._quarantine(table, key, UNNAMED)
+                self._quarantine(table, key, UNNAMED, NO_NAME.format(table=table.name))
             # Where each value may stand only once, one that has a token keeps it, and is renewed before others get one.
             renewed = self._renew(table, page.named, fills_unique=number > 0)
             seconds = time.perf_counter() - started
@@ -287,15 +307,16 @@ class _Work:
             if len(keys) == 1 and fills_unique and isinstance(error, DuplicateError):
                 return self._renew(table, keys, fills_unique=False)
             if len(keys) == 1:
-                self._quarantine(table, keys[0], "23505" if isinstance(error, DuplicateError) else error.sqlstate)
+                sqlstate = "23505" if isinstance(error, DuplicateError) else error.sqlstate
+                self._quarantine(table, keys[0], sqlstate, reason_of(error, table.name))
                 return 0
         middle = len(keys) // 2
         one = self._renew(table, keys[:middle], fills_unique=fills_unique)
         return one + self._renew(table, keys[middle:], fills_unique=fills_unique)
 
-    def _quarantine(self, table: TokenTable, key: PrimaryKey, sqlstate: str | None) -> None:
+    def _quarantine(self, table: TokenTable, key: PrimaryKey, sqlstate: str | None, reason: str) -> None:
         row = codec.row_id(key)
         with translated(), self._engine.begin() as connection:
             self._lease.fence(connection)
             put_down(connection, self._lease.run, table.name, row, sqlstate)
-        self._tally.quarantine(table.name, row)
+        self._tally.quarantine(table.name, row, reason)

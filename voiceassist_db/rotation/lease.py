@@ -40,14 +40,14 @@ from voiceassist_db.errors import (
     RotationActiveError,
     TransactionConflictError,
 )
-from voiceassist_db.execution import execute, translated
+from voiceassist_db.execution import execute, regclass, translated
 from voiceassist_db.models import KeyRotationRow, table_of
 from voiceassist_db.prepared import Prepared
-from voiceassist_db.rotation.transactions import persistently, read_committed
+from voiceassist_db.rotation.transactions import LOCK_NOT_AVAILABLE, persistently, read_committed
+from voiceassist_db.waits import named, one_at_a_time
 
 logger = logging.getLogger(__name__)
 
-LOCK_NOT_AVAILABLE: Final = "55P03"
 LEASE_S: Final = 15
 """How long a process may be silent before another one may take its rotation over."""
 
@@ -57,9 +57,6 @@ APPLICATION: Final = "voiceassist-db rotation"
 
 TAKE_TIMEOUT_MS: Final = 4000
 """How long to wait for a batch that a process whose lease has ended still holds the fence with."""
-
-_TAKING: Final = 0x766F6963_726F7461
-"""Any fixed number ("voicrota"): those who want to take a lease do it one after the other."""
 
 _RUNS: Final = table_of(KeyRotationRow)
 _UNTIL: Final = func.clock_timestamp() + text(f"interval '{LEASE_S} seconds'")
@@ -75,6 +72,9 @@ _SETTINGS: Final = {
     "jit": "off",
     "idle_in_transaction_session_timeout": f"{LEASE_S}s",
 }
+
+_COMMIT_HERE: Final = text("SELECT pg_catalog.set_config('synchronous_commit', 'local', true)")
+"""So that a heartbeat does not wait for a standby that is missing: the lease would end, and with it a run that can go on."""
 
 _LIMIT_SILENCE: Final = text(f"SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', '{LEASE_S}s', true)")
 """So that a process that stands still in the midst of a heartbeat does not keep the lease's row locked."""
@@ -160,7 +160,7 @@ class Lease:
                 execute(connection, _LIMIT_SILENCE, table=_RUNS.name)
                 timeout = text("SELECT pg_catalog.set_config('lock_timeout', :timeout, true)")
                 execute(connection, timeout, {"timeout": f"{TAKE_TIMEOUT_MS}ms"}, table=_RUNS.name)
-                execute(connection, select(func.pg_advisory_xact_lock(_TAKING)), table=_RUNS.name)
+                one_at_a_time(connection, _RUNS)
                 if (active := active_run(connection)) and not _has_died_here(active.holder_name):
                     raise _active(active)
                 run, rows = _row_of(connection, wanted)
@@ -178,9 +178,11 @@ class Lease:
         except TransactionConflictError as error:
             if error.sqlstate != LOCK_NOT_AVAILABLE:  # an administrator cancelled it, or a time limit of the role's
                 raise
+            with translated(), engine.begin() as connection:
+                who = named(connection, regclass(connection, _RUNS))
             raise RotationActiveError(
                 "another process begins or ends a rotation of this database right now: try again in a moment, and see "
-                "`voiceassist-db status`"
+                f"`voiceassist-db status`.{who}"
             ) from None
         return cls(engine, run, holder, rows_before=rows)
 
@@ -278,6 +280,7 @@ class Lease:
         while not self._ended.wait(HEARTBEAT_S):
             try:
                 with translated(), self._engine.begin() as connection:
+                    execute(connection, _COMMIT_HERE, table=_RUNS.name)
                     if not self._write(connection, self._beat()):
                         return  # another process has it, which the next fence finds out
             except (DatabaseUnavailableError, TransactionConflictError) as error:

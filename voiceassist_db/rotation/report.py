@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from voiceassist_db.constraints import Gap
@@ -91,7 +91,7 @@ class RotationReport:
         to_version: Key version that they are under now.
         rows: Rows re-encrypted by this run, as far as the server acknowledged them.
         seconds: How long that took, without verification.
-        quarantined: Rows that could not be read and were left as they are: ``key_rotation_failures`` names them.
+        quarantined: Rows that could not be read, or that the table refused, and were left as they are: ``key_rotation_failures`` names them.
         remaining: Rows that are still under another version than ``to_version``, the quarantined ones among them.
         open_writers: Transactions of others that may still add rows under the older version.
         verified: Whether every value under the new key was read back, inside the database, and found in its place.
@@ -100,6 +100,8 @@ class RotationReport:
         index_growth: The same of their indexes.
         hot_ratio: Share of row versions that stayed on their page (HOT); None where nothing was rotated.
         gaps: What the tables lack; ``schema.complete_tables`` adds it.
+        reasons: Why rows were quarantined, and how many for each reason.
+        waits_for: Who may still write under the older key, or has rows locked, where the run waited in vain.
     """
 
     from_version: int
@@ -115,6 +117,8 @@ class RotationReport:
     index_growth: float
     hot_ratio: float | None
     gaps: Sequence[Gap]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    waits_for: Sequence[str] = ()
 
     @property
     def rows_per_second(self) -> float:

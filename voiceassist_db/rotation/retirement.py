@@ -17,13 +17,14 @@ from sqlalchemy import Connection, Engine, func, select
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import set_floor, set_format, validate
 from voiceassist_db.errors import NothingToDoError, RotationError, TransactionConflictError
-from voiceassist_db.execution import execute, see_all_rows, translated
+from voiceassist_db.execution import execute, regclass, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, registered_keys, retire_version
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.moments import moment_as_text, server_now
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
 from voiceassist_db.rotation.relations import require_local_tables
+from voiceassist_db.waits import named
 
 DEFAULT_GRACE_DAYS: Final = 21
 """Three weeks. A monthly rotation needs the key to be retired 28 days after the one before, in February. The week between is for
@@ -185,11 +186,16 @@ def _patiently(
             if time.monotonic() > give_up:
                 raise RotationError(
                     f"{table.name} is in use by a transaction that does not end, so that its constraint could not be set: run "
-                    "this again when it has ended"
+                    f"this again when it has ended.{_users_of(engine, table)}"
                 ) from None
             time.sleep(PAUSE_S)
         else:
             return
+
+
+def _users_of(engine: Engine, table: EncryptedTable) -> str:
+    with translated(), engine.begin() as connection:
+        return named(connection, regclass(connection, table.table), readers=True)
 
 
 def _forget(keys: KeyringSource, stored: KeySet) -> None:

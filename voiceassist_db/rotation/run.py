@@ -275,6 +275,8 @@ class _Run:
             index_growth=after[1] / before[1] if before[1] else 1.0,
             hot_ratio=tally.hot_rows / tally.counted_rows if tally.counted_rows else None,
             gaps=self._preflight.gaps,
+            reasons=tally.reasons(),
+            waits_for=work.waits_for,
         )
 
     def journal(self) -> Journal:

@@ -14,8 +14,11 @@ from sqlalchemy import Connection, Engine
 
 from voiceassist_db.errors import DatabaseError, DatabaseUnavailableError, TransactionConflictError
 from voiceassist_db.execution import translated
+from voiceassist_db.waits import holders
 
 logger = logging.getLogger(__name__)
+
+LOCK_NOT_AVAILABLE: Final = "55P03"
 
 RETRY_FOR_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.1
@@ -41,6 +44,7 @@ def persistently(
     *,
     what: str,
     retried: tuple[type[DatabaseError], ...] = AWAY_OR_BUSY,
+    oid: int | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Run ``work`` in a transaction, and again while it fails for a reason that may pass.
@@ -50,6 +54,7 @@ def persistently(
         work: What to do; it may be done twice, where the answer to its COMMIT was lost.
         what: What it is called in the log.
         retried: Failures that may pass.
+        oid: The relation whose locks it waits for, so that a wait in vain names who has them.
         is_stopping: Says whether the run shall end; then nothing is tried again.
 
     Raises:
@@ -62,7 +67,16 @@ def persistently(
                 return work(connection)
         except retried as error:
             if is_stopping() or time.monotonic() > give_up:
-                raise
+                if oid is None or error.sqlstate != LOCK_NOT_AVAILABLE:
+                    raise
+                break
             logger.warning("%s is tried again: %s", what, error)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, MAX_PAUSE_S)
+    with translated(), engine.begin() as connection:
+        who = "; ".join(map(str, holders(connection, oid)))
+    raise TransactionConflictError(
+        f"{what} waited {RETRY_FOR_S:.0f} s for a lock (SQLSTATE {LOCK_NOT_AVAILABLE}) of {who or 'a transaction that has just ended'}: run this "
+        "again when it has ended",
+        sqlstate=LOCK_NOT_AVAILABLE,
+    )

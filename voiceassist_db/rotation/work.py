@@ -28,6 +28,7 @@ from voiceassist_db.rotation.schedule import HOT_ENOUGH, Overlaps, Schedule, fir
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.throttle import Throttle
 from voiceassist_db.rotation.transactions import persistently
+from voiceassist_db.waits import holders
 
 SWEEP_ROWS: Final = 1000
 """Rows that a sweep takes at once; an unfinished rotation that has no more than these left in a relation goes straight to it."""
@@ -42,6 +43,9 @@ PROOF_ROUNDS: Final = 3
 PROOF_PAGES: Final = 512
 LIMITED_PROOF_PAGES: Final = 16
 """The same of a run that has a limit: a few hundred rows, then it waits."""
+
+NAME_EVERY_S: Final = 2.0
+"""How often a wait of the sweep asks whom it waits for."""
 
 POLL_S: Final = 0.1
 BATCHES_PER_SECOND: Final = 20
@@ -103,6 +107,9 @@ class Work:
         self._statements = {each: Statements(each.table, keyring) for each in relations}
         self._batches = {each: self._batches_of(each) for each in relations}
         self._overlaps = Overlaps()
+        self._named_at = 0.0
+        self._names = ""
+        self._waits_for: set[str] = set()
         self.throttle = Throttle(engine, pace, is_stopping=self.is_stopping, on_hold=self._held)
 
     def _batches_of(self, relation: Relation) -> Batches:
@@ -119,6 +126,11 @@ class Work:
     def is_stopping(self) -> bool:
         """Say whether the run shall end."""
         return self._stop.is_set() or self._failed.is_set()
+
+    @property
+    def waits_for(self) -> list[str]:
+        """Whom the sweep waited for in vain."""
+        return sorted(self._waits_for)
 
     def _held(self, note: str) -> None:
         self._tally.note = note
@@ -218,10 +230,19 @@ class Work:
             if now > min(patient_until, give_up):
                 break
             if not done:
-                self._held(f"waiting for rows or transactions of others in {relation.table.name}")
+                self._held(self._awaited(relation))
                 time.sleep(POLL_S)
         self._held("")
+        self._waits_for |= self._ask(lambda connection: set(map(str, holders(connection, relation.oid))))
         return len(open_writers or ())
+
+    def _awaited(self, relation: Relation) -> str:
+        """Say what the sweep waits for, and whom; asked rarely, as a wait is long."""
+        if time.monotonic() > self._named_at + NAME_EVERY_S:
+            self._named_at = time.monotonic()
+            names = self._ask(lambda connection: [str(each) for each in holders(connection, relation.oid)])
+            self._names = f": {'; '.join(names)}" if names else ""
+        return f"waiting for rows or transactions of others in {relation.table.name}{self._names}"
 
     def _left_in(self, relation: Relation) -> list[Key]:
         quarantined = {row for table, row in self._tally.quarantined if table == relation.declared_name}
