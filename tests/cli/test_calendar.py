@@ -95,7 +95,7 @@ def pass_a_month(engine: Engine, days: int) -> None:
 @pytest.mark.parametrize(
     "months",
     [
-        pytest.param([(2027, 2), (2027, 3)], id="February"),
+        pytest.param([(2027, 2), (2027, 3)], id="February", marks=pytest.mark.wide),
         pytest.param(
             [(2026 + month // 12, month % 12 + 1) for month in range(MONTHS)], id="three years", marks=pytest.mark.long
         ),

@@ -32,6 +32,9 @@ FORMS: Final = {
     "no stream at all": "<&- >&- 2>&-",
 }
 
+WHOLE: Final = ("a reader that leaves", "no stream at all")
+"""Forms under which every command is tried. A full disk fails in the same place, and few commands print what an encoding lacks."""
+
 FORKING: Final = """
 import gc, importlib, json, os, pkgutil, runpy, sys
 import voiceassist_db
@@ -68,19 +71,22 @@ def life(good: Path, broken: Path) -> list[tuple[int, list[str]]]:
         (0, [VDB, "init-keys"]),
         (0, [VDB, "import", str(good)]),
         (3, [VDB, "import", str(broken)]),
-        (4, [VDB, "import", "--skip-bad", "--json", str(broken)]),
+        (0, [ROTATE]),
+        (EXIT_REFUSED, [ROTATE, "--retire"]),
+        (0, [ROTATE, "--retire", "--grace-days", "0"]),
         (0, [VDB, "status"]),
+    ]
+
+
+def more() -> list[tuple[int, list[str]]]:
+    """Return the other commands, which leave the key versions as they are."""
+    return [
+        (0, [ROTATE, "--dry-run"]),
+        (0, [ROTATE, "--index-key"]),
         (0, [VDB, "verify"]),
         (1, [VDB, "check"]),
         (0, [VDB, "provision", "--print"]),
-        (0, [ROTATE, "--dry-run"]),
-        (0, [ROTATE]),
-        (EXIT_REFUSED, [ROTATE]),
-        (EXIT_REFUSED, [ROTATE, "--retire"]),
-        (0, [ROTATE, "--retire", "--grace-days", "0"]),
-        (0, [ROTATE, "--index-key"]),
         (0, [VDB, "status", "--json"]),
-        (0, [VDB, "--help"]),
         (0, ["benchmark.py", "--help"]),
         (2, [VDB, "no-such-command"]),
         (2, [ROTATE, "--no-such-option"]),
@@ -122,6 +128,8 @@ def test_a_life_ends_alike(
     never = "".join(f"PT-{number},never\n" for number in range(500, 700))
     broken.write_text(f"patient_id,date_of_birth\n{never}PT-X,\n")
     steps = life(good, broken)
+    if form in WHOLE:
+        steps += more()
     env = {
         "DATABASE_URL": plain(url),
         "VAULT_ADDR": vault.address,
@@ -133,7 +141,7 @@ def test_a_life_ends_alike(
     with engine.connect() as connection:
         status = read_status(connection)
     engine.dispose()
-    assert status.tables == {"clinical_notes": {}, "patient_data": {2: 201}}
+    assert status.tables == {"clinical_notes": {}, "patient_data": {2: 200}}
     assert {key.version: key.state for key in status.keys} == {1: "retired", 2: "current"}
     assert not status.unfinished
 
@@ -154,7 +162,7 @@ def test_every_command_is_tried(tmp_path: Path) -> None:
     """A command that is added is added here."""
     tried = {
         name if name != VDB else f"{VDB} {arguments[0]}"
-        for _, (name, *arguments) in life(tmp_path, tmp_path)
+        for _, (name, *arguments) in [*life(tmp_path, tmp_path), *more()]
         if arguments
     }
     assert set(every_command()) <= tried | {VDB, f"{VDB} demo", f"{VDB} dev"}
