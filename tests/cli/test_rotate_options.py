@@ -31,7 +31,7 @@ def filled(environment: dict[str, str], database: Database) -> dict[str, str]:
 def test_a_month_goes_by(run: Run, filled: dict[str, str], provider: VaultKeyProvider) -> None:
     """A rotation; its retirement, refused within the grace period and done after it; and the next rotation."""
     assert run(env=filled, command=rotate_command).code == 0
-    assert "30 days after it was replaced" in run("--retire", env=filled, command=rotate_command).error
+    assert "21 days after it was replaced" in run("--retire", env=filled, command=rotate_command).error
     retired = run("--retire", "--grace-days", "0", "--json", env=filled, command=rotate_command)
     assert (retired.code, retired.json) == (
         0,
