@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, MetaData, Table, text
+from sqlalchemy import Connection, MetaData, Row, Table, text
 from sqlalchemy.exc import SAWarning
 
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.execution import execute, regclass, require_transactions
 from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns, undeclared_in
-from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
+from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX, VERSION_COLUMN
 from voiceassist_db.safety import NOT_TRUSTED
+
+_KEEPER = "voiceassist_db.keeper"
+"""A setting of the transaction that keeps the owner of the registry while names are looked up in the system's schema only."""
 
 _CANDIDATES = text(
     f"""
-    SELECT DISTINCT n.nspname, c.relname, n.nspname = CAST(:default AS name) AS is_default,
-        pg_catalog.pg_get_userbyid(c.relowner) AS owner, {NOT_TRUSTED.format(role="c.relowner")} AS is_foreign
+    SELECT DISTINCT n.nspname, c.relname, c.relkind, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+        {NOT_TRUSTED.format(role="c.relowner")} AS is_untrusted,
+        c.relowner OPERATOR(pg_catalog.=) CAST(pg_catalog.current_setting('{_KEEPER}') AS pg_catalog.oid) AS is_of_keeper,
+        pg_catalog.has_table_privilege(c.oid, 'SELECT') AS is_readable,
+        EXISTS (SELECT FROM pg_catalog.pg_attribute v WHERE v.attrelid OPERATOR(pg_catalog.=) c.oid AND v.attname OPERATOR(pg_catalog.=) :version
+                AND NOT v.attisdropped AND v.atttypid OPERATOR(pg_catalog.=) ANY (ARRAY['pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8']::pg_catalog.regtype[])
+               ) AS has_version
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -124,6 +133,21 @@ class Copy:
     problem: str
 
 
+_BEFORE = text(
+    f"""
+    SELECT pg_catalog.current_setting('search_path') AS path, pg_catalog.current_setting('quote_all_identifiers') AS quotes,
+        pg_catalog.current_schema() AS name, coalesce(pg_catalog.current_setting('{_KEEPER}', true), '') AS keeper,
+        coalesce((SELECT CAST(c.relowner AS pg_catalog.text) FROM pg_catalog.pg_class c
+                  WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('encryption_keys')), '0') AS owner
+    """  # noqa: S608  # of constants
+)
+_LOOK_UP = text(
+    "SELECT pg_catalog.set_config('search_path', CAST(:path AS pg_catalog.text), true), "
+    "pg_catalog.set_config('quote_all_identifiers', CAST(:quotes AS pg_catalog.text), true), "
+    f"pg_catalog.set_config('{_KEEPER}', CAST(:keeper AS pg_catalog.text), true)"
+)
+
+
 @contextmanager
 def system_names(connection: Connection) -> Iterator[str | None]:
     """Look names up in the system's own schema only, for the block: what others put into a search path may run as whoever asks.
@@ -134,18 +158,63 @@ def system_names(connection: Connection) -> Iterator[str | None]:
         The schema that names without one are in, outside the block.
     """
     require_transactions(connection)
-    before = text(
-        "SELECT pg_catalog.current_setting('search_path') AS path, pg_catalog.current_setting('quote_all_identifiers') AS quotes, "
-        "pg_catalog.current_schema() AS name"
+    row = execute(connection, _BEFORE, table="search_path").one()
+    execute(
+        connection,
+        _LOOK_UP,
+        {"path": "pg_catalog, pg_temp", "quotes": "off", "keeper": row.keeper or row.owner},
+        table="search_path",
     )
-    row = execute(connection, before, table="search_path").one()
-    set_both = text(
-        "SELECT pg_catalog.set_config('search_path', CAST(:path AS pg_catalog.text), true), "
-        "pg_catalog.set_config('quote_all_identifiers', CAST(:quotes AS pg_catalog.text), true)"
-    )
-    execute(connection, set_both, {"path": "pg_catalog, pg_temp", "quotes": "off"}, table="search_path")
     yield row.name
-    execute(connection, set_both, {"path": row.path, "quotes": row.quotes}, table="search_path")
+    given = {"path": row.path, "quotes": row.quotes, "keeper": row.keeper}
+    execute(connection, _LOOK_UP, given, table="search_path")
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A table that looks encrypted and belongs to a role that is not trusted, so that no command touches it.
+
+    Attributes:
+        schema: Its schema.
+        name: Its name.
+        owner: Its owner.
+        has_versions: Whether this role may ask it for rows of a key version.
+    """
+
+    schema: str
+    name: str
+    owner: str
+    has_versions: bool
+
+    @property
+    def table(self) -> str:
+        """Its name, with its schema."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def problem(self) -> str:
+        """What is to be known of it."""
+        return (
+            f"belongs to {self.owner}, who may not create schemas in this database, so that its triggers are not trusted: no command reads or "
+            "rotates it. If its values are yours, look at its triggers, and ALTER TABLE … OWNER TO the owner of your tables; else it can "
+            "stay, or be dropped"
+        )
+
+
+def foreign_tables(connection: Connection) -> list[Foreign]:
+    """Return the tables that look encrypted and are skipped, because of their owners."""
+    with system_names(connection):
+        found = _candidates(connection)
+    return [
+        Foreign(row.nspname, row.relname, row.owner, row.is_readable and row.has_version)
+        for row in found
+        if row.is_untrusted and not row.is_of_keeper
+    ]
+
+
+def _candidates(connection: Connection) -> Sequence[Row[Any]]:
+    given = {"suffix": f"%{ENCRYPTED_SUFFIX}", "version": VERSION_COLUMN}
+    return execute(connection, _CANDIDATES, given, table="pg_class").all()
 
 
 @contextmanager
@@ -178,8 +247,7 @@ def tables_and_copies(connection: Connection) -> tuple[list[EncryptedTable], lis
         SchemaNotMigratedError: As for :func:`encrypted_tables`, but not because of copies.
     """
     with system_names(connection) as default:
-        given = {"suffix": f"%{ENCRYPTED_SUFFIX}", "default": default}
-        candidates = execute(connection, _CANDIDATES, given, table="pg_class").all()
+        candidates = [row for row in _candidates(connection) if not row.is_untrusted or row.is_of_keeper]
         flaws = {(row.nspname, row.relname): row.problem for row in execute(connection, _FLAWS, table="pg_class")}
         reflected = MetaData()
         with _without_false_alarm():
@@ -187,11 +255,11 @@ def tables_and_copies(connection: Connection) -> tuple[list[EncryptedTable], lis
                 names = {row.relname for row in candidates if row.nspname == schema}
                 chosen = lambda name, _, names=names: name in names  # noqa: E731
                 reflected.reflect(connection, schema=schema, only=chosen, resolve_fks=False)
-    if foreign := [f"{row.nspname}.{row.relname} of {row.owner}" for row in candidates if row.is_foreign]:
+    if untrusted := [f"{row.nspname}.{row.relname} of {row.owner}" for row in candidates if row.is_untrusted]:
+        # A restored database lacks the grant. To skip its tables, as those of others, would lose them with their key.
         raise SchemaNotMigratedError(
-            f"{', '.join(foreign)}: declared as encrypted, but its owner may not create schemas in this database, so that it is not "
-            "known whether to trust its triggers. After a look at them, GRANT CREATE ON DATABASE to its owner, or ALTER TABLE … "
-            "OWNER TO one who may; or drop it."
+            f"{', '.join(untrusted)}: the owner of these tables and of the registry may not create schemas in this database, so that it is "
+            "not trusted: GRANT CREATE ON DATABASE … to it, as `voiceassist-db provision` does before a migration."
         )
     metadata = MetaData()
     with _without_false_alarm():
@@ -202,6 +270,7 @@ def tables_and_copies(connection: Connection) -> tuple[list[EncryptedTable], lis
         raise SchemaNotMigratedError(
             f"{', '.join(undeclared)}: named as encrypted, but without the comment that says of what type and for what "
             "context, so that no rotation could include it. Declare it with encrypted_column() and migrate, or rename it."
+            f"{_detached(connection, metadata, {(row.nspname, row.relname) for row in candidates if row.relkind == 'p'}, default)}"
         )
     try:
         tables = declared_tables(metadata)
@@ -242,6 +311,23 @@ def _of_copy(connection: Connection, table: Table, original: str, column: str, d
         f"is a copy of {original}, as CREATE TABLE … AS makes one. No rotation includes it, so its values stay under the key that they "
         f"have, and nothing opens them when that key is retired. Rotation and retirement begin when it is gone: DROP TABLE {name}. "
         f"If you need it until then, rename each of its encrypted columns: ALTER TABLE {name} RENAME COLUMN {rename}"
+    )
+
+
+def _detached(
+    connection: Connection, metadata: MetaData, partitioned: set[tuple[str | None, str]], default: str | None
+) -> str:
+    """Say what to do about partitions that were detached: their comments stayed with the table to which their values are bound."""
+    preparer = connection.dialect.identifier_preparer
+    full: Callable[[Table], str] = lambda table: preparer.format_table(table).replace("%%", "%")  # noqa: E731
+    tables = sorted(metadata.tables.values(), key=lambda each: each.fullname)
+    parents = [each for each in tables if (each.schema or default, each.name) in partitioned]
+    return "".join(
+        f" {part.fullname} has the columns of {parent.fullname}. If it was detached from that table, its values are bound to it: ALTER TABLE "
+        f"{full(parent)} ATTACH PARTITION {full(part)} FOR VALUES …, and the comments of the columns are its own again."
+        for part in tables
+        for parent in parents
+        if undeclared_in(part) and part is not parent and set(part.c.keys()) == set(parent.c.keys())
     )
 
 

@@ -15,11 +15,11 @@ from psycopg import AsyncClientCursor, ClientCursor
 from sqlalchemy import Connection, text
 
 from voiceassist_db import safety
-from voiceassist_db.catalogue import changers, encrypted_tables, system_names
+from voiceassist_db.catalogue import changers, encrypted_tables, foreign_tables, system_names
 from voiceassist_db.constraints import gaps
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.escaping import escaped_sql
-from voiceassist_db.execution import execute
+from voiceassist_db.execution import execute, regclass
 from voiceassist_db.models import packets
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
 from voiceassist_db.weak_values import WeakValues, may_read, sampled_share, weak_values
@@ -168,12 +168,20 @@ def _role(connection: Connection) -> Iterator[Line]:
     if is_super:
         yield Line("role", Verdict.UNSAFE, f"{name} is a superuser, so its rights cannot be limited", remedy)
         return
-    powers = [what for has, what in ((bypasses, "BYPASSRLS"), (creates, "CREATEROLE")) if has]
     try:
         tables = encrypted_tables(connection)
     except SchemaNotMigratedError as error:
         tables = []
         yield Line("encrypted tables", Verdict.UNSAFE, str(error), "No rotation or verification runs before.")
+    secured = (
+        _secured(connection, [regclass(connection, each.table) for each in tables]) if _may_rotate(connection) else []
+    )
+    if secured and not bypasses:
+        detail = f"of {', '.join(secured)} hides rows from {name}: no rotation, retirement or verification begins"
+        yield Line("row-level security", Verdict.NOTE, detail, f"ALTER ROLE {safety.quoted(name)} BYPASSRLS;")
+    elif secured:
+        yield Line("row-level security", Verdict.OK, f"hides no row from {name}, which rotates keys")
+    powers = [what for has, what in ((bypasses and not secured, "BYPASSRLS"), (creates, "CREATEROLE")) if has]
     owners = _all(
         connection,
         "SELECT r.rolname, r.rolname = ANY(:predefined) FROM pg_catalog.pg_roles r WHERE pg_catalog.pg_has_role(r.oid, 'MEMBER') "
@@ -213,6 +221,29 @@ def _role(connection: Connection) -> Iterator[Line]:
         yield Line("role", Verdict.OK, f"{name} is no superuser and owns no encrypted table")
 
 
+def _may_rotate(connection: Connection) -> bool:
+    """Say whether this role may write to the journal of rotations."""
+    query = f"""
+        SELECT 1 FROM pg_catalog.pg_class c WHERE c.relname = 'key_rotations' AND c.relkind = 'r'
+        AND pg_catalog.has_table_privilege(c.oid, 'UPDATE') AND NOT {safety.NOT_TRUSTED.format(role="c.relowner")}
+    """  # noqa: S608  # of constants
+    return bool(_all(connection, query))
+
+
+def _secured(connection: Connection, tables: list[str]) -> list[str]:
+    """Return those of these tables whose row-level security applies to this role, or would without BYPASSRLS."""
+    query = """
+        SELECT named.name FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) named (name)
+        WHERE EXISTS (
+            SELECT FROM pg_catalog.pg_class c
+            WHERE (c.oid = named.name::pg_catalog.regclass
+                   OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(named.name::pg_catalog.regclass)))
+              AND c.relrowsecurity AND (c.relforcerowsecurity OR NOT pg_catalog.pg_has_role(c.relowner, 'USAGE')))
+        ORDER BY 1
+    """
+    return [row[0] for row in _all(connection, query, names=tables)]
+
+
 def _names(connection: Connection, session: safety.Session) -> Iterator[Line]:
     findings = safety.unsafe_schemas(tuple(row) for row in _all(connection, safety.SCHEMAS))
     if session.has_citus:
@@ -227,6 +258,8 @@ def _names(connection: Connection, session: safety.Session) -> Iterator[Line]:
 
 def _tables(connection: Connection) -> Iterator[Line]:
     """Look at what encrypted tables lack, and at what else could change or betray their values."""
+    for each in foreign_tables(connection):
+        yield Line(each.table, Verdict.NOTE, each.problem)
     try:
         tables = encrypted_tables(connection)
     except SchemaNotMigratedError:

@@ -212,8 +212,10 @@ class _Plan:
                 raise ProvisioningError(f"{name} is a superuser, so its rights cannot be limited: choose another role")
             if name not in known:
                 yield f"CREATE ROLE {quoted_name} LOGIN"
-        for role in self._everyone:
-            yield f"ALTER ROLE {role} NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+        sees_all = self._unhidden()
+        for name, role in zip(self._roles.names(), self._everyone, strict=True):
+            hidden = "BYPASSRLS" if name in sees_all else "NOBYPASSRLS"
+            yield f"ALTER ROLE {role} NOCREATEDB NOCREATEROLE NOREPLICATION {hidden}"
         memberships = self._all(
             "SELECT g.rolname AS granted, m.rolname AS member FROM pg_catalog.pg_auth_members a "
             "JOIN pg_catalog.pg_roles g ON g.oid = a.roleid JOIN pg_catalog.pg_roles m ON m.oid = a.member "
@@ -223,6 +225,21 @@ class _Plan:
         )
         for row in memberships:
             yield f"REVOKE {quoted(row.granted)} FROM {quoted(row.member)}"
+
+    def _unhidden(self) -> set[str]:
+        """Return the roles that row-level security of an encrypted table may hide nothing from: a rotation must see all rows.
+
+        The owner retires keys, and is subject to it only where a table forces it.
+        """
+        names = [_full(*found) for table in encrypted_tables(self._connection) for found in self._tree(table.table)]
+        row = self._all(
+            "SELECT coalesce(pg_catalog.bool_or(c.relrowsecurity), false), "
+            "coalesce(pg_catalog.bool_or(c.relrowsecurity AND c.relforcerowsecurity), false) FROM pg_catalog.pg_class c "
+            "WHERE c.oid = ANY (CAST(:names AS pg_catalog.text[])::pg_catalog.regclass[]::pg_catalog.oid[])",
+            names=names,
+        )[0]
+        wanted = ((self._roles.rotator, row[0]), (self._roles.owner, row[1]))
+        return {role for role, is_needed in wanted if is_needed}
 
     def _settings(self) -> Iterator[str]:
         version = self._all("SELECT pg_catalog.current_setting('server_version_num')::int / 10000")[0][0]

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, false, func, select
 
-from voiceassist_db.catalogue import tables_and_copies
+from voiceassist_db.catalogue import foreign_tables, tables_and_copies
 from voiceassist_db.constraints import Gap, gaps
 from voiceassist_db.execution import execute
 from voiceassist_db.keyring import RegisteredKey, registered_keys
@@ -69,7 +69,8 @@ class Status:
         rotations: The last runs, newest first.
         key_age_days: Age of the current key; None where no key is registered.
         overdue: Whether the current key is older than the policy allows.
-        gaps: What encrypted tables lack; ``schema.complete_tables`` adds it. Copies of them, which have no statement to add.
+        gaps: What encrypted tables lack; ``schema.complete_tables`` adds it. Copies of them, and tables that are
+            skipped because of their owners, have no statement to add.
     """
 
     keys: tuple[RegisteredKey, ...]
@@ -96,6 +97,7 @@ def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_D
         counted = select(table.version, func.count()).group_by(table.version).order_by(table.version)
         tables[table.name] = dict(map(tuple, execute(connection, counted, table=table.name)))
     missing += [Gap(each.table, each.problem, (), is_unsafe=True) for each in copies]
+    missing += [Gap(each.table, each.problem, (), is_unsafe=False) for each in foreign_tables(connection)]
     current = next((key for key in keys if key.state == "current"), None)
     age = (server_now(connection) - current.created_at).total_seconds() / 86400 if current else None
     overdue = age is not None and age > max_age_days

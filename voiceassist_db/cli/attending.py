@@ -37,3 +37,13 @@ def attended(engine: Engine) -> Iterator[None]:
         if problem is None:
             raise
         raise ConfigurationError(problem) from None
+
+
+def say_skipped(engine: Engine) -> None:
+    """Print to standard error which tables no command touches, because of their owners."""
+    from voiceassist_db.catalogue import foreign_tables
+    from voiceassist_db.execution import translated
+
+    with translated(), engine.connect() as connection:
+        for each in foreign_tables(connection):
+            say(f"skipped: {each.table} {each.problem}", err=True)

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from voiceassist_db.cli.attending import attended
+from voiceassist_db.cli.attending import attended, say_skipped
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
@@ -44,6 +44,7 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
         with attended(engine), translated("roles"), engine.begin() as connection:
             made = statements(connection, roles) if only_print else provision(connection, roles)
             left = leftovers(connection, roles)
+        say_skipped(engine)
     except DatabaseError as error:
         if error.sqlstate != NEEDS_SUPERUSER:
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from voiceassist_db.cli.attending import attended
+from voiceassist_db.cli.attending import attended, say_skipped
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say, say_error
 from voiceassist_db.escaping import escaped_sql
@@ -130,6 +130,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     engine = create_engine(config.database_url(), **config.engine_options(), pool_size=workers + POOL_OVER_WORKERS)
     with Database(engine, config.key_provider()) as database, attended(engine):
         try:
+            say_skipped(engine)
             if retires:
                 _show_retirement(retire(engine, database.keys, grace_days=grace_days), as_json=as_json)
                 return

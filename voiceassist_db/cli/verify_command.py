@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voiceassist_db.cli.attending import attended
+from voiceassist_db.cli.attending import attended, say_skipped
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, progress, say
 
@@ -37,6 +37,7 @@ def command(as_json: bool) -> None:
 
     with Database.from_env() as database, attended(database.engine), progress("verifying") as report:
         reports = verify(database.engine, database.keys, on_progress=report)
+        say_skipped(database.engine)
     if as_json:
         emit_json(
             {

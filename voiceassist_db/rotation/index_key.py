@@ -38,7 +38,12 @@ from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import UNNAMED
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down, reason_of
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
-from voiceassist_db.rotation.relations import relations_of, require_local_tables, require_safe_connection
+from voiceassist_db.rotation.relations import (
+    relations_of,
+    require_all_rows,
+    require_local_tables,
+    require_safe_connection,
+)
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
 from voiceassist_db.rotation.tokens import Page, PrimaryKey, TokenTable, indexed
@@ -121,9 +126,10 @@ def rotate_index_key(
     with translated(), engine.connect() as connection:
         require_local_tables(connection)
         require_safe_connection(connection)
+        tables = [each for each in encrypted_tables(connection) if indexed(each)]
+        require_all_rows(connection, tables)
         stored = keys.provider.fetch()
         is_adopted = keys.keyring(connection).has_direct
-        tables = [each for each in encrypted_tables(connection) if indexed(each)]
         begun = unfinished_run(connection, "index") is not None or stored.previous_index_key is not None
         _require(stored, tables, begun=begun, resume_only=resume_only)
         require_visible_replicas(connection, pace)

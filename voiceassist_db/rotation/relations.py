@@ -5,6 +5,7 @@ Owns the look-up in the catalogue. A declaration is of a table; pages, and so wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -80,6 +81,31 @@ def require_local_tables(connection: Connection) -> None:
     rows = execute(connection, text(DISTRIBUTED), table="pg_dist_partition")
     if findings := unsafe_schemas(tuple(row) for row in rows):
         raise RotationError(f"Citus is not supported. {' '.join(str(each) for each in findings)}")
+
+
+_HIDDEN: Final = text(
+    """
+    SELECT pg_catalog.quote_ident(current_user) AS role
+    WHERE pg_catalog.row_security_active(CAST(:name AS pg_catalog.regclass))
+       OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(CAST(:name AS pg_catalog.regclass)) p WHERE pg_catalog.row_security_active(p.relid))
+    """
+)
+
+
+def require_all_rows(connection: Connection, tables: Iterable[EncryptedTable]) -> None:
+    """Refuse a role from which row-level security hides rows, before the key store is touched.
+
+    Raises:
+        RotationError: A table hides rows from the role.
+    """
+    for table in tables:
+        row = execute(connection, _HIDDEN, {"name": regclass(connection, table.table)}, table=table.name).first()
+        if row is not None:
+            raise RotationError(
+                f"row-level security of {table.name} hides rows from this role, and a rotation must see all: ALTER ROLE {row.role} BYPASSRLS, "
+                "as `voiceassist-db provision` does for the rotator of such tables (and for their owner, where it is forced). No key was "
+                "changed"
+            )
 
 
 def require_safe_connection(connection: Connection) -> None:

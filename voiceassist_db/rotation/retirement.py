@@ -12,18 +12,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, Integer, column, func, select
+from sqlalchemy import table as table_named
 
-from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.catalogue import encrypted_tables, foreign_tables
 from voiceassist_db.constraints import set_floor, set_format, validate
 from voiceassist_db.errors import NothingToDoError, RotationError, TransactionConflictError
 from voiceassist_db.execution import execute, regclass, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, registered_keys, retire_version
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
+from voiceassist_db.models.declaration import VERSION_COLUMN
 from voiceassist_db.moments import moment_as_text, server_now
 from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
-from voiceassist_db.rotation.relations import require_local_tables
+from voiceassist_db.rotation.relations import require_all_rows, require_local_tables
 from voiceassist_db.waits import named
 
 DEFAULT_GRACE_DAYS: Final = 21
@@ -75,8 +77,9 @@ def retire(
         raise ValueError(f"grace_days must be a number from 0 to {MAX_GRACE_DAYS}")
     with translated(), engine.connect() as connection:
         require_local_tables(connection)
-        stored = keys.provider.fetch()
         tables = encrypted_tables(connection)
+        require_all_rows(connection, tables)
+        stored = keys.provider.fetch()
         previous = _previous(connection, stored, tables, grace_days)
     with Lease.take(engine, Wanted("retirement", previous.version, stored.version)) as lease:
         finished = False
@@ -108,6 +111,7 @@ def _previous(connection: Connection, stored: KeySet, tables: list[EncryptedTabl
             f"the rotation to key version {stored.version} is unfinished: finish it first, by running it again"
         )
     _require_unused(connection, tables, previous.version)
+    _require_unused_elsewhere(connection, previous.version)
     now = server_now(connection)
     until = kept_until(_replaced_at(connection, previous) or now, grace_days)
     if until > now:
@@ -140,6 +144,23 @@ def _require_unused(connection: Connection, tables: list[EncryptedTable], versio
             raise RotationError(
                 f"{rows:,} rows of {table.name} still need key version {version}: run the rotation again, which finishes them. "
                 "Rows that it cannot read must be repaired, restored or removed first: key_rotation_failures names them."
+            )
+
+
+def _require_unused_elsewhere(connection: Connection, version: int) -> None:
+    """Refuse where a table that rotations skip has rows of the version: nothing would open them any more.
+
+    It may be data of a team whose role is not trusted, and nobody could give it back. An administrator ends it by one statement.
+    """
+    for each in foreign_tables(connection):
+        if not each.has_versions:
+            continue
+        of = column(VERSION_COLUMN, Integer)
+        count = select(func.count()).select_from(table_named(each.name, of, schema=each.schema)).where(of <= version)
+        see_all_rows(connection)
+        if rows := execute(connection, count, table=each.table).scalar_one():
+            raise RotationError(
+                f"{rows:,} rows of {each.table} are under key version {version} and were skipped: the table {each.problem}. Then run this again"
             )
 
 

@@ -30,6 +30,7 @@ from voiceassist_db.rotation.lease import Journal, Lease, Wanted, active_run, co
 from voiceassist_db.rotation.relations import (
     Relation,
     relations_of,
+    require_all_rows,
     require_local_tables,
     require_safe_connection,
 )
@@ -151,6 +152,7 @@ class _Preflight:
         cls, connection: Connection, stored: KeySet, names: Iterable[str] | None, *, resume_only: bool = False
     ) -> _Preflight:
         tables = encrypted_tables(connection)
+        require_all_rows(connection, tables)
         wanted, is_unfinished = _wanted(connection, stored, tables)
         if resume_only and not is_unfinished:
             raise NothingToDoError("no rotation is unfinished: nothing to do")
