@@ -48,7 +48,7 @@ _CANDIDATES = text(
 _FLAWS = text(
     """
     SELECT n.nspname, c.relname, pg_catalog.format('the primary key column %s has the collation %s, by which different texts are equal, '
-        'but values are bound to one text: ALTER TABLE … ALTER COLUMN %s TYPE … COLLATE "C"', a.attname, l.collname, a.attname) AS problem
+        'but values are bound to one text: ALTER TABLE ... ALTER COLUMN %s TYPE ... COLLATE "C"', a.attname, l.collname, a.attname) AS problem
     FROM pg_catalog.pg_index i
     JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -65,7 +65,7 @@ _FLAWS = text(
     WHERE i.indisprimary AND a.atttypid <> ALL (ARRAY['uuid', 'int2', 'int4', 'int8', 'text', 'varchar', 'date']::regtype[])
     UNION ALL
     SELECT n.nspname, c.relname, pg_catalog.format('it inherits from, or is inherited by, %s: rows of one table would be found in the other, '
-        'and values bound to neither. ALTER TABLE … NO INHERIT …, or use partitions', other.oid::regclass)
+        'and values bound to neither. ALTER TABLE ... NO INHERIT ..., or use partitions', other.oid::regclass)
     FROM pg_catalog.pg_inherits h
     JOIN pg_catalog.pg_class child ON child.oid = h.inhrelid AND NOT child.relispartition
     CROSS JOIN LATERAL (VALUES (h.inhrelid, h.inhparent), (h.inhparent, h.inhrelid)) AS pair (one, two)

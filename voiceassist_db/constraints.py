@@ -27,7 +27,8 @@ _KEYS: Final = table_of(EncryptionKeyRow)
 _STATE = text(
     """
     SELECT c.conname, c.convalidated,
-        CASE WHEN pg_catalog.strpos(pg_catalog.pg_get_constraintdef(c.oid), :mark) OPERATOR(pg_catalog.>) 0 THEN
+        CASE WHEN pg_catalog.strpos(pg_catalog.pg_get_constraintdef(c.oid), :hex) OPERATOR(pg_catalog.>) 0
+              OR pg_catalog.strpos(pg_catalog.pg_get_constraintdef(c.oid), :octal) OPERATOR(pg_catalog.>) 0 THEN
             (SELECT a.attname FROM pg_catalog.pg_attribute a
              WHERE a.attrelid OPERATOR(pg_catalog.=) c.conrelid AND a.attnum OPERATOR(pg_catalog.=) c.conkey[1])
         END AS guarded
@@ -35,8 +36,8 @@ _STATE = text(
     WHERE c.conrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass) AND c.contype OPERATOR(pg_catalog.=) 'c'
     """
 )
-_MARK: Final = r"'\xd2'"
-"""What both formats ask for. A constraint is known by it where its table was renamed, and the constraint was not."""
+_MARKS: Final = {"hex": r"\xd2'", "octal": r"\322'"}
+"""What both formats ask for, as each ``bytea_output`` writes it. A constraint is known by it where its table was renamed, and the constraint was not."""
 
 _WITHOUT_ROOM = text(
     """
@@ -73,7 +74,7 @@ def gaps(connection: Connection, table: EncryptedTable) -> list[Gap]:
     """Return what a table lacks: CHECKs of its ciphertext formats, their proof over all rows, and room on its pages."""
     quote, name = _quote(connection), regclass(connection, table.table)
     condition = any_format if _has_direct_key(connection) else bound_format
-    state = execute(connection, _STATE, {"table": name, "mark": _MARK}, table=table.name).all()
+    state = execute(connection, _STATE, {"table": name, **_MARKS}, table=table.name).all()
     guarded = {row.guarded for row in state}
     found = []
     for field in table.fields.values():

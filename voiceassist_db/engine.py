@@ -194,8 +194,26 @@ def _before_connect(*_: object) -> None:
     forks.follow()  # what is open by now may be the parent's, and the connection that comes is not
 
 
-def _on_connect(_connection: Any, record: Any) -> None:
+_PINNED: Final = {"DateStyle": "ISO", "standard_conforming_strings": "on"}
+"""What the driver needs to read values and to send statements. A pooler that shares sessions tracks both for each client."""
+
+
+def _pin(connection: Any, driver: Any) -> None:
+    """Set for this session what a database, a role or the server sets otherwise. What the engine itself asks for stays, and is refused."""
+    wrong = [
+        name for name, value in _PINNED.items() if not (driver.info.parameter_status(name) or value).startswith(value)
+    ]
+    for name in wrong:
+        ((source,),) = _ask_all(connection, f"SELECT source FROM pg_catalog.pg_settings WHERE name = '{name}'")  # noqa: S608  # of constants
+        if source != "client":
+            _ask_all(connection, f"SELECT pg_catalog.set_config('{name}', '{_PINNED[name]}', false)")
+    if wrong and not driver.autocommit:
+        connection.commit()
+
+
+def _on_connect(connection: Any, record: Any) -> None:
     forks.follow()  # an engine with a creator comes here first
+    _pin(connection, record.driver_connection)
     require_fitting(record.driver_connection)
     if forks.is_inherited(record.driver_connection):
         forks.sever(record.driver_connection)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from voiceassist_db.database import Database
 from voiceassist_db.importing.columns import BY_HEADER, BadRowError, Layout, Reading, known, recognise
 from voiceassist_db.importing.dialects import first_row
+from voiceassist_db.importing.encodings import UTF8, Encoding
 from voiceassist_db.importing.report import ImportReport
 from voiceassist_db.importing.rows import Row, RowReader
 from voiceassist_db.importing.tally import Line, OnBad, Tally, Update
+from voiceassist_db.models import PatientRow
 from voiceassist_db.repositories import Patient
 from voiceassist_db.repositories.bulk import Ahead
+from voiceassist_db.sessions import connection_of
 from voiceassist_db.tracebacks import forgetful
 
 BATCH_LINES: Final = 2000
@@ -71,7 +74,9 @@ def import_patients(
     committed = True
     try:
         with database.transaction() as tx:
-            batches = Ahead(_batches(_lines(layout, rows)))
+            driver: Any = connection_of(tx.session, PatientRow).connection.driver_connection
+            encoding = Encoding.of(driver.info.parameter_status("server_encoding") or "UTF8")
+            batches = Ahead(_batches(_lines(layout, rows, encoding)))
             while batch := batches.take():
                 tally.write(tx, batch, meanwhile=batches.draw)
                 if on_progress is not None:
@@ -103,13 +108,15 @@ def _layout(reader: RowReader, reading: Reading) -> Layout:
     return recognise(first_row(reader, known(reading)).cells, reading)
 
 
-def _lines(layout: Layout, rows: Iterable[Row]) -> Iterator[tuple[Line, int]]:
+def _lines(layout: Layout, rows: Iterable[Row], encoding: Encoding = UTF8) -> Iterator[tuple[Line, int]]:
     """Give each row's line and its size in bytes."""
     position = layout.id_position
     for row in rows:
         patient: Patient | str | None
         try:
             patient = row.problem or layout.patient(row.cells)
+            if isinstance(patient, Patient) and encoding.codec:
+                encoding.require(patient)
         except BadRowError as error:
             patient = str(error)
         if isinstance(patient, str) and row.last_line > row.line:
