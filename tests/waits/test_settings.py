@@ -80,9 +80,23 @@ def new_clinic(spoilt: Spoilt) -> Iterator[NewClinic]:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+TOGETHER = {
+    "together": SETTINGS["styles"] | SETTINGS["names"] | SETTINGS["planner"] | SETTINGS["repeatable read"],
+    "others together": SETTINGS["DateStyle SQL"] | SETTINGS["strings"] | SETTINGS["serializable"],
+}
+SHORT = ("LATIN1", "SQL_ASCII")
+"""What the short form has; the long one has each setting and each collation alone."""
+
 CASES = [
-    *(pytest.param("ENCODING 'UTF8'", settings, id=name) for name, settings in SETTINGS.items()),
-    *(pytest.param(options, {}, id=name) for name, options in ENCODINGS.items()),
+    *(pytest.param("ENCODING 'UTF8'", settings, id=name) for name, settings in TOGETHER.items()),
+    *(
+        pytest.param("ENCODING 'UTF8'", settings, id=name, marks=pytest.mark.long)
+        for name, settings in SETTINGS.items()
+    ),
+    *(
+        pytest.param(options, {}, id=name, marks=() if name in SHORT else pytest.mark.long)
+        for name, options in ENCODINGS.items()
+    ),
 ]
 
 
