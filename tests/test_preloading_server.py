@@ -79,7 +79,7 @@ def ask(port: int, number: int) -> Any:
         connection.close()
 
 
-@pytest.mark.parametrize("kind", REQUESTS)
+@pytest.mark.parametrize("kind", ["sync", pytest.param("gthread", marks=pytest.mark.wide)])
 def test_each_worker_gives_right_answers(server_of: Callable[[str], int], kind: str) -> None:
     """All answers are of the patient that was asked for, and each worker gave some."""
     port, numbers = server_of(kind), range(REQUESTS[kind])

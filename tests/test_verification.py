@@ -347,6 +347,7 @@ def test_a_bare_packet_is_never_taken_for_a_value(ward: Ward) -> None:
 # --- many ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_a_flip_of_any_bit_is_found(database: Database) -> None:
     """One row for each bit of a packet's header and its ends, and for a bit of every other byte: none changes a value.
 

@@ -121,6 +121,7 @@ def test_a_process_ends_with_the_message(run_process: Run, environment: dict[str
     assert "VAULT_ADDR" in run_process(env=environment | {"VAULT_ADDR": f"http://{NOBODY}"}, command=ROTATE).error
 
 
+@pytest.mark.wide
 def test_a_development_key_works_and_warns_and_cannot_rotate(
     run_process: Run, fresh_environment: dict[str, str]
 ) -> None:

@@ -90,6 +90,7 @@ def dev(*arguments: str) -> list[str]:
     return ["dev", "--", *arguments]
 
 
+@pytest.mark.wide
 def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run_process: Run, outer: dict[str, str]) -> None:
     """What leads to other keys is taken out, what leads to these is set, the rest is passed on, and nothing remains."""
     stray = {
@@ -115,6 +116,7 @@ def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run_proce
     assert_all_gone(outer, inner)
 
 
+@pytest.mark.wide
 def test_a_directory_keeps_rows_and_keys(run_process: Run, outer: dict[str, str], directory: Path) -> None:
     """What is imported is there the next time, and opens, for the key was kept as well; two at once are refused."""
     csv = directory.parent / "patients.csv"
@@ -136,7 +138,9 @@ def test_a_directory_keeps_rows_and_keys(run_process: Run, outer: dict[str, str]
     assert processes(str(directory)) == []
 
 
-@pytest.mark.parametrize("child", ["command", "shell", "busy shell"])
+@pytest.mark.parametrize(
+    "child", ["command", *(pytest.param(each, marks=pytest.mark.wide) for each in ("shell", "busy shell"))]
+)
 def test_sigterm_stops_all(outer: dict[str, str], child: str) -> None:
     """The command, or the interactive shell, ends by it; then the servers; and the exit code says by which signal.
 
@@ -185,6 +189,7 @@ def test_a_command_that_is_not_there_is_wrong_usage(run_process: Run, outer: dic
     assert list(Path(outer["TMPDIR"]).iterdir()) == []
 
 
+@pytest.mark.wide
 def test_the_demo_shows_all_that_it_promises(run_process: Run, outer: dict[str, str]) -> None:
     """It ends having read rows of both versions in the midst of a rotation, and leaves nothing."""
     done = run_process("demo", env=outer)

@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import Literal
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -76,6 +77,7 @@ def seen(row: list[str], form: Form) -> list[str]:
         return BLANK
 
 
+@pytest.mark.wide
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROWS | st.just([BLANK])).map(lambda parts: [row for part in parts for row in part]), FORMS)
 @example([["P1", "", "Ana", ""], BLANK, ["", "", "", ""], [" "]], Form(";", 0, "\r\n", "utf-8", True, False))

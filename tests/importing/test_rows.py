@@ -161,6 +161,7 @@ def peak_bytes(source: BinaryIO, lines: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.wide
 def test_memory_does_not_grow_with_the_file() -> None:
     """Six times as many lines take less than half as much memory again; the long form reads a million."""
     few, many = 3 * BATCH_LINES, 18 * BATCH_LINES

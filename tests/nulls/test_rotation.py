@@ -26,10 +26,11 @@ OPTIONS: Final = {
 }
 """Settings of the rotation's sessions."""
 
+PARAMETERS: Final = [each if each == "" else pytest.param(each, marks=pytest.mark.wide) for each in OPTIONS.values()]
 PATIENTS: Final = 30
 
 
-@pytest.fixture(params=list(OPTIONS.values()), ids=list(OPTIONS))
+@pytest.fixture(params=PARAMETERS, ids=list(OPTIONS))
 def adopted(
     request: pytest.FixtureRequest, engine: Engine, database_url: URL, new_provider: Callable[..., VaultKeyProvider]
 ) -> Iterator[Database]:
@@ -148,7 +149,13 @@ def check_quarantine_of(adopted: Database, tables: list[Table]) -> None:
 
 
 @pytest.mark.parametrize("adopted", [""], indirect=True)
-@pytest.mark.parametrize("day", ["infinity", "-infinity", "0044-03-15 BC", "12000-01-01"])
+@pytest.mark.parametrize(
+    "day",
+    [
+        "infinity",
+        *(pytest.param(each, marks=pytest.mark.wide) for each in ("-infinity", "0044-03-15 BC", "12000-01-01")),
+    ],
+)
 def test_a_bound_row_whose_key_became_infinite_is_left(adopted: Database, day: str) -> None:
     """From `bound` to `bound`: no value is proven there, so none is written; with its key back, the row is rotated."""
     table = Table("date", SHORT_FIELDS, only_held=True)
@@ -229,7 +236,7 @@ COMMENT ON COLUMN named.name_index IS 'blind index of named.name by name';
 """
 
 
-@pytest.mark.parametrize("adopted", list(OPTIONS.values()), ids=list(OPTIONS), indirect=True)
+@pytest.mark.parametrize("adopted", PARAMETERS, ids=list(OPTIONS), indirect=True)
 def test_the_index_key_rotates_around_them(adopted: Database) -> None:
     """Rows with a value or a token are left and recorded, rows without any do not count, and all others get their token."""
     key = adopted.keys.provider.fetch().key.expose().decode()

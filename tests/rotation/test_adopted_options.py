@@ -132,6 +132,7 @@ def notes(database: Database) -> dict[int, str | None]:
     return found
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("old_ciphers")
 def test_every_option_is_read_and_carried_over(adopted: Database) -> None:
     """Cipher, stretching, compression, line ends, Unicode, text or bytes: the bytes that are stored are those that are read."""

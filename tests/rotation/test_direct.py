@@ -125,7 +125,7 @@ def by_key(scan: Scan) -> tuple[str, date, int]:
     return scan.place, scan.day, scan.number
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.wide), 2])
 def test_rows_of_the_guide_become_bound_and_are_readable_throughout(guide: Database, workers: int) -> None:
     """At each moment of the rotation every row reads as it was written, under either scheme; in the end all are bound."""
     expected = read(guide)

@@ -99,6 +99,7 @@ def check_quarantine(database: Database, report: RotationReport, ids: Sequence[U
         assert read_status(connection).tables["patient_data"] == {old: len(ids), new: rows - len(ids)}
 
 
+@pytest.mark.wide
 def test_exactly_the_rows_that_cannot_be_read_are_quarantined(
     database: Database, provider: VaultKeyProvider, environment: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -86,7 +86,9 @@ FORGERIES: tuple[tuple[Forgery, int], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("forgeries", [4_000, pytest.param(160_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "forgeries", [400, pytest.param(4_000, marks=pytest.mark.wide), pytest.param(160_000, marks=pytest.mark.long)]
+)
 def test_no_forgery_becomes_another_value(database: Database, database_url: URL, forgeries: int) -> None:
     """The table's own checks are taken away first, for who owns the table can do so."""
     seed = int(os.environ.get("VOICEASSIST_DB_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
