@@ -80,14 +80,20 @@ def decrypt(
         key: The key.
         is_adopted: Whether text may have been written by ``pgp_sym_encrypt_bytea``, which ``pgp_sym_decrypt`` refuses.
     """
+    return _decrypt(kind, ciphertext, _present(key), is_adopted=is_adopted)
+
+
+def _decrypt(
+    kind: Kind, ciphertext: ColumnElement[Any], key: ColumnElement[Any], *, is_adopted: bool
+) -> ColumnElement[Any]:
+    data = func.pgcrypto.pgp_sym_decrypt_bytea(ciphertext, key, type_=LargeBinary)
     if kind is Kind.BYTES:
-        return func.pgcrypto.pgp_sym_decrypt_bytea(ciphertext, _present(key), type_=LargeBinary)
-    text: ColumnElement[Any] = func.pgcrypto.pgp_sym_decrypt(ciphertext, _present(key), type_=Text)
+        return data
+    text: ColumnElement[Any] = func.pgcrypto.pgp_sym_decrypt(ciphertext, key, type_=Text)
     if not is_adopted:
         return text
     # Elsewhere than in UTF-8 the bytes do not say which encoding they are in, and pgp_sym_decrypt knows it.
     is_utf8 = func.pg_catalog.getdatabaseencoding(type_=Text) == _quoted("UTF8")
-    data = func.pgcrypto.pgp_sym_decrypt_bytea(ciphertext, _present(key), type_=LargeBinary)
     return case((is_utf8, func.pg_catalog.convert_from(data, _quoted("UTF8"), type_=Text)), else_=text)
 
 
@@ -123,11 +129,10 @@ def decrypt_stored(
     must select the row's version beside it, and refresh the keyring where it is unknown.
     """
     columns = (table.table if source is None else source).c
-    choices = {
-        slot: decrypt(field.kind, columns[field.column], column_key(table, field, slot), is_adopted=is_adopted)
-        for slot in SLOTS
-    }
-    return _by_version(columns[table.version.name], choices)
+    # The version chooses a key, and not a call: the server prepares each call for every statement, needed or not.
+    keys = {slot: _present(column_key(table, field, slot)) for slot in SLOTS}
+    key = _by_version(columns[table.version.name], keys)
+    return _decrypt(field.kind, columns[field.column], key, is_adopted=is_adopted)
 
 
 def encrypt_stored(
