@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
-import time
-
 import pytest
 from sqlalchemy import Connection, Engine, Integer, bindparam, func, literal_column, select, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -100,12 +99,13 @@ def test_an_interrupt_does_not_bring_the_servers_text_into_the_log(
 ) -> None:
     """The driver logs an error of the server that an interrupt of the client went before: its class, never its DETAIL."""
     pid = connection.scalar(text("SELECT pg_backend_pid()"))
-    has_failed = text("SELECT state = 'idle in transaction (aborted)' FROM pg_stat_activity WHERE pid = :pid")
+    has_failed = text("SELECT state = 'active' AND wait_event = 'ClientRead' FROM pg_stat_activity WHERE pid = :pid")
 
     def parameters() -> Iterator[dict[str, Any]]:
         yield {"number": -1}
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching:
-            while not watching.scalar(has_failed, {"pid": pid}):
+            give_up = time.monotonic() + 20
+            while not watching.scalar(has_failed, {"pid": pid}) and time.monotonic() < give_up:
                 time.sleep(0.01)
         raise KeyboardInterrupt
 

@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,7 @@ from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.process import HOST
 from voiceassist_db.engine import prepare
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError
+from voiceassist_db.forks import UNFORKED
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.schema import migrate
@@ -613,6 +615,27 @@ def run_trials(database: Database, trials: int) -> Tally:
                     tally.hung += 1
     tally.reads_wrong += wrong_of_one() + wrong_of_another()
     return tally
+
+
+def test_a_fork_waits_for_work_that_it_must_not_cut_in_two() -> None:
+    """A child that inherited a lock of OpenSSL while a thread held it waited for it without end, once in 600 forks."""
+    has_begun, done = threading.Event(), []
+
+    def make_context() -> None:
+        with UNFORKED:
+            has_begun.set()
+            for _ in range(500):  # until somebody wants to fork
+                if not UNFORKED._forks:
+                    time.sleep(0.001)
+            done.append("the context")
+
+    thread = threading.Thread(target=make_context)
+    thread.start()
+    has_begun.wait()
+    assert Child(lambda: list(done)).result() == ["the context"]
+    thread.join()
+    with UNFORKED:  # a fork by who is at such work itself does not wait for ever
+        assert Child(lambda: "a child").result() == "a child"
 
 
 @pytest.mark.parametrize("trials", [TRIALS, pytest.param(LONG_TRIALS, marks=pytest.mark.long)])

@@ -25,6 +25,9 @@ import uuid_utils
 from psycopg.pq import PGconn
 from sqlalchemy import Engine, Pool
 
+FORK_WAIT_S: Final = 1.0
+"""How long a fork waits at most for work that it must not cut in two."""
+
 Driver = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
@@ -65,6 +68,51 @@ class ProcessLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+
+
+class _Unforked:
+    """Work that no fork may cut in two: OpenSSL has locks of its own, which a child inherits locked, and waits for without end.
+
+    Python's ``os.fork()`` waits until nobody is at such work, but at most :data:`FORK_WAIT_S`: who waits for a server for longer than
+    that holds no lock meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._at_work = self._forks = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forks, FORK_WAIT_S)
+            self._at_work += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._at_work = max(0, self._at_work - 1)  # in a child, nobody is known to be
+            self._changed.notify_all()
+
+    def before(self) -> None:
+        """Wait until a fork may begin, and let no work begin."""
+        with self._changed:
+            self._forks += 1
+            self._changed.wait_for(lambda: not self._at_work, FORK_WAIT_S)
+
+    def after_in_parent(self) -> None:
+        """Let work begin again."""
+        with self._changed:
+            self._forks -= 1
+            self._changed.notify_all()
+
+    def renew(self) -> None:
+        """Begin anew in a child."""
+        self._changed = threading.Condition()
+        self._at_work = self._forks = 0
+
+
+UNFORKED: Final = _Unforked()
+"""Entered for the time of work that must not be cut in two by a fork."""
 
 
 class _Process:
@@ -196,9 +244,10 @@ _CLOSED: Final[list[Any]] = []
 
 
 def _in_child() -> None:
+    UNFORKED.renew()
     _PROCESS.renewing = threading.Lock()
     _PROCESS.renew()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=UNFORKED.before, after_in_parent=UNFORKED.after_in_parent, after_in_child=_in_child)

@@ -22,6 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context
 
 from voiceassist_db.addresses import is_this_machine
+from voiceassist_db.forks import UNFORKED
 from voiceassist_db.masking import Masked
 from voiceassist_db.providers.vault.answers import Answer, RawSecret, parsed
 
@@ -108,7 +109,8 @@ class _Transport(requests.adapters.HTTPAdapter):
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        context = create_urllib3_context()
+        with UNFORKED:
+            context = create_urllib3_context()
         context.keylog_filename = None  # type: ignore[assignment]  # SSLKEYLOGFILE: who reads that file reads the token
         super().init_poolmanager(*args, ssl_context=context, **kwargs)
         in_clear = _PoolInClear if self._allow_unsafe else _LocalPool
@@ -167,6 +169,10 @@ class _Local(_InClear):
 
 class _Encrypted(HTTPSConnection):
     response_class = _Response
+
+    def connect(self) -> None:
+        with UNFORKED:
+            super().connect()
 
 
 class _PoolInClear(HTTPConnectionPool):
