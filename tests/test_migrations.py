@@ -378,10 +378,10 @@ def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> No
         thread.join()
     assert len(outputs) == 3
     if kind == "processes":
-        assert sum(output.count("Running upgrade") for output in outputs) == 3
+        assert sum(output.count("Running upgrade") for output in outputs) == 4
     engine = create_engine(empty_url)
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0003"]
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0004"]
         assert tables(connection) == OURS
     engine.dispose()
 
@@ -389,6 +389,7 @@ def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> No
 def test_a_migration_gives_up_where_it_cannot_get_its_lock(engine: Engine) -> None:
     """With a table locked by somebody, it ends after its four seconds, and has changed nothing."""
     with engine.connect() as holder, engine.connect() as connection:
+        downgrade(connection, "0003")
         before = dump(connection)
         connection.rollback()
         holder.execute(text("LOCK TABLE patient_data IN ACCESS EXCLUSIVE MODE"))
@@ -482,7 +483,7 @@ def test_the_printed_sql_makes_the_same_schema(
             downgrade(migrated)
         assert dump(printed) == dump(migrated)
         if direction == "upgrade":
-            assert printed.scalar(text("SELECT version_num FROM alembic_version")) == "0003"
+            assert printed.scalar(text("SELECT version_num FROM alembic_version")) == "0004"
     for engine in engines:
         engine.dispose()
 

@@ -5,6 +5,7 @@ Owns their names, how they are exchanged, and which of them a table lacks. Chang
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -38,6 +39,14 @@ _STATE = text(
 )
 _MARKS: Final = {"hex": r"\xd2'", "octal": r"\322'"}
 """What both formats ask for, as each ``bytea_output`` writes it. A constraint is known by it where its table was renamed, and the constraint was not."""
+
+_FLOOR = text(
+    """
+    SELECT pg_catalog.pg_get_constraintdef(c.oid) FROM pg_catalog.pg_constraint c
+    WHERE c.conrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass) AND c.contype OPERATOR(pg_catalog.=) 'c'
+        AND c.conname OPERATOR(pg_catalog.=) CAST(:name AS pg_catalog.name)
+    """
+)
 
 _WITHOUT_ROOM = text(
     """
@@ -86,9 +95,9 @@ def gaps(connection: Connection, table: EncryptedTable) -> list[Gap]:
             f"column {field.column} has no CHECK that keeps plaintext, and packets without an integrity check, out"
         )
         found.append(Gap(table.name, problem, (add, _validation(name, constraint)), is_unsafe=True))
-    floor = floor_constraint(table.table.name)
+    name_of_floor = floor_constraint(table.table.name)
     for row in sorted(state, key=lambda row: str(row.conname)):
-        if not row.convalidated and (row.guarded is not None or row.conname == floor):
+        if not row.convalidated and (row.guarded is not None or row.conname == name_of_floor):
             problem = f"the constraint {row.conname} is not proven for rows that are older than it"
             found.append(Gap(table.name, problem, (_validation(name, quote(row.conname)),), is_unsafe=True))
     for row in execute(connection, _WITHOUT_ROOM, {"table": name}, table=table.name):
@@ -124,6 +133,14 @@ def _has_direct_key(connection: Connection) -> bool:
         return False
     live = select(_KEYS.c.version).where(_KEYS.c.scheme == "direct", _KEYS.c.state != "retired")
     return execute(connection, live.limit(1), table=_KEYS.name).first() is not None
+
+
+def floor(connection: Connection, table: EncryptedTable) -> int:
+    """Return the oldest key version that a table accepts; 0 where it accepts all."""
+    known = {"table": regclass(connection, table.table), "name": floor_constraint(table.table.name)}
+    definition = execute(connection, _FLOOR, known, table=table.name).scalar()
+    found = re.search(r">=\)? ([0-9]+)\)", definition or "")
+    return int(found[1]) if found else 0
 
 
 def set_floor(connection: Connection, table: EncryptedTable, version: int) -> None:

@@ -11,7 +11,7 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
@@ -178,4 +178,21 @@ class KeyProvider(Protocol):
 
     def replace(self, old: KeySet, new: KeySet) -> None:
         """Store ``new`` if the store still holds ``old``'s revision; else raise KeyStoreConflictError."""
+        ...
+
+
+@runtime_checkable
+class KeyHistory(Protocol):
+    """A key store that keeps what it held before."""
+
+    def earlier(self, revision: int) -> KeySet | None:
+        """Read the keys of an earlier revision; None where it is deleted or held none."""
+        ...
+
+    def restoring(self, revision: int) -> str:
+        """Return the command that brings an earlier revision back."""
+        ...
+
+    def adding(self, revision: int, field: str, version: int) -> str:
+        """Return the command that adds a key of an earlier revision to the newest, as its previous key."""
         ...

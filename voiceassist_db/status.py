@@ -12,7 +12,7 @@ from sqlalchemy import Connection, false, func, select
 from voiceassist_db.catalogue import foreign_tables, tables_and_copies
 from voiceassist_db.constraints import Gap, gaps
 from voiceassist_db.execution import execute
-from voiceassist_db.keyring import RegisteredKey, registered_keys
+from voiceassist_db.keyring import OPEN, RegisteredKey, registered_keys
 from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow, table_of
 from voiceassist_db.moments import server_now
 
@@ -31,7 +31,7 @@ class Rotation:
         kind: ``encryption``, ``index`` or ``retirement``.
         from_version: The older key version; of the index key, a count.
         to_version: The newer one.
-        state: ``running``, ``interrupted`` or ``finished``.
+        state: ``running``, ``interrupted``, ``finished`` or ``superseded``: by another rotation, so that it can never be continued.
         started_at: When its first run began.
         heartbeat_at: When a process was last seen at it.
         finished_at: When it was complete; None where it is not.
@@ -83,7 +83,7 @@ class Status:
     @property
     def unfinished(self) -> tuple[Rotation, ...]:
         """The runs that have not finished."""
-        return tuple(each for each in self.rotations if each.state != "finished")
+        return tuple(each for each in self.rotations if each.state in OPEN)
 
 
 def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_DAYS) -> Status:

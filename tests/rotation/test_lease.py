@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.rotation.conftest import Start, Trial, ended, killed, until
+from voiceassist_db.decision import Run
 from voiceassist_db.errors import (
     DatabaseUnavailableError,
     LeaseLostError,
@@ -23,10 +24,10 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.rotation import lease, rotate
-from voiceassist_db.rotation.lease import Lease, Wanted
+from voiceassist_db.rotation.lease import Lease
 
 SLOWLY = ("--max-rows-per-second", "1500", "--json")
-WANTED = Wanted("encryption", 1, 2)
+WANTED = Run("encryption", 1, 2)
 
 # The same command with a lease of one second, for tests that cannot wait for a real one to end.
 HASTY = """

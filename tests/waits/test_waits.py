@@ -11,7 +11,7 @@ from psycopg import sql
 from tests.cli.conftest import Run
 from tests.rotation.conftest import until
 from tests.waits.conftest import ROLES, Spoilt
-from voiceassist_db import Database
+from voiceassist_db import Database, decision
 from voiceassist_db.cli import attending, output
 from voiceassist_db.cli.rotate_command import EXIT_LEFT_OVER, exit_code
 from voiceassist_db.errors import RotationActiveError, RotationError
@@ -145,5 +145,5 @@ def test_only_who_writes_to_the_registry_can_hold_a_run_up(
         admin.execute("BEGIN")
         admin.execute(sql.SQL("LOCK TABLE key_rotations IN SHARE UPDATE EXCLUSIVE MODE"))
         with pytest.raises(RotationActiveError, match=f"begins or ends.*pid {admin.info.backend_pid} .role postgres"):
-            lease_module.Lease.take(rotator.engine, lease_module.Wanted("encryption", 7, 8))
+            lease_module.Lease.take(rotator.engine, decision.Run("encryption", 7, 8))
         admin.execute("ROLLBACK")

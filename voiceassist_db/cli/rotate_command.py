@@ -135,7 +135,9 @@ def command(  # noqa: PLR0917  # click passes them by name
                 _show_retirement(retire(engine, database.keys, grace_days=grace_days), as_json=as_json)
                 return
             if dry_run:
-                _show_plan(plan(engine, database.keys, tables=names, pace=pace), as_json=as_json)
+                _show_plan(
+                    plan(engine, database.keys, tables=names, pace=pace, resume_only=resume_only), as_json=as_json
+                )
                 return
             with _stopping() as stop, _showing() as show:
                 report: RotationReport | IndexRotationReport

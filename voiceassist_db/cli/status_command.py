@@ -107,6 +107,8 @@ def _described(run: Rotation) -> str:
         told += (
             f"; {run.holder_name} is at it: {run.rows:,} of {run.rows_total:,}, {run.rows_per_second:,.0f} rows/s{eta}"
         )
+    elif run.state == "superseded":
+        told += ": its keys are no longer those of the secret, so there is nothing to go on with"
     elif run.state != "finished":
         told += f"; last seen {run.heartbeat_at:%Y-%m-%d %H:%M:%S}: run scripts/rotate_keys.py to go on"
     return told

@@ -2,20 +2,24 @@
 
 from voiceassist_db.keyring.initialisation import Initialised, initialise_keys
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
+from voiceassist_db.keyring.observation import IS_OPEN, OPEN, explained, fetched, observe, open_runs, refused
 from voiceassist_db.keyring.registry import (
     RegisteredKey,
     assemble,
-    count_index_keys,
+    index_state,
     register,
     registered_keys,
     retire_index_keys,
     retire_version,
+    take_back,
 )
 from voiceassist_db.keyring.single_flight import REFUSALS
 from voiceassist_db.keyring.source import DEFAULT_TTL_S, KeyringSource
 
 __all__ = [
     "DEFAULT_TTL_S",
+    "IS_OPEN",
+    "OPEN",
     "REFUSALS",
     "Initialised",
     "KeyVersion",
@@ -23,10 +27,16 @@ __all__ = [
     "KeyringSource",
     "RegisteredKey",
     "assemble",
-    "count_index_keys",
+    "explained",
+    "fetched",
+    "index_state",
     "initialise_keys",
+    "observe",
+    "open_runs",
+    "refused",
     "register",
     "registered_keys",
     "retire_index_keys",
     "retire_version",
+    "take_back",
 ]

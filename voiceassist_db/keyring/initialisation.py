@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
-from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError
-from voiceassist_db.keyring.registry import prove, register, registered_keys
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.decision import Command, Refusal, decide
+from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError, VoiceAssistDBError, WrongKeyError
+from voiceassist_db.keyring.observation import explained, fetched, observe, refused
+from voiceassist_db.keyring.registry import RegisteredKey, prove, register, registered_keys
 from voiceassist_db.keys import Key, KeyProvider, KeySet, Scheme
 
 
@@ -42,20 +46,40 @@ def initialise_keys(provider: KeyProvider, connection: Connection, *, scheme: Sc
         WrongKeyError: The store's keys are not those that the database has registered.
     """
     created: tuple[str, ...] = ()
-    try:
-        keys = provider.fetch()
-    except KeysNotFoundError:
-        if known := registered_keys(connection):
-            raise KeysNotFoundError(
-                f"the key store is empty, but this database has key version {max(known)} registered: a new key would not open "
-                "its rows. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, or restore the secret."
-            ) from None
+    found, tables = fetched(provider), []
+    known = registered_keys(connection)
+    if (
+        not known
+    ):  # only then does it matter here what rows are under: the newest registered version must be held anyway
+        tables = encrypted_tables(connection)
+    action = decide(observe(connection, found, tables), Command.INIT_KEYS)
+    if isinstance(action, Refusal):
+        raise _refused(action, provider, found, connection, known)
+    keys = found
+    if keys is None:
         keys, created = _create(provider)
     prove(connection, keys)  # before anything is written to a secret that may be another database's
     if keys.index_key is None:
         keys, created = _add_index_key(provider, keys)
     registered = register(connection, keys, scheme)
     return Initialised(created, tuple(registered), keys.version, registered_keys(connection)[keys.version].scheme)
+
+
+def _refused(
+    refusal: Refusal,
+    provider: KeyProvider,
+    keys: KeySet | None,
+    connection: Connection,
+    known: Mapping[int, RegisteredKey],
+) -> VoiceAssistDBError:
+    if keys is None and known:
+        return KeysNotFoundError(
+            f"the key store is empty, but this database has key version {max(known)} registered: a new key would not open "
+            "its rows. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, or restore the secret."
+        )
+    if keys is None:
+        return refused(refusal, provider, keys, connection)
+    return WrongKeyError(explained(refusal, provider, keys, connection), version=keys.version)
 
 
 def _create(provider: KeyProvider) -> tuple[KeySet, tuple[str, ...]]:

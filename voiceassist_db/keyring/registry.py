@@ -12,6 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
+from voiceassist_db.decision import IndexState, Run
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
@@ -126,15 +127,41 @@ def prove(connection: Connection, keys: KeySet) -> None:
         raise _wrong_index_key()
 
 
+def proves(keys: KeySet, known: Mapping[int, RegisteredKey], *, raises: bool = True) -> bool:
+    """Prove the versions of a store that are registered, whether the database knows any of them or not.
+
+    Raises:
+        WrongKeyError: A key is not the one that is registered for its version, with ``raises``.
+    """
+    try:
+        for version, key in keys.versions().items():
+            if version in known:
+                _prove(version, key, known)
+    except WrongKeyError:
+        if raises:
+            raise
+        return False
+    return True
+
+
+def take_back(connection: Connection, version: int) -> None:
+    """Record that a retired version is needed again, because rows are under it. The caller commits."""
+    again = update(_KEYS).where(_KEYS.c.version == version, _KEYS.c.state == "retired")
+    execute(connection, again.values(state="previous", retired_at=None), table=_KEYS.name)
+
+
 def retire_version(connection: Connection, version: int) -> None:
     """Record that no row needs a version any more; from now on no keyring has it. The caller commits."""
     retired = update(_KEYS).where(_KEYS.c.version == version).values(state="retired", retired_at=func.now())
     execute(connection, retired, table=_KEYS.name)
 
 
-def count_index_keys(connection: Connection) -> int:
-    """Return how many blind-index keys this database has had."""
-    return len(_registered_index_keys(connection))
+def index_state(connection: Connection, keys: KeySet, open_runs: frozenset[Run]) -> IndexState:
+    """Return what a rotation of the blind-index key finds."""
+    known = _registered_index_keys(connection)
+    current = keys.index_key
+    is_registered = current is not None and _index_check_value(current) in known
+    return IndexState(current is not None, keys.previous_index_key is not None, is_registered, len(known), open_runs)
 
 
 def retire_index_keys(connection: Connection, *, but: Key) -> None:
@@ -231,10 +258,24 @@ def assemble(connection: Connection, keys: KeySet) -> Keyring:
                 continue
             live.append(KeyVersion(version, known[version].scheme, key))
     if not live:
-        raise KeyNotRegisteredError(
-            f"key version {keys.version} is not registered in this database: run `voiceassist-db init-keys` once"
-            + (f" (it knows {', '.join(map(str, known))}: is this the right key store?)" if known else ""),
-            version=keys.version,
-        )
+        raise _not_registered(keys, known)
     index_keys = _live_index_keys(connection, keys)
     return Keyring(live[0], live[1] if len(live) > 1 else None, tuple(index_keys.values()), tuple(index_keys))
+
+
+def _not_registered(keys: KeySet, known: Mapping[int, RegisteredKey]) -> KeyNotRegisteredError:
+    version = keys.version
+    if not known:
+        message = f"key version {version} is not registered in this database: run `voiceassist-db init-keys` once"
+    elif version in known:
+        message = (
+            f"key version {version} was retired, and the secret was rolled back to it: restore the version of the secret that holds "
+            f"key version {max(known)} (`vault kv rollback`). `rotate_keys.py --dry-run` names it."
+        )
+    else:
+        message = (
+            f"key version {version} is not registered in this database, which knows {', '.join(map(str, known))}: is this the right "
+            "key store? If it is, restore the version of the secret that holds a key which the database knows (`vault kv rollback`). "
+            "`rotate_keys.py --dry-run` names it."
+        )
+    return KeyNotRegisteredError(message, version=version)

@@ -46,13 +46,13 @@ class KeyRotationRow(Base):
     """One rotation, and the lease of the process that is at it: whoever is its holder, until ``lease_until``, may write.
 
     ``heartbeat_at`` stands still when that process has died. The versions of the blind-index key are a count; a retirement is
-    of ``from_version``.
+    of ``from_version``. A run is ``superseded`` when its keys are no longer those of the secret: it can never be continued.
     """
 
     __tablename__ = "key_rotations"
     __table_args__ = (
         CheckConstraint("kind IN ('encryption', 'index', 'retirement')", name="key_rotations_kind"),
-        CheckConstraint("state IN ('running', 'interrupted', 'finished')", name="key_rotations_state"),
+        CheckConstraint("state IN ('running', 'interrupted', 'finished', 'superseded')", name="key_rotations_state"),
         CheckConstraint("to_version > from_version", name="key_rotations_versions"),
     )
 

@@ -16,11 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sqlalchemy import (
-    Engine,
-)
+from sqlalchemy import Connection, Engine
 
 from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.decision import Action, Refusal, Run, Step, decide_index
 from voiceassist_db.errors import (
     DuplicateError,
     MissingKeyError,
@@ -31,13 +30,13 @@ from voiceassist_db.errors import (
     TriggerError,
 )
 from voiceassist_db.execution import see_all_rows, translated
-from voiceassist_db.keyring import KeyringSource, count_index_keys, register, retire_index_keys
+from voiceassist_db.keyring import KeyringSource, index_state, open_runs, register, retire_index_keys
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import UNNAMED
 from voiceassist_db.rotation.batches import LOCK_TIMEOUT_MS, Tally, put_down, reason_of
-from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
+from voiceassist_db.rotation.lease import Lease, close_superseded, commit_durably
 from voiceassist_db.rotation.relations import (
     relations_of,
     require_all_rows,
@@ -130,18 +129,17 @@ def rotate_index_key(
         require_all_rows(connection, tables)
         stored = keys.provider.fetch()
         is_adopted = keys.keyring(connection).has_direct
-        begun = unfinished_run(connection, "index") is not None or stored.previous_index_key is not None
-        _require(stored, tables, begun=begun, resume_only=resume_only)
+        action = _decided(connection, stored, tables, resume_only=resume_only)
         require_visible_replicas(connection, pace)
-        run = unfinished_run(connection, "index")
-        known = count_index_keys(connection)
-        wanted = Wanted("index", run.from_version, run.to_version) if run else Wanted("index", known, known + 1)
-    with Lease.take(engine, wanted) as lease:
+    if action.step is Step.NOTHING:
+        close_superseded(engine, action.supersedes)
+        raise NothingToDoError("no rotation of the blind-index key is unfinished: nothing to do")
+    with Lease.take(engine, Run("index", action.from_version, action.to_version), action.supersedes) as lease:
         finished = False
         work = _Work(engine, keys, lease, pace, stop or threading.Event(), on_progress)
         lease.keep(work.journal)
         try:
-            _begin(engine, keys, lease)
+            _begin(engine, keys, lease, action.step)
             report = work.through([TokenTable(each, is_adopted=is_adopted) for each in tables])
             if report.done:
                 _end(engine, keys, lease)
@@ -151,19 +149,21 @@ def rotate_index_key(
         return report
 
 
-def _require(stored: KeySet, tables: Sequence[EncryptedTable], *, begun: bool, resume_only: bool) -> None:
-    if stored.index_key is None:
-        raise MissingKeyError("the key store holds no index_key: run `voiceassist-db init-keys`, which adds it")
+def _decided(connection: Connection, stored: KeySet, tables: Sequence[EncryptedTable], *, resume_only: bool) -> Action:
+    action = decide_index(index_state(connection, stored, open_runs(connection)), resume_only=resume_only)
+    if isinstance(action, Refusal):
+        raise MissingKeyError(action.happened)
     if not tables:
         raise NothingToDoError("no table has a blind index: nothing to do")
-    if resume_only and not begun:
-        raise NothingToDoError("no rotation of the blind-index key is unfinished: nothing to do")
+    return action
 
 
-def _begin(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
+def _begin(engine: Engine, keys: KeyringSource, lease: Lease, step: Step) -> None:
     """Bring the new key into the store and then into the registry, unless that was done."""
     stored = keys.provider.fetch()
-    if stored.previous_index_key is None:
+    if (stored.previous_index_key is None) != (step is Step.BEGIN):
+        raise RotationError("another process changed the key store just now: nothing was changed; run this again")
+    if step is Step.BEGIN:
         new = replace(stored, index_key=Key.generate(), previous_index_key=stored.index_key)
         keys.provider.replace(stored, new)
         stored = keys.provider.fetch()

@@ -12,7 +12,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
@@ -33,6 +32,7 @@ from sqlalchemy import (
 )
 from uuid_utils.compat import uuid7
 
+from voiceassist_db.decision import Run
 from voiceassist_db.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -41,6 +41,7 @@ from voiceassist_db.errors import (
     TransactionConflictError,
 )
 from voiceassist_db.execution import execute, regclass, translated
+from voiceassist_db.keyring import IS_OPEN
 from voiceassist_db.models import KeyRotationRow, table_of
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.rotation.transactions import LOCK_NOT_AVAILABLE, persistently, read_committed
@@ -99,21 +100,6 @@ Journal = Callable[[], dict[str, Any]]
 """What to write down at each heartbeat: values of ``key_rotations`` by column."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The rotation that a lease is for.
-
-    Attributes:
-        kind: ``encryption`` or ``index``.
-        from_version: The older key version.
-        to_version: The newer one.
-    """
-
-    kind: str
-    from_version: int
-    to_version: int
-
-
 def commit_durably(connection: Connection) -> None:
     """Let this transaction's commit wait until it, and all that was committed before it, is on disk.
 
@@ -128,10 +114,26 @@ def active_run(connection: Connection) -> Row[Any] | None:
     return execute(connection, held, table=_RUNS.name).first()
 
 
-def unfinished_run(connection: Connection, kind: str) -> Row[Any] | None:
-    """Return the row of the rotation that was begun and not finished; None where there is none."""
-    unfinished = select(_RUNS).where(_RUNS.c.kind == kind, _RUNS.c.state != "finished").order_by(_RUNS.c.id.desc())
-    return execute(connection, unfinished, table=_RUNS.name).first()
+def close_superseded(engine: Engine, runs: frozenset[Run]) -> None:
+    """Close runs that can never be continued; does nothing while any process has a lease."""
+    if not runs:
+        return
+    with translated(), engine.begin() as connection:
+        one_at_a_time(connection, _RUNS)
+        if active_run(connection) is None:
+            _supersede(connection, runs)
+
+
+def _supersede(connection: Connection, runs: frozenset[Run]) -> None:
+    values = {"state": "superseded", "holder": None, "lease_until": None}
+    for run in runs:
+        closed = update(_RUNS).where(
+            _RUNS.c.kind == run.kind,
+            _RUNS.c.from_version == run.from_version,
+            _RUNS.c.to_version == run.to_version,
+            IS_OPEN,
+        )
+        execute(connection, closed.values(values), table=_RUNS.name)
 
 
 class Lease:
@@ -147,8 +149,8 @@ class Lease:
         self._journal: Journal = dict
 
     @classmethod
-    def take(cls, engine: Engine, wanted: Wanted) -> Self:
-        """Take the lease of a rotation, its row created where there is none.
+    def take(cls, engine: Engine, wanted: Run, supersedes: frozenset[Run] = frozenset()) -> Self:
+        """Take the lease of a rotation, its row created where there is none, and close the runs that can never be continued.
 
         Raises:
             RotationActiveError: Another process holds a lease.
@@ -163,6 +165,7 @@ class Lease:
                 one_at_a_time(connection, _RUNS)
                 if (active := active_run(connection)) and not _has_died_here(active.holder_name):
                     raise _active(active)
+                _supersede(connection, supersedes)
                 run, rows = _row_of(connection, wanted)
                 # Conflicts with the fences of the process that held it before: its last batch is committed, or never.
                 lock = select(_RUNS.c.id).where(_RUNS.c.id == run).with_for_update()
@@ -287,13 +290,13 @@ class Lease:
                 logger.warning("the rotation's heartbeat failed and is tried again: %s", error)
 
 
-def _row_of(connection: Connection, wanted: Wanted) -> tuple[UUID, int]:
+def _row_of(connection: Connection, wanted: Run) -> tuple[UUID, int]:
     """Return the row of a rotation and the rows it has done so far, or make one."""
     known = select(_RUNS.c.id, _RUNS.c.rows).where(
         _RUNS.c.kind == wanted.kind,
         _RUNS.c.from_version == wanted.from_version,
         _RUNS.c.to_version == wanted.to_version,
-        _RUNS.c.state != "finished",
+        IS_OPEN,
     )
     row = execute(connection, known, table=_RUNS.name).first()
     if row is not None:

@@ -17,14 +17,24 @@ from sqlalchemy import table as table_named
 
 from voiceassist_db.catalogue import encrypted_tables, foreign_tables
 from voiceassist_db.constraints import set_floor, set_format, validate
+from voiceassist_db.decision import NO_PREVIOUS, Action, Command, Refusal, Remedy, Run, Step, decide
 from voiceassist_db.errors import NothingToDoError, RotationError, TransactionConflictError
 from voiceassist_db.execution import execute, regclass, see_all_rows, translated
-from voiceassist_db.keyring import KeyringSource, RegisteredKey, assemble, registered_keys, retire_version
-from voiceassist_db.keys import KeySet, Scheme
+from voiceassist_db.keyring import (
+    KeyringSource,
+    assemble,
+    fetched,
+    observe,
+    refused,
+    register,
+    registered_keys,
+    retire_version,
+)
+from voiceassist_db.keys import KeyProvider, KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.models.declaration import VERSION_COLUMN
 from voiceassist_db.moments import moment_as_text, server_now
-from voiceassist_db.rotation.lease import Lease, Wanted, commit_durably, unfinished_run
+from voiceassist_db.rotation.lease import Lease, close_superseded, commit_durably
 from voiceassist_db.rotation.relations import require_all_rows, require_local_tables
 from voiceassist_db.waits import named
 
@@ -79,47 +89,47 @@ def retire(
         require_local_tables(connection)
         tables = encrypted_tables(connection)
         require_all_rows(connection, tables)
-        stored = keys.provider.fetch()
-        previous = _previous(connection, stored, tables, grace_days)
-    with Lease.take(engine, Wanted("retirement", previous.version, stored.version)) as lease:
+        action, stored = _decided(connection, keys.provider, tables, grace_days)
+    if action.step is Step.NOTHING:
+        close_superseded(engine, action.supersedes)
+        raise NothingToDoError(NO_PREVIOUS)
+    run = Run("retirement", action.from_version, action.to_version)
+    with Lease.take(engine, run, action.supersedes) as lease:
         finished = False
         lease.keep(dict)
         try:
-            if previous.state != "retired":
-                _close_off(engine, lease, tables, previous=previous, floor=stored.version, patience_s=patience_s)
+            if action.step is Step.RETIRE:
+                _close_off(engine, lease, tables, stored=stored, patience_s=patience_s)
             _forget(keys, stored)
             finished = True
         finally:
             lease.release(finished=finished)
     keys.forget()
-    return Retirement(previous.version, stored.version, tuple(each.name for each in tables))
+    return Retirement(action.from_version, action.to_version, tuple(each.name for each in tables))
 
 
-def _previous(connection: Connection, stored: KeySet, tables: list[EncryptedTable], grace_days: float) -> RegisteredKey:
-    """Return the previous version as it is registered, if it may be retired."""
-    if stored.previous_version is None:
-        raise NothingToDoError("the key store holds one key version only: there is nothing to retire")
-    assemble(connection, stored)
-    known = registered_keys(connection)
-    if stored.version not in known or stored.previous_version not in known:
-        raise RotationError("a rotation has begun that the database does not know of yet: finish it first")
-    previous = known[stored.previous_version]
-    if previous.state == "retired":
-        return previous
-    if unfinished_run(connection, "encryption") is not None:
-        raise RotationError(
-            f"the rotation to key version {stored.version} is unfinished: finish it first, by running it again"
-        )
-    _require_unused(connection, tables, previous.version)
-    _require_unused_elsewhere(connection, previous.version)
+def _decided(
+    connection: Connection, provider: KeyProvider, tables: list[EncryptedTable], grace_days: float
+) -> tuple[Action, KeySet]:
+    """Return what to do about the previous version, and the keys that this was decided for."""
+    stored = fetched(provider)
+    state = observe(connection, stored, tables)
     now = server_now(connection)
-    until = kept_until(_replaced_at(connection, previous) or now, grace_days)
-    if until > now:
+    until = now if stored is None else kept_until(_replaced_at(connection, stored) or now, grace_days)
+    action = decide(replace(state, is_grace_over=until <= now), Command.RETIRE)
+    if isinstance(action, Refusal):
+        if action.remedy is not Remedy.WAIT or stored is None:
+            raise refused(action, provider, stored, connection)
+        _require_unused_elsewhere(connection, stored.previous_version or 0)
         raise RotationError(
-            f"key version {previous.version} stays until {until:%Y-%m-%d %H:%M} UTC, {grace_days:g} days after it was replaced, "
+            f"key version {stored.previous_version} stays until {until:%Y-%m-%d %H:%M} UTC, {grace_days:g} days after it was replaced, "
             "for the backups of that time: run this again then, or now with `--grace-days 0` if no backup of that time is needed"
         )
-    return previous
+    assert stored is not None  # which is refused
+    if action.step is Step.RETIRE:
+        _require_unused_elsewhere(connection, action.from_version)
+    assemble(connection, stored)  # proves the blind-index keys, too
+    return action, stored
 
 
 def kept_until(replaced_at: datetime, grace_days: float) -> datetime:
@@ -127,13 +137,19 @@ def kept_until(replaced_at: datetime, grace_days: float) -> datetime:
     return replaced_at + timedelta(days=grace_days)
 
 
-def _replaced_at(connection: Connection, previous: RegisteredKey) -> datetime | None:
-    """Return when the last row left a version: the end of its rotation, or else when the next version was registered."""
+def _replaced_at(connection: Connection, stored: KeySet) -> datetime | None:
+    """Return when the last row left the previous version: the end of its rotation, or else when the next version was registered."""
     finished = select(moment_as_text(func.max(_RUNS.c.finished_at))).where(
-        _RUNS.c.kind == "encryption", _RUNS.c.from_version == previous.version
+        _RUNS.c.kind == "encryption", _RUNS.c.from_version == stored.previous_version
     )
     at: str | None = execute(connection, finished, table=_RUNS.name).scalar()
-    return datetime.fromisoformat(at) if at else previous.replaced_at
+    if at:
+        return datetime.fromisoformat(at)
+    known = registered_keys(connection)
+    previous, current = known.get(stored.previous_version or 0), known.get(stored.version)
+    if previous is not None and previous.replaced_at is not None:
+        return previous.replaced_at
+    return current.created_at if current is not None else None
 
 
 def _require_unused(connection: Connection, tables: list[EncryptedTable], version: int) -> None:
@@ -169,15 +185,18 @@ def _close_off(
     lease: Lease,
     tables: list[EncryptedTable],
     *,
-    previous: RegisteredKey,
-    floor: int,
+    stored: KeySet,
     patience_s: float,
 ) -> None:
     """Let nobody write under the version again, prove that nothing is under it, and say so in the registry."""
+    with translated(), engine.begin() as connection:
+        lease.fence(connection)
+        register(connection, stored)  # a secret that was restored may hold an older key than this database ever had
+        previous = registered_keys(connection)[stored.previous_version or 0]
     for table in tables:
 
         def close(connection: Connection, table: EncryptedTable = table) -> None:
-            set_floor(connection, table, floor)
+            set_floor(connection, table, stored.version)
             if previous.scheme is Scheme.DIRECT:
                 set_format(connection, table, bound_only=True)
 

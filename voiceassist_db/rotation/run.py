@@ -16,17 +16,27 @@ from sqlalchemy import Connection, Engine, delete, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import Gap, gaps
+from voiceassist_db.decision import NO_ROTATION, Action, Command, Refusal, Run, State, Step, decide
 from voiceassist_db.errors import (
     NothingToDoError,
     RotationActiveError,
     RotationError,
 )
 from voiceassist_db.execution import execute, see_all_rows, translated
-from voiceassist_db.keyring import Keyring, KeyringSource, assemble, register, registered_keys
-from voiceassist_db.keys import Key, KeySet
+from voiceassist_db.keyring import (
+    Keyring,
+    KeyringSource,
+    assemble,
+    fetched,
+    observe,
+    refused,
+    register,
+    take_back,
+)
+from voiceassist_db.keys import Key, KeyProvider
 from voiceassist_db.models import EncryptedTable, KeyRotationFailureRow, table_of
 from voiceassist_db.rotation.batches import Tally
-from voiceassist_db.rotation.lease import Journal, Lease, Wanted, active_run, commit_durably, unfinished_run
+from voiceassist_db.rotation.lease import Journal, Lease, active_run, close_superseded, commit_durably
 from voiceassist_db.rotation.relations import (
     Relation,
     relations_of,
@@ -42,7 +52,14 @@ from voiceassist_db.rotation.work import Work
 _FAILURES = table_of(KeyRotationFailureRow)
 
 
-def plan(engine: Engine, keys: KeyringSource, *, tables: Iterable[str] | None = None, pace: Pace | None = None) -> Plan:
+def plan(
+    engine: Engine,
+    keys: KeyringSource,
+    *,
+    tables: Iterable[str] | None = None,
+    pace: Pace | None = None,
+    resume_only: bool = False,
+) -> Plan:
     """Look what a rotation would do, and whether it would be refused; changes nothing.
 
     Args:
@@ -50,21 +67,25 @@ def plan(engine: Engine, keys: KeyringSource, *, tables: Iterable[str] | None = 
         keys: The keys.
         tables: Names of the tables to rotate; None for all.
         pace: How hard it would work.
+        resume_only: Begin no new rotation.
 
     Raises:
+        NothingToDoError: ``resume_only`` would find nothing to continue.
         RotationError: It would be refused, and why.
     """
     with translated(), engine.connect() as connection:
         require_local_tables(connection)
         require_safe_connection(connection)
-        preflight = _Preflight.make(connection, keys.provider.fetch(), tables)
+        preflight = _Preflight.make(connection, keys.provider, tables, resume_only=resume_only)
+        if preflight.action.step is Step.NOTHING:
+            raise NothingToDoError(NO_ROTATION)
         if active := active_run(connection):
             raise RotationActiveError(f"a rotation is being run by {active.holder_name}: see `voiceassist-db status`")
         require_visible_replicas(connection, pace or Pace())
-        old = preflight.wanted.from_version
+        old = preflight.action.from_version
         return Plan(
             old,
-            preflight.wanted.to_version,
+            preflight.action.to_version,
             preflight.is_unfinished,
             {each.name: _count(connection, each, version=old) for each in preflight.chosen},
             {
@@ -108,10 +129,15 @@ def rotate(
     with translated(), engine.connect() as connection:
         require_local_tables(connection)
         require_safe_connection(connection)
-        preflight = _Preflight.make(connection, keys.provider.fetch(), tables, resume_only=resume_only)
+        preflight = _Preflight.make(connection, keys.provider, tables, resume_only=resume_only)
+        action = preflight.action
         require_visible_replicas(connection, pace)
         relations = [part for each in preflight.chosen for part in relations_of(connection, each)]
-    with Lease.take(engine, preflight.wanted) as lease:
+    if action.step is Step.NOTHING:
+        close_superseded(engine, action.supersedes)
+        raise NothingToDoError(NO_ROTATION)
+    run_of = Run("encryption", action.from_version, action.to_version)
+    with Lease.take(engine, run_of, action.supersedes) as lease:
         tally = Tally()
         run = _Run(engine, keys, preflight=preflight, relations=relations, lease=lease, tally=tally)
         finished = False
@@ -141,29 +167,34 @@ def rotate(
 class _Preflight:
     """What is known before anything is changed."""
 
-    wanted: Wanted
-    is_unfinished: bool
+    action: Action
+    state: State
     tables: list[EncryptedTable]
     chosen: list[EncryptedTable]
     gaps: list[Gap]
 
     @classmethod
     def make(
-        cls, connection: Connection, stored: KeySet, names: Iterable[str] | None, *, resume_only: bool = False
+        cls, connection: Connection, provider: KeyProvider, names: Iterable[str] | None, *, resume_only: bool = False
     ) -> _Preflight:
         tables = encrypted_tables(connection)
         require_all_rows(connection, tables)
-        wanted, is_unfinished = _wanted(connection, stored, tables)
-        if resume_only and not is_unfinished:
-            raise NothingToDoError("no rotation is unfinished: nothing to do")
-        if not is_unfinished and stored.previous_version is not None:
-            raise RotationError(
-                f"key version {stored.previous_version} is still in the key store since the rotation to {stored.version}, which "
-                "is complete. At most two versions are live: retire it first (`rotate_keys.py --retire`)."
-            )
+        stored = fetched(provider)
+        state = observe(connection, stored, tables)
+        action = decide(state, Command.RESUME if resume_only else Command.ROTATE)
+        if isinstance(action, Refusal):
+            raise refused(action, provider, stored, connection)
+        assert stored is not None  # which is refused
+        assemble(connection, stored)  # proves the blind-index keys, too
         chosen = _chosen(tables, names)
         missing = [gap for each in chosen for gap in gaps(connection, each)]
-        return cls(wanted, is_unfinished, tables, chosen, missing)
+        return cls(action, state, tables, chosen, missing)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether an earlier run began this rotation."""
+        began = Run("encryption", self.action.from_version, self.action.to_version)
+        return self.action.step is Step.CONTINUE or began in self.state.open_runs
 
 
 def _chosen(tables: list[EncryptedTable], names: Iterable[str] | None) -> list[EncryptedTable]:
@@ -174,25 +205,6 @@ def _chosen(tables: list[EncryptedTable], names: Iterable[str] | None) -> list[E
     if unknown := [name for name in wanted if name not in by_name]:
         raise RotationError(f"there is no encrypted table {', '.join(unknown)}; there are {', '.join(by_name)}")
     return [by_name[name] for name in dict.fromkeys(wanted)]
-
-
-def _wanted(connection: Connection, stored: KeySet, tables: list[EncryptedTable]) -> tuple[Wanted, bool]:
-    """Return between which versions to rotate, and whether that was begun before."""
-    assemble(connection, stored)
-    known = registered_keys(connection)
-    if max(known) > stored.version:
-        raise RotationError(
-            f"this database knows key version {max(known)}, which the key store no longer holds: restore the secret's later "
-            "version first (`vault kv rollback`)"
-        )
-    begun = unfinished_run(connection, "encryption")
-    if stored.previous_version is None:
-        return Wanted("encryption", stored.version, stored.version + 1), begun is not None
-    is_retired = stored.previous_version in known and known[stored.previous_version].state == "retired"
-    is_unfinished = not is_retired and (
-        stored.version not in known or begun is not None or _remaining(connection, tables, stored.version) > 0
-    )
-    return Wanted("encryption", stored.previous_version, stored.version), is_unfinished
 
 
 class _Run:
@@ -217,9 +229,10 @@ class _Run:
 
     def begin(self) -> Keyring:
         """Bring the new key into the store and then into the registry, unless that was done; return both keys."""
-        wanted = self._preflight.wanted
+        wanted = self._preflight.action
         stored = self._keys.provider.fetch()
-        if stored.version == wanted.from_version and stored.previous_version is None:
+        may_create = wanted.step is Step.BEGIN
+        if may_create and stored.version == wanted.from_version and stored.previous_version is None:
             new = replace(
                 stored,
                 version=wanted.to_version,
@@ -239,6 +252,8 @@ class _Run:
             self._lease.fence(connection)
             commit_durably(connection)  # before any row is under the new version
             register(connection, stored)
+            if wanted.from_version in self._preflight.state.rows:
+                take_back(connection, wanted.from_version)
             # They are tried again, for they may have been repaired; those that still fail are put down again.
             forget = delete(_FAILURES).where(_FAILURES.c.rotation == self._lease.run)
             execute(connection, forget, table=_FAILURES.name)
@@ -255,7 +270,7 @@ class _Run:
         seconds = time.perf_counter() - started
         after = self._sizes()
         verified = work.prove()
-        wanted, tally = self._preflight.wanted, self._tally
+        wanted, tally = self._preflight.action, self._tally
         self._keys.forget()
         remaining = persistently(
             self._engine,

@@ -107,8 +107,12 @@ class VaultClient(Opaque):
         answer = self._ask(Operation.RENEW, lambda client: client.auth.token.renew_self(), token)
         return self._lease(answer, Operation.RENEW)
 
-    def read(self, token: Masked) -> Stored | None:
-        """Read the secret's newest version; None where nothing was ever stored at the path of a KV v2 engine.
+    def read(self, token: Masked, *, revision: int | None = None) -> Stored | None:
+        """Read the secret; None where nothing was ever stored at the path of a KV v2 engine.
+
+        Args:
+            token: The token.
+            revision: KV's version of the secret; None for the newest.
 
         Raises:
             KeysNotFoundError: There is no KV v2 engine at the mount.
@@ -118,7 +122,7 @@ class VaultClient(Opaque):
         answer = self._ask(
             Operation.READ,
             lambda client: client.secrets.kv.v2.read_secret_version(
-                place.path, mount_point=place.mount, raise_on_deleted_version=True
+                place.path, version=revision, mount_point=place.mount, raise_on_deleted_version=True
             ),
             token,
         )

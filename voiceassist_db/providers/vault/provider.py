@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from voiceassist_db.addresses import ServerAddress
-from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError, KeyStoreForbiddenError
+from voiceassist_db.errors import KeysDeletedError, KeysNotFoundError, KeyStoreConflictError, KeyStoreForbiddenError
 from voiceassist_db.keys import KeySet
 from voiceassist_db.masking import Masked, Opaque
 from voiceassist_db.providers.vault.answers import RawSecret
@@ -109,6 +109,34 @@ class VaultKeyProvider(Opaque):
         if stored is None or KEY not in stored.fields:
             raise self._not_found(stored)
         return key_set(stored.fields, revision=stored.revision, where=str(self._client.place))
+
+    @forgetful
+    def earlier(self, revision: int) -> KeySet | None:
+        """Read the keys of an earlier version of the secret; None where it is deleted or held none.
+
+        Raises:
+            MalformedKeyError: A field is not of its form.
+        """
+        try:
+            stored = self._permitted(lambda token: self._client.read(token, revision=revision))
+        except KeysDeletedError:
+            return None
+        if stored is None or KEY not in stored.fields:
+            return None
+        return key_set(stored.fields, revision=stored.revision, where=str(self._client.place))
+
+    def restoring(self, revision: int) -> str:
+        """Return the command that brings an earlier version of the secret back."""
+        place = self._client.place
+        return f"vault kv rollback -mount={place.mount} -version={revision} {place.path}"
+
+    def adding(self, revision: int, field: str, version: int) -> str:
+        """Return the command that adds a key of an earlier version to the newest. No key is shown, nor an argument."""
+        place = self._client.place
+        read = f"vault kv get -mount={place.mount} -version={revision} -field={field} {place.path}"
+        return (
+            f"{read} | vault kv patch -mount={place.mount} {place.path} previous_key=- previous_key_version={version}"
+        )
 
     @forgetful
     def create(self, keys: KeySet) -> None:

@@ -1,0 +1,331 @@
+"""What a command may do with the keys of a database: one pure function of what it found, which is tested over all small states.
+
+Owns the order of the rules. Does no I/O: ``rotation.observation`` reads the state, and the commands carry out the answer.
+
+A secret holds at most two key versions. So where rows need more, the rules finish one pair before they ask for the next key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+
+class Command(StrEnum):
+    """What is asked for."""
+
+    ROTATE = "rotate"
+    RESUME = "resume"
+    RETIRE = "retire"
+    INIT_KEYS = "init-keys"
+
+
+class Step(StrEnum):
+    """What a command does next."""
+
+    BEGIN = "begin"
+    """Create a new key, and rotate to it. The only step of a rotation that creates one."""
+
+    CONTINUE = "continue"
+    """Rotate between the two keys of the secret."""
+
+    RETIRE = "retire"
+    """Close the previous version in the tables and in the registry, and remove its key from the secret."""
+
+    FORGET = "forget"
+    """Only remove the previous key from the secret: the rest of its retirement is done."""
+
+    CREATE = "create"
+    """Create the first key, and register it."""
+
+    REGISTER = "register"
+    """Register the keys of the secret, those that the database does not know."""
+
+    NOTHING = "nothing"
+    """There is nothing to do."""
+
+
+class Remedy(StrEnum):
+    """What an operator does about a refusal."""
+
+    RESTORE = "restore"
+    """Bring a version of the secret back that holds the keys that are needed."""
+
+    ROTATE = "rotate"
+    RETIRE = "retire"
+    WAIT = "wait"
+    INIT_KEYS = "init-keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """The encryption keys that the key store holds."""
+
+    current: int
+    previous: int | None = None
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """The key versions of both slots."""
+        return frozenset({self.current} if self.previous is None else {self.current, self.previous})
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of the journal that has not finished."""
+
+    kind: str
+    from_version: int
+    to_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a command finds.
+
+    Attributes:
+        secret: The keys; None where there is no secret.
+        registry: Whether a registered version is retired, by version.
+        rows: Number of rows by key version; no version without rows.
+        floor: The oldest key version that the tables accept; 0 where they accept all.
+        open_runs: The unfinished runs.
+        is_grace_over: Whether the previous version may be retired by now.
+    """
+
+    secret: Secret | None
+    registry: Mapping[int, bool]
+    rows: Mapping[int, int]
+    floor: int = 0
+    open_runs: frozenset[Run] = frozenset()
+    is_grace_over: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What to do.
+
+    Attributes:
+        step: What it is.
+        from_version: The older key version; 0 where the step has none.
+        to_version: The newer one; 0 where the step has none.
+        supersedes: The unfinished runs that can never be continued: their keys are no longer those of the secret.
+    """
+
+    step: Step
+    from_version: int = 0
+    to_version: int = 0
+    supersedes: frozenset[Run] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nothing is done.
+
+    Attributes:
+        remedy: What the operator does about it.
+        happened: What is wrong, in words.
+        needs: The key versions that the secret must hold, with :attr:`Remedy.RESTORE`.
+        is_ahead: Whether the secret holds a version that the database does not know: another database may use it.
+    """
+
+    remedy: Remedy
+    happened: str
+    needs: frozenset[int] = field(default_factory=frozenset)
+    is_ahead: bool = False
+
+
+NO_ROTATION: Final = "no rotation is unfinished: nothing to do"
+NO_PREVIOUS: Final = "the key store holds one key version only: there is nothing to retire"
+
+
+def decide(state: State, command: Command) -> Action | Refusal:
+    """Return what a command does next, or why it refuses and what to do about that."""
+    if command is Command.INIT_KEYS:
+        return _initialise(state)
+    if refusal := _unusable(state):
+        return refusal
+    assert state.secret is not None  # which would be a refusal
+    if command is Command.RETIRE:
+        return _retire(state, state.secret)
+    return _rotate(state, state.secret, resume_only=command is Command.RESUME)
+
+
+def _rotate(state: State, secret: Secret, *, resume_only: bool) -> Action | Refusal:
+    old, new = secret.previous, secret.current
+    if old is not None and _is_unfinished(state, secret):
+        return Action(Step.CONTINUE, old, new, _superseded(state, secret))
+    if refusal := _missing(state, secret):
+        return refusal
+    if resume_only:
+        return Action(Step.NOTHING, supersedes=_superseded(state, secret))
+    if old is not None:
+        return Refusal(
+            Remedy.RETIRE,
+            f"key version {old} is still in the key store since the rotation to {new}, which is complete. At most two "
+            "versions are live: retire it first (`rotate_keys.py --retire`).",
+        )
+    return Action(Step.BEGIN, new, new + 1, _superseded(state, secret))
+
+
+def _retire(state: State, secret: Secret) -> Action | Refusal:
+    old, new = secret.previous, secret.current
+    if old is not None and _is_unfinished(state, secret):
+        return Refusal(Remedy.ROTATE, _why_unfinished(state, old, new))
+    if refusal := _missing(state, secret):
+        return refusal
+    if old is None:
+        return Action(Step.NOTHING, supersedes=_superseded(state, secret))
+    if state.registry.get(old, False):
+        return Action(Step.FORGET, old, new, _superseded(state, secret))
+    if not state.is_grace_over:
+        return Refusal(Remedy.WAIT, f"key version {old} stays for the backups of the time before its rotation")
+    return Action(Step.RETIRE, old, new, _superseded(state, secret))
+
+
+def _initialise(state: State) -> Action | Refusal:
+    if state.secret is None:
+        if state.registry or state.rows or state.floor:
+            return _restore(state)
+        return Action(Step.CREATE, to_version=1)
+    if refusal := _restore_if_unusable(state):
+        return refusal
+    return Action(Step.REGISTER, to_version=state.secret.current)
+
+
+def _unusable(state: State) -> Refusal | None:
+    """Refuse a secret that cannot be used for this database at all."""
+    if refusal := _restore_if_unusable(state):
+        return refusal
+    if state.secret is None or not state.registry:
+        what = "there is no key" if state.secret is None else f"key version {state.secret.current} is not registered"
+        return Refusal(Remedy.INIT_KEYS, f"{what} in this database: run `voiceassist-db init-keys` once")
+    return None
+
+
+def _restore_if_unusable(state: State) -> Refusal | None:
+    needed = _anchors(state)
+    held = state.secret.versions if state.secret is not None else frozenset()
+    if needed <= held:
+        return None
+    return _restore(state)
+
+
+def _anchors(state: State) -> frozenset[int]:
+    """Return the versions that the secret must hold: the newest registered one, which proves it, and the newest in use."""
+    newest = max([*state.registry, *state.rows, state.floor])
+    anchors = {newest} if newest else set()
+    return frozenset(anchors | ({max(state.registry)} if state.registry else set()))
+
+
+def _is_unfinished(state: State, secret: Secret) -> bool:
+    """Say whether the rotation between the two keys of the secret has something left to do."""
+    old, new = secret.previous, secret.current
+    lacks_keys = bool(_lacks_keys(state, secret))
+    if old in state.rows or new not in state.registry:
+        # Rows that need a third version wait, unless nothing uses the newest key yet: then the older pair is restored first.
+        return not lacks_keys or new in _anchors(state)
+    is_begun = any(each.kind == "encryption" and _is_pair(each, secret) for each in state.open_runs)
+    return is_begun and not lacks_keys and not state.registry.get(old or 0, False)
+
+
+def _is_pair(run: Run, secret: Secret) -> bool:
+    return (run.from_version, run.to_version) == (secret.previous, secret.current)
+
+
+def _superseded(state: State, secret: Secret) -> frozenset[Run]:
+    """Return the runs that cannot be continued. A rotation that has no key yet can: it is of the current key to the next one."""
+    begins = (secret.current, secret.current + 1)
+    old = secret.previous
+    is_retired = old is None or (state.registry.get(old, False) and old not in state.rows)
+
+    def is_over(run: Run) -> bool:
+        if run.kind == "encryption":
+            pair_is_over = is_retired or not _is_pair(run, secret)
+            return pair_is_over and (secret.previous is not None or (run.from_version, run.to_version) != begins)
+        return run.kind == "retirement" and not _is_pair(run, secret)
+
+    return frozenset(filter(is_over, state.open_runs))
+
+
+def _lacks_keys(state: State, secret: Secret) -> frozenset[int]:
+    return frozenset(state.rows) - secret.versions
+
+
+def _missing(state: State, secret: Secret) -> Refusal | None:
+    """Refuse where rows need a version that the secret lacks: no new key may take one of its two slots."""
+    return _restore(state) if _lacks_keys(state, secret) else None
+
+
+def _restore(state: State) -> Refusal:
+    needed = set(_anchors(state))
+    held = state.secret.versions if state.secret is not None else frozenset()
+    lost = sorted(version for version in state.rows if version not in held)
+    if len(needed) == 1 and (
+        others := [version for version in lost if version not in needed] or _others(state, needed)
+    ):
+        needed.add(max(others))
+    newest = max(needed)
+    if lost:
+        rows = "; ".join(f"{state.rows[each]:,} rows need key version {each}" for each in lost)
+        happened = f"{rows}: the key store does not hold {'it' if len(lost) == 1 else 'them'}"
+    elif newest in state.registry or newest not in held | {state.floor}:
+        known = max(state.registry)
+        happened = f"this database was encrypted with version {known}, and the key store does not hold that key"
+    else:
+        happened = f"the tables accept key version {state.floor} and later only, and the key store does not hold it"
+    is_ahead = state.secret is not None and state.secret.current > max([0, *state.registry])
+    return Refusal(Remedy.RESTORE, f"{happened}. Nothing was changed.", frozenset(needed), is_ahead)
+
+
+def _others(state: State, needed: set[int]) -> list[int]:
+    return [version for version in state.rows if version not in needed]
+
+
+def _why_unfinished(state: State, old: int, new: int) -> str:
+    if rows := state.rows.get(old, 0):
+        return (
+            f"{rows:,} rows still need key version {old}: run the rotation again, which finishes them. Rows that it cannot read "
+            "must be repaired, restored or removed first: key_rotation_failures names them."
+        )
+    if new not in state.registry:
+        return f"the rotation to key version {new} has begun, and this database does not know that key yet: finish it first, by running it again"
+    return f"the rotation to key version {new} is unfinished: finish it first, by running it again"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """What a rotation of the blind-index key finds.
+
+    Attributes:
+        has_key: Whether the secret holds an index key.
+        has_previous: Whether it holds the one before it, too.
+        is_registered: Whether the database knows the current one.
+        registered: How many index keys the database has had.
+        open_runs: The unfinished runs of every kind.
+    """
+
+    has_key: bool
+    has_previous: bool
+    is_registered: bool
+    registered: int
+    open_runs: frozenset[Run] = frozenset()
+
+
+def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
+    """Return what a rotation of the blind-index key does next. Its versions are a count."""
+    if not state.has_key:
+        return Refusal(
+            Remedy.INIT_KEYS, "the key store holds no index_key: run `voiceassist-db init-keys`, which adds it"
+        )
+    if state.has_previous:
+        newest = state.registered if state.is_registered else state.registered + 1
+        return _of_index(Step.CONTINUE, newest, state)
+    return _of_index(Step.NOTHING if resume_only else Step.BEGIN, state.registered + 1, state)
+
+
+def _of_index(step: Step, newest: int, state: IndexState) -> Action:
+    mine = Run("index", newest - 1, newest)
+    others = frozenset(each for each in state.open_runs if each.kind == "index" and each != mine)
+    return Action(step, newest - 1, newest, others)

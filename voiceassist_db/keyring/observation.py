@@ -1,0 +1,138 @@
+"""Reads what a decision about keys depends on, and tells an operator how a refusal is remedied.
+
+Owns the counts by key version, the look at the unfinished runs, and the search in the history of the secret. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from sqlalchemy import Connection, func, or_, select
+
+from voiceassist_db.constraints import floor
+from voiceassist_db.decision import Refusal, Remedy, Run, Secret, State
+from voiceassist_db.errors import (
+    KeyNotRegisteredError,
+    KeysNotFoundError,
+    KeyStoreError,
+    MalformedKeyError,
+    RotationError,
+    VoiceAssistDBError,
+)
+from voiceassist_db.execution import execute, see_all_rows
+from voiceassist_db.keyring.registry import proves, registered_keys
+from voiceassist_db.keys import KeyHistory, KeyProvider, KeySet
+from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
+
+_RUNS: Final = table_of(KeyRotationRow)
+OPEN: Final = ("running", "interrupted")
+"""States of a run that has not finished."""
+
+IS_OPEN: Final = or_(*(_RUNS.c.state == state for state in OPEN))
+
+SEARCHED: Final = 30
+"""How many earlier versions of the secret are read. KV v2 keeps 10, unless it is configured otherwise."""
+
+
+def fetched(provider: KeyProvider) -> KeySet | None:
+    """Return the keys of the store; None where there are none."""
+    try:
+        return provider.fetch()
+    except KeysNotFoundError:
+        return None
+
+
+def observe(connection: Connection, keys: KeySet | None, tables: Iterable[EncryptedTable]) -> State:
+    """Read the state of a database and of its key store. The grace period is not looked at.
+
+    Raises:
+        WrongKeyError: A key is not the one that is registered for its version.
+    """
+    known = registered_keys(connection)
+    if keys is not None:
+        proves(keys, known)
+    counted: Counter[int] = Counter()
+    newest_floor = 0
+    for table in tables:
+        newest_floor = max(newest_floor, floor(connection, table))
+        counted.update(_rows(connection, table))
+    return State(
+        secret=None if keys is None else Secret(keys.version, keys.previous_version),
+        registry={version: key.state == "retired" for version, key in known.items()},
+        rows=dict(counted),
+        floor=newest_floor,
+        open_runs=open_runs(connection),
+    )
+
+
+def open_runs(connection: Connection) -> frozenset[Run]:
+    """Return the runs that have not finished."""
+    runs = select(_RUNS.c.kind, _RUNS.c.from_version, _RUNS.c.to_version).where(IS_OPEN)
+    return frozenset(Run(*tuple(row)) for row in execute(connection, runs, table=_RUNS.name))
+
+
+def _rows(connection: Connection, table: EncryptedTable) -> dict[int, int]:
+    see_all_rows(connection)
+    counted = select(table.version, func.count()).group_by(table.version)
+    return dict(map(tuple, execute(connection, counted, table=table.name)))
+
+
+def explained(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, connection: Connection) -> str:
+    """Return the message of a refusal: what happened, and what to do now."""
+    if refusal.remedy is not Remedy.RESTORE:
+        return refusal.happened
+    told = f"{refusal.happened} {_restoring(refusal.needs, provider, keys, connection)} Then run this again."
+    if refusal.is_ahead:
+        told += (
+            " If another database uses this secret, do not change it: write the older version to another path, and set "
+            "VOICEASSIST_DB_VAULT_PATH for this database."
+        )
+    return told
+
+
+def refused(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, connection: Connection) -> VoiceAssistDBError:
+    """Return a refusal as the error to raise."""
+    message = explained(refusal, provider, keys, connection)
+    if keys is None:
+        return KeysNotFoundError(message)
+    if refusal.remedy is Remedy.INIT_KEYS:
+        return KeyNotRegisteredError(message, version=keys.version)
+    return RotationError(message)
+
+
+def _restoring(needs: frozenset[int], provider: KeyProvider, keys: KeySet | None, connection: Connection) -> str:
+    needed = " and ".join(map(str, sorted(needs)))
+    unknown = (
+        f"Restore the version of the secret that holds key version {needed} (`vault kv rollback -version=…`), or the secret "
+        "itself from a backup; or correct VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH."
+    )
+    if keys is None or not isinstance(provider, KeyHistory):
+        return unknown
+    registry = registered_keys(connection)
+    partly: list[tuple[KeySet, int]] = []
+    for revision in range(keys.revision - 1, max(0, keys.revision - 1 - SEARCHED), -1):
+        try:
+            earlier = provider.earlier(revision)
+        except MalformedKeyError:
+            continue
+        except KeyStoreError:
+            break  # this login may read the newest version only
+        if earlier is None or not proves(earlier, registry, raises=False):
+            continue
+        if needs <= earlier.versions().keys():
+            return f"Version {revision} of the secret holds key version {needed}: `{provider.restoring(revision)}`."
+        partly += [(earlier, version) for version in needs - keys.versions().keys() if version in earlier.versions()]
+    missing = needs - keys.versions().keys()
+    if len(missing) == 1 and partly and partly[0][1] < keys.version and keys.version in needs:
+        return _adding(provider, *partly[0])
+    return f"No earlier version of the secret that can be read holds key version {needed}. {unknown}"
+
+
+def _adding(provider: KeyHistory, earlier: KeySet, version: int) -> str:
+    field = "key" if version == earlier.version else "previous_key"
+    return (
+        f"Version {earlier.revision} of the secret holds key version {version}. No version holds both keys that are needed, so add "
+        f"it to the newest: `{provider.adding(earlier.revision, field, version)}`."
+    )
