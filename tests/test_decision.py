@@ -9,10 +9,14 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import pytest
+
 from voiceassist_db import decision
-from voiceassist_db.decision import Command, Remedy, Run, Step
+from voiceassist_db.decision import Action, Command, IndexState, Refusal, Remedy, Run, Step, decide_index
 
 MOST_RESTORED = 3
 MOST_REMEDIES = 3
@@ -38,20 +42,28 @@ def registries(most: int) -> Iterator[tuple[tuple[int, bool], ...]]:
             yield (*known, (newest, False))
 
 
-def journals(most: int) -> list[frozenset[Run]]:
-    """Return no open run, each one, and two that disagree; of the rotation that has no key yet, too."""
-    kinds = [Run("encryption", each, each + 1) for each in range(1, most + 1)]
-    kinds += [Run("retirement", each, each + 1) for each in range(1, most)] + [Run("index", 1, 2)]
-    return [frozenset(each) for count in (0, 1, 2) for each in itertools.combinations(kinds, count)]
+def journals(secret: tuple[int, ...], most: int) -> list[frozenset[Run]]:
+    """Return no open run, those of the secret's keys, those of others, one that has no key yet, and two that disagree."""
+    newest, *older = secret or (1,)
+    old = older[0] if older else newest + 1
+    mine, next_ = Run("encryption", old, max(newest, old + 1)), Run("encryption", newest, newest + 1)
+    other, retirement = Run("encryption", 6, 7), Run("retirement", old, max(newest, old + 1))
+    gone, index = Run("retirement", 6, 7), Run("index", 1, 2)
+    several = ({mine, other, index}, {next_, other, gone})
+    one = [{each} for each in (mine, next_, other, retirement)] if most < 4 else []
+    return [frozenset(each) for each in (set(), *one, *several)]
 
 
 def space(most: int) -> Iterator[Small]:
-    """Return all states of so many versions."""
+    """Return all states of so many versions. A floor counts by whether it is above what the registry and the rows know."""
     versions = range(1, most + 1)
     secrets = [(), *((each,) for each in versions), *((b, a) for a, b in itertools.combinations(versions, 2))]
     rows = [each for count in range(most + 1) for each in itertools.combinations(versions, count)]
-    axes = (secrets, list(registries(most)), rows, range(most + 1), journals(most), (True, False))
-    return itertools.starmap(Small, itertools.product(*axes))
+    for secret, registry, under in itertools.product(secrets, list(registries(most)), rows):
+        newest = max((*under, *(version for version, _ in registry)), default=0)
+        floors = {0, min(newest + 1, most)}
+        for floor, runs in itertools.product(floors, journals(secret, most)):
+            yield Small(secret, registry, under, floor, runs, is_grace_over=False)
 
 
 class Simulation:
@@ -68,18 +80,17 @@ class Simulation:
         self._histories = [(b, a) for a, b in itertools.combinations(versions, 2)] + [(each,) for each in versions]
         self._known: dict[tuple[Small, Command], tuple[int, int]] = {}
         self._following: set[tuple[Small, Command]] = set()
+        self._last: tuple[Small | None, Any] = (None, None)
+        self._decided: dict[tuple[Small, Command], Any] = {}
 
     def decided(self, small: Small, command: Command) -> Any:
         """Return the decision, having asserted what holds for each one."""
-        secret = self.rules.Secret(*small.secret) if small.secret else None
-        state = self.rules.State(
-            secret=secret,
-            registry=dict(small.registry),
-            rows=dict.fromkeys(small.rows, 7),
-            floor=small.floor,
-            open_runs=small.runs,
-            is_grace_over=small.is_grace_over,
-        )
+        if (small, command) not in self._decided:
+            self._decided[small, command] = self._sound(small, command)
+        return self._decided[small, command]
+
+    def _sound(self, small: Small, command: Command) -> Any:
+        state = self._state(small)
         found = self.rules.decide(state, command)
         if isinstance(found, self.rules.Refusal):
             assert found.happened
@@ -106,6 +117,23 @@ class Simulation:
             assert not set(small.rows) - {found.to_version}, (small, command, found)
             assert found.step == Step.FORGET or small.is_grace_over
             assert (found.step == Step.FORGET) == dict(small.registry).get(found.from_version, False)
+        known = dict(small.registry)
+        if found.step == Step.REGISTER:
+            assert max((*known, *small.rows, small.floor)) in {0, *small.secret}, (small, command, found)
+        assert known or found.step in {Step.CREATE, Step.REGISTER}, ("no keys to work with", small, command, found)
+        if found.step == Step.CONTINUE:
+            is_begun = Run("encryption", found.from_version, found.to_version) in small.runs
+            assert found.from_version in small.rows or found.to_version not in known or is_begun, (
+                small,
+                command,
+                found,
+            )
+            assert not lost or found.to_version in {*known, *small.rows, small.floor}, (
+                "a new key",
+                small,
+                command,
+                found,
+            )
         assert command != Command.RESUME or found.step in {Step.CONTINUE, Step.NOTHING}
         allowed = {
             Command.ROTATE: {Step.BEGIN, Step.CONTINUE},
@@ -116,6 +144,19 @@ class Simulation:
         assert found.step in allowed[command]
         assert Run("index", 1, 2) not in found.supersedes
         return found
+
+    def _state(self, small: Small) -> Any:
+        if self._last[0] is not small:  # each is decided for every command
+            state = self.rules.State(
+                secret=self.rules.Secret(*small.secret) if small.secret else None,
+                registry=dict(small.registry),
+                rows=dict.fromkeys(small.rows, 7),
+                floor=small.floor,
+                open_runs=small.runs,
+                is_grace_over=small.is_grace_over,
+            )
+            self._last = small, state
+        return self._last[1]
 
     def done(self, small: Small, action: Any) -> Small:
         """Return the state after an action."""
@@ -224,9 +265,112 @@ def is_possible(small: Small) -> bool:
     return len({*small.rows, newest}) <= 2 and newest >= max((*small.rows, small.floor), default=0)
 
 
-def test_every_state_of_three_versions_leads_to_an_end() -> None:
-    """No key is made while a row needs one that is missing, and no refusal is without a remedy that works."""
+def test_every_small_state_leads_to_an_end() -> None:
+    """No key is made while a row needs one that is missing, and each refusal has a remedy that works."""
     assert check(2)[0] > 1_000
+
+
+@pytest.mark.wide
+def test_every_state_leads_to_an_end() -> None:
+    """The same over more versions. With four of them, every journal has several runs or none."""
+    assert check(3)[0] > 10_000
+    assert check(4)[0] > 40_000
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+@pytest.mark.parametrize("has_previous", [True, False])
+@pytest.mark.parametrize("is_registered", [True, False])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_index_key(has_key: bool, has_previous: bool, is_registered: bool, is_open: bool) -> None:
+    """Resuming creates no key, and the run that is continued is that of the two keys in the secret."""
+    runs = frozenset({Run("index", 1, 2), Run("index", 2, 3), Run("encryption", 1, 2)} if is_open else set())
+    state = IndexState(has_key, has_previous, is_registered, 2, runs)
+    for resume_only in (True, False):
+        found = decide_index(state, resume_only=resume_only)
+        if not has_key:
+            assert isinstance(found, Refusal)
+            assert (found.remedy, "init-keys" in found.happened) == (Remedy.INIT_KEYS, True)
+            continue
+        assert isinstance(found, Action)
+        assert found.step == (Step.CONTINUE if has_previous else Step.NOTHING if resume_only else Step.BEGIN)
+        assert found.to_version == (2 if has_previous and is_registered else 3)
+        stays = Run("index", found.from_version, found.to_version)
+        assert found.supersedes == {each for each in runs if each.kind == "index"} - {stays}
+
+
+MUTANTS = {
+    "a new key is made without the keys of rows": (
+        "return _restore(state) if _lacks_keys(state, secret) else None",
+        "return None",
+    ),
+    "resuming begins": ("    if resume_only:\n", "    if False:\n"),
+    "a complete rotation is not retired first": (
+        "    if old is not None:\n        return Refusal(\n            Remedy.RETIRE",
+        "    if False:\n        return Refusal(\n            Remedy.RETIRE",
+    ),
+    "the registry is no anchor": ("anchors | ({max(state.registry)} if state.registry else set())", "anchors"),
+    "rows are no anchor": ("max([*state.registry, *state.rows, state.floor])", "max([*state.registry, state.floor])"),
+    "the floor is no anchor": (
+        "max([*state.registry, *state.rows, state.floor])",
+        "max([*state.registry, *state.rows, 0])",
+    ),
+    "rows under the old key are no rotation": ("    if old in state.rows or new not", "    if new not"),
+    "a key that is not registered is no rotation": (
+        "    if old in state.rows or new not in state.registry:",
+        "    if old in state.rows:",
+    ),
+    "an open run is no rotation": ("return is_begun and not", "return False and not"),
+    "an open run of any pair is a rotation": (" and _is_pair(each, secret) for each", " for each"),
+    "a retired version is rotated": (" and not state.registry.get(old or 0, False)", ""),
+    "a third version waits for ever": ("return is_begun and not lacks_keys and", "return is_begun and"),
+    "a key that nothing uses yet is taken": ("return not lacks_keys or new in _anchors(state)", "return True"),
+    "a third version always waits": ("return not lacks_keys or new in _anchors(state)", "return not lacks_keys"),
+    "a retirement goes before its rotation": (
+        "        return Refusal(Remedy.ROTATE, _why_unfinished(state, old, new))",
+        "        pass",
+    ),
+    "a retired version waits": ("    if state.registry.get(old, False):\n", "    if False:\n"),
+    "the grace period does not count": ("    if not state.is_grace_over:", "    if False:"),
+    "a key is made for a database that has keys": (
+        "        if state.registry or state.rows or state.floor:",
+        "        if state.registry:",
+    ),
+    "init-keys accepts any secret": (
+        "    if refusal := _restore_if_unusable(state):\n        return refusal\n    return Action(Step.REGISTER",
+        "    return Action(Step.REGISTER",
+    ),
+    "init-keys is not asked for": (
+        "    if state.secret is None or not state.registry:",
+        "    if state.secret is None:",
+    ),
+    "no run is superseded": ("return frozenset(filter(is_over, state.open_runs))", "return frozenset()"),
+    "every run is superseded": ("return frozenset(filter(is_over, state.open_runs))", "return state.open_runs"),
+    "a retirement is never over": ('return run.kind == "retirement" and not _is_pair(run, secret)', "return False"),
+    "only one key is asked for": ("        needed.add(max(others))", "        pass"),
+    "a remedy names no key": ("frozenset(needed), is_ahead)", "frozenset(), is_ahead)"),
+    "a refusal says nothing": ('f"{happened}. Nothing was changed."', '""'),
+}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_of_each_rule_is_caught(name: str) -> None:
+    """The properties hold the rules: each one that is taken away is noticed."""
+    with pytest.raises((AssertionError, ValueError)):
+        for most in (2, 3):
+            check(most, mutant(*MUTANTS[name]))
+
+
+def mutant(rule: str, instead: str) -> ModuleType:
+    """Return the module of the decision with one of its rules exchanged."""
+    source = Path(decision.__file__).read_text(encoding="utf-8")
+    assert source.count(rule) == 1, rule
+    made = ModuleType("mutant")
+    sys.modules["mutant"] = made  # dataclasses look it up
+    exec(compile(source.replace(rule, instead), "mutant", "exec"), made.__dict__)  # noqa: S102  # our own source
+    for name in ("Command", "Step", "Remedy", "Run", "Secret", "State", "Action", "Refusal"):
+        setattr(made, name, getattr(decision, name))
+    return made
 
 
 if __name__ == "__main__":
