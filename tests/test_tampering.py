@@ -17,9 +17,9 @@ from tests.keyring.test_source import CountingProvider
 from voiceassist_db import Database, Patient, Record, Repository, create_engine, record
 from voiceassist_db.errors import (
     ConfigurationError,
-    DatabaseError,
     DuplicateError,
     KeyStoreUnavailableError,
+    RotationError,
     UnknownKeyVersionError,
     WrongKeyError,
 )
@@ -79,7 +79,7 @@ def test_rows_that_are_hidden_from_the_role_stop_a_rotation(filled: Database) ->
         connection.execute(text("ALTER TABLE patient_data ENABLE ROW LEVEL SECURITY"))
         connection.execute(text("ALTER TABLE patient_data FORCE ROW LEVEL SECURITY"))
         connection.execute(text("CREATE POLICY visible ON patient_data USING (patient_id <> 'PT-002')"))
-    with pytest.raises(DatabaseError, match="42501"):
+    with pytest.raises(RotationError, match="row-level security of patient_data hides rows"):
         rotate(filled.engine, filled.keys)
 
 

@@ -107,7 +107,7 @@ def test_a_commit_without_an_answer_is_tried_again(
     assert proxy.point.is_past
     if of == "the lease":
         assert isinstance(failure, DatabaseUnavailableError)
-        assert "cannot be reached" in str(failure)
+        assert "was lost in the middle of the work" in str(failure)
     else:
         assert failure is None
         # Rows whose commit nobody acknowledged are not claimed.
