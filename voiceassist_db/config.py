@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -18,11 +18,18 @@ from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.keys import KeyProvider
 from voiceassist_db.tracebacks import forgetful
 
+if TYPE_CHECKING:
+    from voiceassist_db.providers.vault.logins import Login
+
 DATABASE_URL: Final = "DATABASE_URL"
 ALLOW_UNSAFE: Final = "VOICEASSIST_DB_ALLOW_UNSAFE"
 TRUST_LOCAL: Final = "VOICEASSIST_DB_TRUST_LOCAL"
 DRIVER: Final = "postgresql+psycopg"
 DEFAULT_VAULT_PATH: Final = "secret/voiceassist/encryption"
+VAULT_LOGINS: Final = (
+    "VAULT_TOKEN, VAULT_TOKEN_FILE, VAULT_ROLE_ID and VAULT_SECRET_ID, VAULT_KUBERNETES_ROLE, VAULT_JWT_ROLE and "
+    "VAULT_JWT_FILE, VAULT_AGENT_ADDR, or VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
+)
 
 
 @forgetful
@@ -97,13 +104,15 @@ def key_store_problem(environment: Mapping[str, str] = os.environ) -> str | None
     """Return what is unsafe about how keys come here; None: nothing, or no key store is configured."""
     if environment.get("ENCRYPTION_KEY"):
         return "ENCRYPTION_KEY holds a key in the environment, which children inherit: for development only"
-    if not environment.get("VAULT_ADDR"):
+    text = _vault_address(environment)
+    if not text:
         return None
     try:
-        address = ServerAddress.parse(environment["VAULT_ADDR"])
+        address = ServerAddress.parse(text)
     except ConfigurationError as error:
         return str(error)
-    return f"VAULT_ADDR sends keys to {address.host} without TLS: use https://" if address.is_in_clear else None
+    name = "VAULT_AGENT_ADDR" if environment.get("VAULT_AGENT_ADDR") else "VAULT_ADDR"
+    return f"{name} sends keys to {address.host} without TLS: use https://" if address.is_in_clear else None
 
 
 @forgetful
@@ -114,10 +123,11 @@ def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:
         ConfigurationError: Neither is set, both are, or Vault's settings are incomplete.
         UnsafeConnectionError: ``VAULT_ADDR`` is the address of another machine, without TLS.
     """
-    address = environment.get("VAULT_ADDR", "")
+    address = _vault_address(environment)
     development_key = environment.get("ENCRYPTION_KEY", "")
     if address and development_key:
-        raise ConfigurationError("VAULT_ADDR and ENCRYPTION_KEY are both set: unset ENCRYPTION_KEY to use Vault's keys")
+        name = "VAULT_ADDR" if environment.get("VAULT_ADDR") else "VAULT_AGENT_ADDR"
+        raise ConfigurationError(f"{name} and ENCRYPTION_KEY are both set: unset ENCRYPTION_KEY to use Vault's keys")
     if address:
         return _vault(address, environment)
     if development_key:
@@ -125,39 +135,76 @@ def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:
 
         return EnvironmentKeyProvider(development_key)
     raise ConfigurationError(
-        "no key store is configured. Set VAULT_ADDR and VAULT_TOKEN (or VAULT_ROLE_ID and VAULT_SECRET_ID, or "
-        "VAULT_KUBERNETES_ROLE); for development only, ENCRYPTION_KEY."
+        f"no key store is configured. Set VAULT_ADDR and {VAULT_LOGINS}; for development only, ENCRYPTION_KEY."
     )
+
+
+def _vault_address(environment: Mapping[str, str]) -> str:
+    # As for Vault's own tools, an agent stands before the server.
+    return environment.get("VAULT_AGENT_ADDR") or environment.get("VAULT_ADDR", "")
 
 
 def _vault(address: str, environment: Mapping[str, str]) -> KeyProvider:
     # Imported here because hvac takes longer to import than all the rest, and most commands' --help does not need it.
-    from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider
+    from voiceassist_db.providers.vault import ClientCertificate, VaultKeyProvider
 
-    login: TokenLogin | AppRoleLogin | KubernetesLogin
+    cert_file, key_file = environment.get("VAULT_CLIENT_CERT"), environment.get("VAULT_CLIENT_KEY")
+    if bool(cert_file) != bool(key_file):
+        raise ConfigurationError("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY belong together: set both, or neither")
+    ca_file = environment.get("VAULT_CACERT")
+    try:
+        return VaultKeyProvider(
+            address,
+            _vault_login(environment),
+            mount=None,
+            path=_secret_path(environment),
+            ca_file=Path(ca_file) if ca_file else None,
+            client_certificate=ClientCertificate(Path(cert_file), Path(key_file)) if cert_file and key_file else None,
+            namespace=environment.get("VAULT_NAMESPACE") or None,
+            allow_unsafe=allow_unsafe(environment),
+        )
+    except ValueError as error:
+        message = str(error)
+    raise ConfigurationError(message)
+
+
+def _secret_path(environment: Mapping[str, str]) -> str:
+    path = environment.get("VOICEASSIST_DB_VAULT_PATH", DEFAULT_VAULT_PATH).strip("/")
+    parts = path.split("/")
+    if len(parts) < 2 or {"", ".", ".."} & set(parts):
+        raise ConfigurationError(f"VOICEASSIST_DB_VAULT_PATH must be MOUNT/PATH, such as {DEFAULT_VAULT_PATH}")
+    return path
+
+
+def _vault_login(environment: Mapping[str, str]) -> Login:
+    from voiceassist_db.providers import vault
+
+    jwt_file = environment.get("VAULT_JWT_FILE")
     if token := environment.get("VAULT_TOKEN"):
-        login = TokenLogin(token)
-    elif role_id := environment.get("VAULT_ROLE_ID"):
+        return vault.TokenLogin(token)
+    if token_file := environment.get("VAULT_TOKEN_FILE"):
+        return vault.TokenFileLogin(Path(token_file))
+    if role_id := environment.get("VAULT_ROLE_ID"):
         if not (secret_id := environment.get("VAULT_SECRET_ID")):
             raise ConfigurationError("VAULT_ROLE_ID is set without VAULT_SECRET_ID: an AppRole login needs both")
-        login = AppRoleLogin(role_id, secret_id)
-    elif role := environment.get("VAULT_KUBERNETES_ROLE"):
-        login = KubernetesLogin(role)
-    else:
+        return vault.AppRoleLogin(role_id, secret_id, mount=_auth_mount(environment, "approle"))
+    if role := environment.get("VAULT_KUBERNETES_ROLE"):
+        return vault.KubernetesLogin(role, mount=_auth_mount(environment, "kubernetes"))
+    if role := environment.get("VAULT_JWT_ROLE"):
+        if not jwt_file:
+            raise ConfigurationError("VAULT_JWT_ROLE is set without VAULT_JWT_FILE: a JWT login needs both")
+        return vault.JwtLogin(role, Path(jwt_file), mount=_auth_mount(environment, "jwt"))
+    if environment.get("VAULT_AGENT_ADDR"):
+        return vault.AgentLogin()
+    if environment.get("VAULT_CLIENT_CERT"):
+        return vault.CertificateLogin(mount=_auth_mount(environment, "cert"))
+    raise ConfigurationError(f"VAULT_ADDR is set, but no login: set {VAULT_LOGINS}")
+
+
+def _auth_mount(environment: Mapping[str, str], usual: str) -> str:
+    mount = (environment.get("VAULT_AUTH_MOUNT") or usual).strip("/").removeprefix("auth/")
+    if {"", ".", ".."} & set(mount.split("/")):
         raise ConfigurationError(
-            "VAULT_ADDR is set, but no login: set VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID, or VAULT_KUBERNETES_ROLE"
+            "VAULT_AUTH_MOUNT must be the mount of the auth method, such as approle or auth/approle"
         )
-    path = environment.get("VOICEASSIST_DB_VAULT_PATH", DEFAULT_VAULT_PATH)
-    mount, _, secret = path.strip("/").partition("/")
-    if not secret:
-        raise ConfigurationError(f"VOICEASSIST_DB_VAULT_PATH must be MOUNT/PATH, such as {DEFAULT_VAULT_PATH}")
-    ca_file = environment.get("VAULT_CACERT")
-    return VaultKeyProvider(
-        address,
-        login,
-        mount=mount,
-        path=secret,
-        ca_file=Path(ca_file) if ca_file else None,
-        namespace=environment.get("VAULT_NAMESPACE") or None,
-        allow_unsafe=allow_unsafe(environment),
-    )
+    return mount

@@ -255,7 +255,7 @@ def kubernetes(admin: hvac.Client, policy: str, stand_in: Any, secrets: set[str]
     review = {"kind": "TokenReview", "status": {"authenticated": True, "user": user}}
     api = "/apis/authentication.k8s.io/v1/tokenreviews"
     cluster = stand_in(lambda path, _: (201 if path == api else 404, "application/json", json.dumps(review), {}))
-    mount = f"kubernetes-{policy[-8:]}"
+    mount = f"clinic/kubernetes-{policy[-8:]}"
     admin.sys.enable_auth_method("kubernetes", path=mount)
     authority = trustme.CA().cert_pem.bytes().decode()  # required, and unused: the stand-in speaks plain HTTP
     admin.auth.kubernetes.configure(

@@ -53,8 +53,8 @@ class _LazyGroup(Group):
 def cli() -> None:
     """Encrypted patient data on PostgreSQL: keys in Vault, ciphertext by pgcrypto, keys rotated online.
 
-    The database is named by DATABASE_URL; the keys by VAULT_ADDR with VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID,
-    or VAULT_KUBERNETES_ROLE. `voiceassist-db dev` gives you both to try.
+    The database is named by DATABASE_URL; the keys by VAULT_ADDR with VAULT_TOKEN, VAULT_TOKEN_FILE, or another login that
+    README.md lists. `voiceassist-db dev` gives you both to try.
     """
 
 

@@ -1,6 +1,25 @@
-"""Keys in Vault or OpenBao: one secret of a KV v2 engine. ``client`` is the only importer of hvac."""
+"""Keys in Vault or OpenBao: one secret of a KV v2 engine. ``transport`` is the only importer of hvac."""
 
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, TokenLogin
+from voiceassist_db.providers.vault.logins import (
+    AgentLogin,
+    AppRoleLogin,
+    CertificateLogin,
+    JwtLogin,
+    KubernetesLogin,
+    TokenFileLogin,
+    TokenLogin,
+)
 from voiceassist_db.providers.vault.provider import VaultKeyProvider
+from voiceassist_db.providers.vault.transport import ClientCertificate
 
-__all__ = ["AppRoleLogin", "KubernetesLogin", "TokenLogin", "VaultKeyProvider"]
+__all__ = [
+    "AgentLogin",
+    "AppRoleLogin",
+    "CertificateLogin",
+    "ClientCertificate",
+    "JwtLogin",
+    "KubernetesLogin",
+    "TokenFileLogin",
+    "TokenLogin",
+    "VaultKeyProvider",
+]

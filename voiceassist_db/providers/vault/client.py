@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, Final
@@ -17,7 +17,6 @@ import urllib3.exceptions
 
 from voiceassist_db.errors import (
     KeysNotFoundError,
-    KeyStoreAuthenticationError,
     KeyStoreError,
     KeyStoreForbiddenError,
     VoiceAssistDBError,
@@ -31,11 +30,13 @@ from voiceassist_db.providers.vault.failures import (
     deleted,
     foreign,
     impossible_token,
+    mount_alone,
     no_answer,
     no_engine,
+    other_mount,
     refusal,
 )
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin
+from voiceassist_db.providers.vault.logins import MethodLogin
 from voiceassist_db.providers.vault.transport import send
 
 TOKEN: Final = re.compile(r"[!-~]*")
@@ -84,13 +85,10 @@ class VaultClient(Opaque):
         self._allow_unsafe = allow_unsafe
         self.place = place
 
-    def log_in(self, login: AppRoleLogin | KubernetesLogin) -> Lease:
+    def log_in(self, login: MethodLogin) -> Lease:
         """Obtain a token. Raises KeyStoreAuthenticationError."""
-        if isinstance(login, AppRoleLogin):
-            answer = self._ask(Operation.LOG_IN, lambda client: _app_role(client, login))
-        else:
-            jwt = _service_account_token(login)
-            answer = self._ask(Operation.LOG_IN, lambda client: _kubernetes(client, login, jwt))
+        url, proof = f"/v1/auth/{quote(login.mount)}/login", login.proof()
+        answer = self._ask(Operation.LOG_IN, lambda client: client.adapter.post(url, json=proof.expose()))
         return self._lease(answer, Operation.LOG_IN)
 
     def look_up(self, token: Masked) -> Lease:
@@ -115,19 +113,13 @@ class VaultClient(Opaque):
             revision: KV's version of the secret; None for the newest.
 
         Raises:
-            KeysNotFoundError: There is no KV v2 engine at the mount.
+            KeysNotFoundError: There is no KV v2 engine at the mount, or the path is that of the mount alone.
             KeysDeletedError: The newest version is deleted or destroyed.
         """
+        answer = self._read(token, revision)
         place = self.place
-        answer = self._ask(
-            Operation.READ,
-            lambda client: client.secrets.kv.v2.read_secret_version(
-                place.path, version=revision, mount_point=place.mount, raise_on_deleted_version=True
-            ),
-            token,
-        )
         if not answer:
-            self._require_kv2(token)
+            self._examine(token)
             return None
         metadata = answer.branch("data", "metadata")
         if metadata is None or "version" not in metadata:
@@ -135,6 +127,8 @@ class VaultClient(Opaque):
         fields, revision = answer.branch("data", "data"), metadata.number("version", least=1)
         if fields is None or revision is None:
             raise foreign(place, Operation.READ, HTTPStatus.OK)
+        if not place.is_mount_known:
+            self.place = replace(place, is_mount_known=True)
         return Stored(fields, revision)
 
     def write(self, token: Masked, fields: RawSecret, *, revision: int) -> None:
@@ -155,20 +149,62 @@ class VaultClient(Opaque):
         if written is None or written.number("version", least=1) is None:
             raise foreign(place, Operation.WRITE, HTTPStatus.OK)
 
-    def _require_kv2(self, token: Masked) -> None:
-        """Refuse an engine that is not KV v2: KV v1 too says that a path is empty, and would take a write unchecked.
+    def _read(self, token: Masked, revision: int | None) -> RawSecret:
+        """Read at the mount, which is taken for the first part of the path until the server says otherwise.
 
-        The endpoint is the one that `vault kv` itself asks. Where it may not be asked, the engine is taken for what it
-        should be.
+        Most mounts have one part, and a question in advance would delay each start by the pace of requests. No mount lies
+        within another one, so a wrong part leads to no engine.
         """
-        url = f"/v1/sys/internal/ui/mounts/{quote(self.place.mount)}"
+        if not self.place.is_mount_known and self.place.is_ambiguous:
+            self._examine(token)
+        failure: KeyStoreError
+        try:
+            return self._read_once(token, revision)
+        except (KeyStoreForbiddenError, KeysNotFoundError) as error:
+            if self.place.is_mount_known:
+                raise
+            failure = error
+        self._examine(token)
+        if self.place.is_mount_known:
+            return self._read_once(token, revision)
+        raise failure
+
+    def _read_once(self, token: Masked, revision: int | None) -> RawSecret:
+        place = self.place
+        return self._ask(
+            Operation.READ,
+            lambda client: client.secrets.kv.v2.read_secret_version(
+                place.path, version=revision, mount_point=place.mount, raise_on_deleted_version=True
+            ),
+            token,
+        )
+
+    def _examine(self, token: Masked) -> None:
+        """Learn which part of the secret's path is the mount, and refuse an engine that is not KV v2.
+
+        KV v1 too says that a path is empty, and would take a write unchecked. The endpoint is the one that `vault kv` itself
+        asks. Where it may not be asked, the engine is taken for what it should be.
+        """
+        place = self.place
+        url = f"/v1/sys/internal/ui/mounts/{quote(place.whole)}"
         try:
             answer = self._ask(Operation.EXAMINE, lambda client: client.adapter.get(url=url), token)
         except (KeyStoreForbiddenError, KeysNotFoundError):
             return
-        options = answer.branch("data", "options")
+        data = answer.branch("data") or RawSecret()
+        found = data["path"].strip("/") if "path" in data and isinstance(data["path"], str) else ""
+        # The server chooses where the path is split, and nothing else.
+        if not found or not f"{place.whole}/".startswith(f"{found}/"):
+            raise foreign(place, Operation.EXAMINE, HTTPStatus.OK)
+        if place.is_mount_known and found != place.mount:
+            raise other_mount(place, found)
+        if found == place.whole:
+            raise mount_alone(place)
+        located = replace(place, mount=found, path=place.whole[len(found) + 1 :], is_mount_known=True)
+        options = data.branch("options")
         if options is None or "version" not in options or str(options["version"]) != "2":
-            raise no_engine(self.place)
+            raise no_engine(located, is_version_1="type" in data and data["type"] == "kv")
+        self.place = located
 
     def _ask(self, operation: Operation, request: Callable[[Any], Answer], token: Masked | None = None) -> RawSecret:
         """Make one request: the boundary at which hvac's, requests' and the system's errors become ours.
@@ -181,7 +217,7 @@ class VaultClient(Opaque):
         """
         place = self.place
         if token and not TOKEN.fullmatch(token.value):
-            raise impossible_token()
+            raise impossible_token(place)
         try:
             with turn():
                 answer = send(
@@ -189,6 +225,7 @@ class VaultClient(Opaque):
                     address=self._address,
                     token=token,
                     verify=True if place.ca_file is None else str(place.ca_file),
+                    certificate=place.certificate,
                     timeout_s=place.timeout_s,
                     namespace=place.namespace,
                     allow_unsafe=self._allow_unsafe,
@@ -225,23 +262,4 @@ def _is_token(auth: RawSecret) -> bool:
         "client_token" in auth
         and isinstance(auth["client_token"], str)
         and bool(TOKEN.fullmatch(auth["client_token"] or " "))
-    )
-
-
-def _app_role(client: Any, login: AppRoleLogin) -> Any:
-    return client.auth.approle.login(login.role_id, login.secret_id, use_token=False, mount_point=login.mount)
-
-
-def _kubernetes(client: Any, login: KubernetesLogin, jwt: Masked) -> Any:
-    return client.auth.kubernetes.login(login.role, jwt.value, use_token=False, mount_point=login.mount)
-
-
-def _service_account_token(login: KubernetesLogin) -> Masked:
-    try:
-        return Masked(login.jwt_file.read_text(encoding="ascii").strip())
-    except (OSError, ValueError):
-        pass  # raised below, unchained: a decoding error holds the text
-    raise KeyStoreAuthenticationError(
-        f"the service account's token {login.jwt_file} cannot be read: is this a pod, and is its token mounted "
-        "(automountServiceAccountToken)?"
     )

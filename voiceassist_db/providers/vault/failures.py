@@ -31,7 +31,13 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
 )
 from voiceassist_db.providers.vault.answers import RawSecret
-from voiceassist_db.providers.vault.transport import ElsewhereError, TooLongError
+from voiceassist_db.providers.vault.logins import GivenLogin, Login
+from voiceassist_db.providers.vault.transport import (
+    ClientCertificate,
+    ClientCertificateError,
+    ElsewhereError,
+    TooLongError,
+)
 
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
@@ -44,6 +50,9 @@ unsealing, and what a proxy answers for a server that is down or hung."""
 
 _CONFLICT: Final = "check-and-set parameter did not match"
 """From Vault's and OpenBao's KV engine; the same status 400 stands for other mistakes."""
+
+_OF_POLICIES: Final = frozenset({"data", "metadata"})
+"""What stands between mount and path in Vault's API for KV v2, and so in policies."""
 
 _NO_NAMESPACE: Final = "namespace not found"
 
@@ -67,21 +76,43 @@ class Place:
         address: URL of the server as it may be shown, without credentials.
         mount: Mount of the KV v2 engine.
         path: Path below it.
+        is_mount_known: Whether ``mount`` is more than the first part of a path whose mount the server has yet to name.
         namespace: Namespace of both.
+        login: How to log in.
         ca_file: Authorities that are trusted; None for the public ones.
+        certificate: The client certificate; None for none.
         timeout_s: Seconds that connecting may take, and again the whole answer.
     """
 
     address: str
     mount: str
     path: str
+    is_mount_known: bool
     namespace: str | None
+    login: Login
     ca_file: Path | None
+    certificate: ClientCertificate | None
     timeout_s: float
 
     def __str__(self) -> str:
         """Return mount, path and namespace, as messages name the secret."""
-        return f"{self.mount}/{self.path}" + (f" (namespace {self.namespace})" if self.namespace else "")
+        return self.whole + (f" (namespace {self.namespace})" if self.namespace else "")
+
+    @property
+    def whole(self) -> str:
+        """Mount and path."""
+        return f"{self.mount}/{self.path}"
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the API's path for one mount is that of another secret for another mount."""
+        return not _OF_POLICIES.isdisjoint(self.path.split("/"))
+
+    @property
+    def as_meant(self) -> str | None:
+        """Mount and path without the ``data/`` of a policy; None where there is none."""
+        first, _, rest = self.path.partition("/")
+        return f"{self.mount}/{rest}" if first in _OF_POLICIES and rest else None
 
 
 def in_clear(place: Place) -> str:
@@ -106,6 +137,10 @@ def no_answer(place: Place, operation: Operation, error: Exception) -> VoiceAssi
         return refused_in_clear(place)
     if _found(error, TooLongError) or not isinstance(error, OSError):
         return foreign(place, operation, 0)
+    if _found(error, ClientCertificateError):
+        return _unusable_certificate(place)
+    if (alert := _found(error, ssl.SSLError)) and _is_about_our_certificate(alert):
+        return _certificate_refused(place)
     plain = not isinstance(error, requests.exceptions.RequestException)  # requests and ssl on a bad CA file
     if plain or isinstance(error, requests.exceptions.SSLError):
         untrusted = _found(error, ssl.SSLCertVerificationError)
@@ -117,6 +152,30 @@ def no_answer(place: Place, operation: Operation, error: Exception) -> VoiceAssi
     if isinstance(error, requests.exceptions.Timeout) or _found(error, urllib3.exceptions.ReadTimeoutError):
         return _unavailable(place, operation, f"did not answer within {place.timeout_s:g} s")
     return _unavailable(place, operation, "cannot be reached")
+
+
+def _is_about_our_certificate(alert: ssl.SSLError) -> bool:
+    """Say whether the server ended the connection because of the client's certificate, or because it had none."""
+    reason = alert.reason or ""
+    return "_ALERT_" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)
+
+
+def _unusable_certificate(place: Place) -> KeyStoreTLSError:
+    assert place.certificate is not None
+    return KeyStoreTLSError(
+        f"the client certificate {place.certificate.cert_file} cannot be used with the key {place.certificate.key_file}: "
+        "VAULT_CLIENT_CERT and VAULT_CLIENT_KEY must be readable PEM files of one pair, and the key must have no pass phrase"
+    )
+
+
+def _certificate_refused(place: Place) -> KeyStoreTLSError:
+    now = "no client certificate was sent"
+    if place.certificate is not None:
+        now = f"the client certificate {place.certificate.cert_file} was refused"
+    return KeyStoreTLSError(
+        f"Vault at {place.address} requires a client certificate that it trusts, and {now}: set VAULT_CLIENT_CERT and "
+        "VAULT_CLIENT_KEY to a valid one of the authority that its listener trusts (tls_client_ca_file)"
+    )
 
 
 def foreign(place: Place, operation: Operation, status: int) -> KeyStoreError:
@@ -152,24 +211,53 @@ def refusal(place: Place, operation: Operation, status: int, errors: Sequence[st
     return _refused(place, operation, status, errors)
 
 
-def no_engine(place: Place) -> KeysNotFoundError:
+def no_engine(place: Place, *, is_version_1: bool = False) -> KeysNotFoundError:
     """Say that the mount is not that of a KV v2 engine."""
+    create = f"`vault secrets enable -path={place.mount} -version=2 kv`, and then `voiceassist-db init-keys`"
+    if not place.is_mount_known:
+        return KeysNotFoundError(
+            f"Vault at {place.address} has no KV engine of version 2 at any part of {place}: correct "
+            f"VOICEASSIST_DB_VAULT_PATH (`vault secrets list` shows the mounts), or run {create}"
+        )
+    found = f"Vault at {place.address} has no KV engine of version 2 at the mount {place.mount}"
+    if is_version_1:
+        return KeysNotFoundError(
+            f"{found}: the engine there has version 1. Correct the path, or run `vault kv enable-versioning {place.mount}`, "
+            "and then `voiceassist-db init-keys`"
+        )
+    return KeysNotFoundError(f"{found}: correct the path, or run {create}")
+
+
+def other_mount(place: Place, found: str) -> KeysNotFoundError:
+    """Say that the engine is mounted at another part of the path than the caller said."""
     return KeysNotFoundError(
-        f"Vault at {place.address} has no KV engine of version 2 at the mount {place.mount}: correct the path, or run "
-        f"`vault secrets enable -path={place.mount} -version=2 kv`, and then `voiceassist-db init-keys`"
+        f"Vault at {place.address} has no mount {place.mount}: its mount {found} holds {place}. Correct the mount and the "
+        "path, without the `data/` of policies"
     )
+
+
+def mount_alone(place: Place) -> KeysNotFoundError:
+    """Say that a path names an engine and no secret of it."""
+    return KeysNotFoundError(
+        f"{place} is the mount of an engine of Vault at {place.address}, and no secret: add the secret's path to "
+        f"VOICEASSIST_DB_VAULT_PATH, such as {place.whole}/voiceassist/encryption"
+    )
+
+
+def of_a_policy(place: Place) -> str:
+    """Return what to do about a path that was copied from a policy; empty where it was not."""
+    if place.as_meant is None:
+        return ""
+    return f"`data/` belongs to policies and to Vault's API, so set VOICEASSIST_DB_VAULT_PATH to {place.as_meant}"
 
 
 def _refused(place: Place, operation: Operation, status: int, errors: Sequence[str]) -> KeyStoreError:
     if operation is Operation.LOG_IN and status in _LOGIN_REFUSED:
-        return KeyStoreAuthenticationError(
-            f"Vault at {place.address} refused the login: check the role, its secret id or service account, the mount "
-            "of the auth method, and the namespace"
-        )
+        return _login_refused(place)
     if operation in {Operation.LOOK_UP, Operation.RENEW} and status in _DENIED:
         return KeyStoreAuthenticationError(
             f"Vault at {place.address} does not accept the token: it is wrong, expired or revoked (or it lacks the "
-            "policy `default` and may not look itself up). Set VAULT_TOKEN to a new one."
+            f"policy `default` and may not look itself up). {place.login.advice}"
         )
     if status in _DENIED:
         return _forbidden(place, operation)
@@ -182,6 +270,15 @@ def _refused(place: Place, operation: Operation, status: int, errors: Sequence[s
     return KeyStoreError(message)
 
 
+def _login_refused(place: Place) -> KeyStoreAuthenticationError:
+    login = place.login
+    where = "" if isinstance(login, GivenLogin) else f" at auth/{login.mount}/login"
+    return KeyStoreAuthenticationError(
+        f"Vault at {place.address} refused the login{where}: check {login.advice}, the mount of the auth method "
+        f"(VAULT_AUTH_MOUNT), and the namespace ({place.namespace or 'VAULT_NAMESPACE is not set'})"
+    )
+
+
 def _no_namespace(place: Place) -> KeysNotFoundError:
     return KeysNotFoundError(f"Vault at {place.address} has no namespace {place.namespace}: check VAULT_NAMESPACE")
 
@@ -189,16 +286,23 @@ def _no_namespace(place: Place) -> KeysNotFoundError:
 def _unavailable(place: Place, operation: Operation, what: str) -> KeyStoreUnavailableError:
     unknown = " Whether the secret was written is not known: read it first." if operation is Operation.WRITE else ""
     return KeyStoreUnavailableError(
-        f"Vault at {place.address} {what}: check that it runs, and VAULT_ADDR (http or https, host, port).{unknown}"
+        f"Vault at {place.address} {what}: check that it runs, and VAULT_ADDR, or VAULT_AGENT_ADDR if that is set "
+        f"(http or https, host, port).{unknown}"
     )
 
 
 def _forbidden(place: Place, operation: Operation) -> KeyStoreForbiddenError:
     capabilities = '["create", "read", "update"]' if operation is Operation.WRITE else '["read"]'
-    return KeyStoreForbiddenError(
-        f"the login to Vault works, but no policy of it permits to {operation.value} {place}: add "
-        f'`path "{place.mount}/data/{place.path}" {{ capabilities = {capabilities} }}`, or correct the path'
-    )
+    policy = f'`path "{place.mount}/data/{place.path}" {{ capabilities = {capabilities} }}`'
+    denied = f"the login to Vault works, but no policy of it permits to {operation.value} {place}"
+    if copied := of_a_policy(place):
+        return KeyStoreForbiddenError(f"{denied}: {copied}")
+    if not place.is_mount_known:
+        return KeyStoreForbiddenError(
+            f"{denied}, or no KV engine is mounted there: add {policy}, or correct VOICEASSIST_DB_VAULT_PATH. In the policy, "
+            f"`data/` follows the mount of the engine, which may be longer than {place.mount} (`vault secrets list`)"
+        )
+    return KeyStoreForbiddenError(f"{denied}: add {policy}, or correct the path")
 
 
 def deleted(place: Place, metadata: RawSecret) -> KeysDeletedError | None:
@@ -217,9 +321,9 @@ def deleted(place: Place, metadata: RawSecret) -> KeysDeletedError | None:
     )
 
 
-def impossible_token() -> KeyStoreAuthenticationError:
+def impossible_token(place: Place) -> KeyStoreAuthenticationError:
     """Say that a token cannot be sent."""
-    return KeyStoreAuthenticationError("the Vault token holds characters that no token has: set VAULT_TOKEN again")
+    return KeyStoreAuthenticationError(f"the Vault token holds characters that no token has. {place.login.advice}")
 
 
 def _found(error: BaseException, kind: type[ErrorT]) -> ErrorT | None:

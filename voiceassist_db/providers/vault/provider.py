@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from voiceassist_db.addresses import ServerAddress
-from voiceassist_db.errors import KeysDeletedError, KeysNotFoundError, KeyStoreConflictError, KeyStoreForbiddenError
+from voiceassist_db.errors import (
+    ConfigurationError,
+    KeysDeletedError,
+    KeysNotFoundError,
+    KeyStoreConflictError,
+    KeyStoreForbiddenError,
+)
 from voiceassist_db.keys import KeySet
 from voiceassist_db.masking import Masked, Opaque
 from voiceassist_db.providers.vault.answers import RawSecret
 from voiceassist_db.providers.vault.client import Stored, VaultClient
-from voiceassist_db.providers.vault.failures import Place, in_clear, refused_in_clear
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, TokenLogin
+from voiceassist_db.providers.vault.failures import Place, in_clear, of_a_policy, refused_in_clear
+from voiceassist_db.providers.vault.logins import CertificateLogin, GivenLogin, Login
 from voiceassist_db.providers.vault.secret import KEY, key_set, with_keys
 from voiceassist_db.providers.vault.tokens import GivenToken, LoginToken
+from voiceassist_db.providers.vault.transport import ClientCertificate
 from voiceassist_db.tracebacks import forgetful
 
 logger = logging.getLogger(__name__)
@@ -46,11 +53,12 @@ class VaultKeyProvider(Opaque):
     def __init__(  # one deployment's settings; all but two are optional and keyword-only
         self,
         address: str,
-        login: TokenLogin | AppRoleLogin | KubernetesLogin,
+        login: Login,
         *,
-        mount: str = "secret",
+        mount: str | None = "secret",
         path: str = "voiceassist/encryption",
         ca_file: Path | None = None,
+        client_certificate: ClientCertificate | None = None,
         namespace: str | None = None,
         timeout_s: float = 5.0,
         allow_unsafe: bool = False,
@@ -60,9 +68,10 @@ class VaultKeyProvider(Opaque):
         Args:
             address: URL of the server, as in ``VAULT_ADDR``.
             login: How to log in.
-            mount: Where the KV v2 engine is mounted.
+            mount: Where the KV v2 engine is mounted. None: ``path`` begins with the mount, and Vault says where it ends.
             path: The secret's path below it.
             ca_file: PEM file of the authorities to trust instead of the public ones.
+            client_certificate: Certificate for a server that asks for one.
             namespace: Namespace of mount and login.
             timeout_s: Seconds that connecting may take, and again the whole answer. Callers of a database wait no longer than this.
             allow_unsafe: Send the token and keys to another machine without TLS, with a warning. For development.
@@ -70,18 +79,34 @@ class VaultKeyProvider(Opaque):
         Raises:
             ConfigurationError: The address is not one.
             UnsafeConnectionError: The address is that of another machine, without TLS.
-            ValueError: The mount or the path is empty, the namespace is not visible ASCII, or the timeout is not positive.
+            ValueError: The mount or the path is empty or has an empty part or ``..``, the namespace is not visible ASCII, the
+                timeout is not positive, or a login by certificate has none.
         """
-        mount, path = mount.strip("/"), path.strip("/")
-        if not mount or not path:
-            raise ValueError("mount and path must not be empty")
+        is_mount_known = mount is not None
+        path = path.strip("/")
+        if mount is None:
+            mount, _, path = path.partition("/")
+        else:
+            mount = mount.strip("/")
+        if {"", ".", ".."} & {*mount.split("/"), *path.split("/")}:
+            raise ValueError("mount and path must not be empty, nor have an empty part, `.` or `..` between slashes")
+        if isinstance(login, CertificateLogin) and client_certificate is None:
+            raise ValueError("CertificateLogin needs a client_certificate")
         if timeout_s <= 0:
             raise ValueError("timeout_s must be more than 0")
         if namespace is not None and not _NAMESPACE.fullmatch(namespace):
             raise ValueError("namespace must be visible ASCII characters: an HTTP header carries it")
         server = ServerAddress.parse(address)
         place = Place(
-            address=server.shown, mount=mount, path=path, namespace=namespace, ca_file=ca_file, timeout_s=timeout_s
+            address=server.shown,
+            mount=mount,
+            path=path,
+            is_mount_known=is_mount_known,
+            namespace=namespace,
+            login=login,
+            ca_file=ca_file,
+            certificate=client_certificate,
+            timeout_s=timeout_s,
         )
         if server.is_in_clear:
             if not allow_unsafe:
@@ -90,7 +115,7 @@ class VaultKeyProvider(Opaque):
         self.timeout_s = timeout_s
         self._client = VaultClient(server.url, place, allow_unsafe=allow_unsafe)
         self._token: GivenToken | LoginToken = (
-            GivenToken(self._client, login) if isinstance(login, TokenLogin) else LoginToken(self._client, login)
+            GivenToken(self._client, login) if isinstance(login, GivenLogin) else LoginToken(self._client, login)
         )
 
     def __repr__(self) -> str:
@@ -145,8 +170,11 @@ class VaultKeyProvider(Opaque):
         Raises:
             KeyStoreConflictError: There is a ``key`` already, or somebody wrote meanwhile; nothing was written.
             KeysDeletedError: There was a secret; it must be restored, or removed with its history.
+            ConfigurationError: The path has the ``data/`` of a policy, where nothing new is stored.
         """
         stored = self._permitted(self._client.read)
+        if copied := of_a_policy(self._client.place):
+            raise ConfigurationError(f"nothing was written to {self._client.place}: {copied}")
         if stored is not None and KEY in stored.fields:
             raise KeyStoreConflictError(f"{self._client.place} holds a key already: nothing was written")
         fields, revision = (RawSecret(), 0) if stored is None else (stored.fields, stored.revision)
@@ -189,7 +217,5 @@ class VaultKeyProvider(Opaque):
     def _not_found(self, stored: Stored | None) -> KeysNotFoundError:
         what = "nothing is stored" if stored is None else f"there is no field {KEY}"
         place = self._client.place
-        return KeysNotFoundError(
-            f"{what} at {place} in Vault at {place.address}: run `voiceassist-db init-keys`, or correct "
-            "VOICEASSIST_DB_VAULT_PATH"
-        )
+        remedy = of_a_policy(place) or "run `voiceassist-db init-keys`, or correct VOICEASSIST_DB_VAULT_PATH"
+        return KeysNotFoundError(f"{what} at {place} in Vault at {place.address}: {remedy}")

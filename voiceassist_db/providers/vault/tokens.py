@@ -15,7 +15,7 @@ from voiceassist_db.errors import KeyStoreAuthenticationError, KeyStoreError, Ke
 from voiceassist_db.forks import ProcessLock
 from voiceassist_db.masking import Masked, Opaque
 from voiceassist_db.providers.vault.client import Lease, VaultClient
-from voiceassist_db.providers.vault.logins import AppRoleLogin, KubernetesLogin, TokenLogin
+from voiceassist_db.providers.vault.logins import AgentLogin, GivenLogin, MethodLogin
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +30,37 @@ RELOGIN_AFTER_S: Final = 10.0
 
 
 class GivenToken(Opaque):
-    """A token that came from outside: it cannot be replaced, only renewed."""
+    """A token that came from outside: it cannot be replaced here, only renewed, or read again where a file holds it."""
 
-    def __init__(self, client: VaultClient, login: TokenLogin) -> None:
+    def __init__(self, client: VaultClient, login: GivenLogin) -> None:
         self._client = client
-        self._token = Masked(login.token)
+        self._login = login
         self._lock = ProcessLock()
-        self._due = 0.0
+        self._token = Masked("")
+        # An agent renews the token that it adds.
+        self._due = math.inf if isinstance(login, AgentLogin) else 0.0
 
     def current(self) -> Masked:
-        """Return the token."""
-        return self._token
+        """Return the token, as it is now. Raises KeyStoreAuthenticationError where its file cannot be read."""
+        token = self._login.read()
+        with self._lock:
+            if token.value != self._token.value:
+                self._token, self._due = token, 0.0
+        return token
 
     def accepted(self) -> None:
-        """Do nothing: there is only one token."""
+        """Do nothing: no login follows from it."""
 
     def after_refusal(self, refused: Masked, refusal: KeyStoreForbiddenError) -> Masked:
-        """Say why the token was refused: raises KeyStoreAuthenticationError if it is bad, else the refusal itself."""
+        """Return the token of a file that was replaced since; else say why the token was refused.
+
+        Raises:
+            KeyStoreAuthenticationError: The token is not accepted.
+            KeyStoreForbiddenError: The refusal itself: the token is good, but it may not do this.
+        """
+        now = self.current()
+        if now.value != refused.value:
+            return now
         self._client.look_up(refused)
         raise refusal
 
@@ -82,7 +96,7 @@ class GivenToken(Opaque):
 class LoginToken(Opaque):
     """A token from a login, which is replaced by another login."""
 
-    def __init__(self, client: VaultClient, login: AppRoleLogin | KubernetesLogin) -> None:
+    def __init__(self, client: VaultClient, login: MethodLogin) -> None:
         self._client = client
         self._login = login
         self._lock = ProcessLock()

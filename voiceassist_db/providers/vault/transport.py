@@ -1,8 +1,7 @@
 """The only door to hvac: one HTTP connection for one request, limited in time and size.
 
 Owns where a request may go and how much of an answer is read. Each request has a session of its own, so that no other thread,
-forked child or connection that a firewall dropped can disturb it. From the environment comes a client certificate alone:
-hvac takes it from ``VAULT_CLIENT_CERT`` and ``VAULT_CLIENT_KEY``, as Vault's own tools do.
+forked child or connection that a firewall dropped can disturb it. Nothing comes from the environment.
 """
 
 from __future__ import annotations
@@ -10,8 +9,11 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import hvac
@@ -38,12 +40,30 @@ class ElsewhereError(OSError):
     """A connection in clear leads to another machine."""
 
 
+class ClientCertificateError(OSError):
+    """The client certificate cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """The certificate by which this client proves itself on a TLS connection.
+
+    Attributes:
+        cert_file: PEM file of the certificate, and of the intermediate ones after it.
+        key_file: PEM file of its private key, without a pass phrase.
+    """
+
+    cert_file: Path
+    key_file: Path
+
+
 def send(
     request: Callable[[Any], Answer],
     *,
     address: Masked,
     token: Masked | None,
     verify: bool | str,
+    certificate: ClientCertificate | None,
     timeout_s: float,
     namespace: str | None,
     allow_unsafe: bool,
@@ -55,6 +75,7 @@ def send(
         address: URL of the server.
         token: The token; None for none.
         verify: File of the authorities to trust; True for the public ones.
+        certificate: Client certificate to show where the server asks for one; None for none.
         timeout_s: Seconds that connecting may take, and again the whole answer.
         namespace: Vault's namespace.
         allow_unsafe: Whether a connection in clear may lead to another machine.
@@ -66,7 +87,7 @@ def send(
         session.trust_env = False  # no proxy and no .netrc of the environment may see a token
         session.verify = verify
         session.headers["Accept-Encoding"] = "identity"  # what is compressed is larger than the limit says
-        transport = _Transport(allow_unsafe=allow_unsafe)
+        transport = _Transport(allow_unsafe=allow_unsafe, certificate=certificate)
         for scheme in ("http://", "https://"):
             session.mount(scheme, transport)
         client = hvac.Client(
@@ -90,6 +111,10 @@ class _Session(requests.Session):
 class _Adapter(hvac.adapters.RawAdapter):  # type: ignore[misc]  # hvac has no types
     """Gives each answer as it is, whatever its status."""
 
+    def __init__(self, **options: Any) -> None:
+        # For no certificate, hvac reads VAULT_CLIENT_CERT. The connection's own context has the certificate.
+        super().__init__(**options | {"cert": None})
+
     def request(
         self, method: str, url: str, headers: Any = None, raise_exception: bool = True, **kwargs: Any
     ) -> Answer:
@@ -104,17 +129,28 @@ def _body(response: requests.Response) -> RawSecret | None:
 
 
 class _Transport(requests.adapters.HTTPAdapter):
-    def __init__(self, *, allow_unsafe: bool) -> None:
+    def __init__(self, *, allow_unsafe: bool, certificate: ClientCertificate | None) -> None:
         self._allow_unsafe = allow_unsafe
+        self._certificate = certificate
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         with UNFORKED:
             context = create_urllib3_context()
+            if self._certificate is not None:
+                _load(context, self._certificate)
         context.keylog_filename = None  # type: ignore[assignment]  # SSLKEYLOGFILE: who reads that file reads the token
         super().init_poolmanager(*args, ssl_context=context, **kwargs)
         in_clear = _PoolInClear if self._allow_unsafe else _LocalPool
         self.poolmanager.pool_classes_by_scheme = {"http": in_clear, "https": _EncryptedPool}
+
+
+def _load(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
+    try:
+        # Without a pass phrase of ours, OpenSSL would ask for one on the terminal and wait.
+        context.load_cert_chain(certificate.cert_file, certificate.key_file, password="")
+    except (OSError, ValueError):
+        raise ClientCertificateError from None
 
 
 class _LimitedReads(io.RawIOBase):
