@@ -101,6 +101,7 @@ def test_nothing_is_left_in_the_temporary_directory(directory: Path, monkeypatch
         os.kill(server.pid, 0)
 
 
+@pytest.mark.wide
 def test_a_given_directory_keeps_secrets_and_keys(directory: Path) -> None:
     """A secret is there after a restart, unsealed by the keys in a file of mode 0600, the only one that holds them."""
     server = EmbeddedOpenBao(directory)

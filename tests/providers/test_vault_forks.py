@@ -140,6 +140,7 @@ def test_a_fork_in_the_middle_of_a_request_disturbs_nobody(
         assert 0 == process.wait()
 
 
+@pytest.mark.wide
 def test_forks_at_any_moment_disturb_nobody(
     server: EmbeddedOpenBao,
     app_role: tuple[str, ...],
@@ -156,6 +157,7 @@ def test_forks_at_any_moment_disturb_nobody(
     assert f"parent {forking.digest(keys)}" == said[-1]
 
 
+@pytest.mark.wide
 def test_a_child_renews_the_keyring_that_a_thread_of_its_parent_was_renewing(
     server: EmbeddedOpenBao,
     connect: Callable[..., VaultKeyProvider],

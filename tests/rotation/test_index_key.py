@@ -111,6 +111,7 @@ def test_a_process_with_the_old_key_alone_still_finds(filled: Database, provider
     assert found.patient_id == "PT-0001"
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("write", ["add", "add_many", "update"])
 @pytest.mark.parametrize("keys", ["both keys", "the old key"])
 def test_what_is_unique_stays_so_in_the_midst(
@@ -146,6 +147,7 @@ def test_what_is_unique_stays_so_in_the_midst(
     assert not any(each.failed for each in verify(filled.engine, filled.keys))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("died", ["after the store", "in the midst", "before the end"])
 def test_an_interrupted_one_is_continued(
     filled: Database, provider: VaultKeyProvider, died: str, monkeypatch: pytest.MonkeyPatch

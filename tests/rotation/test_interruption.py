@@ -19,7 +19,9 @@ def state_of_all(trial: Trial) -> dict[str, Any]:
     return rows | {"revision": trial.provider.fetch().revision}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.wide), signal.SIGTERM], ids=lambda number: number.name
+)
 def test_a_signal_ends_the_run_after_the_batch_under_way(
     trial: Trial, environment: dict[str, str], start: Start, number: signal.Signals
 ) -> None:

@@ -52,6 +52,7 @@ def test_primary_keys_of_every_type(database: Database, key: str) -> None:
     rotated(database, Shape(key=columns, keys=keys))
 
 
+@pytest.mark.wide
 def test_kinds_of_every_type(database: Database) -> None:
     """Text, bytes and all that is written as text, in its extremes, and rows of nothing but NULL."""
     samples: dict[Kind, list[Any]] = {
@@ -75,6 +76,7 @@ def test_rows_without_any_encrypted_value(database: Database) -> None:
     assert report.rows == 2000
 
 
+@pytest.mark.wide
 def test_values_of_ten_megabytes(database: Database) -> None:
     """Values far outside of their row, compressible and not, stored in either way, are re-encrypted to the byte."""
     large: list[dict[str, Any]] = [
@@ -85,6 +87,7 @@ def test_values_of_ten_megabytes(database: Database) -> None:
     rotated(database, Shape(keys=[(1,), (2,)], rows=large, then=external))
 
 
+@pytest.mark.wide
 def test_names_that_must_be_quoted(database: Database) -> None:
     """Mixed case, blanks, quotes, colons and percent signs in the names of schemas, tables and columns."""
     with database.engine.begin() as connection:
@@ -253,6 +256,7 @@ STORABLE = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 """What PostgreSQL's text can hold."""
 
 
+@pytest.mark.wide
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

@@ -74,6 +74,7 @@ def test_a_setting_is_a_line(deployment: Deployment, name: str) -> None:
         assert lines_of(deployment)[name].remedy == f'ALTER ROLE "{app}" SET {name} = {SETTINGS[name]};'
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("do", "undo", "subject"),
     [

@@ -21,6 +21,8 @@ from tests.secrecy.surfaces import Surface, Trial, collected
 from tests.secrecy.values import Secrets
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 
+pytestmark = pytest.mark.wide
+
 CASES = [(surface, place) for surface in SURFACES for place in surface.places]
 
 TRACES = {
