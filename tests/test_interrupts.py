@@ -199,8 +199,11 @@ def at_words(mode: str) -> Iterator[Point]:
 
 
 @contextmanager
-def happening(proxy: Proxy, point: Point, interrupt: Callable[[], object], mode: str) -> Iterator[None]:
-    """Let something happen at a point, at the latest at the end of the block: else it would cut the next trial's connection."""
+def happening(proxy: Proxy, point: Point, interrupt: Callable[[], object], mode: str) -> Iterator[threading.Event]:
+    """Let something happen at a point, at the latest at the end of the block: else it would cut the next trial's connection.
+
+    What is given is set when it has happened.
+    """
     is_over = threading.Event()
 
     def happens() -> None:
@@ -214,7 +217,7 @@ def happening(proxy: Proxy, point: Point, interrupt: Callable[[], object], mode:
 
     point.happens = happens
     proxy.point = point
-    yield
+    yield is_over
     proxy.point = None
     if point.met:
         assert is_over.wait(60)
@@ -260,10 +263,20 @@ async def cancel_at(
 
         def interrupt(trial: Cancelled = trial, task: asyncio.Task[None] = task, point: Point = point) -> None:
             trial.where = place(point, places, task)
-            loop.call_soon_threadsafe(trial.cancel, task)
+            is_asked = threading.Event()
 
-        with happening(proxy, point, interrupt, mode):
+            def cancel() -> None:
+                trial.cancel(task)
+                is_asked.set()
+
+            loop.call_soon_threadsafe(cancel)
+            is_asked.wait(60)  # a cut that came first would end the task by an error of its own
+
+        with happening(proxy, point, interrupt, mode) as is_over:
             await asyncio.wait({task})
+            proxy.point = None
+            if point.met:
+                await asyncio.to_thread(is_over.wait, 60)  # which may wait for this loop
         await asyncio.to_thread(ledger.until_quiet)
         await asyncio.to_thread(trial.check, task, ledger)
         await require_whole_async(db)
