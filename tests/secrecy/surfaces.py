@@ -78,7 +78,7 @@ def collected(trial: Trial, place: str) -> Iterable[bytes]:
         # The server breaks long lines of trees, and each log has its own sign for that.
         return [log.replace(b"\n\t", b" ").replace(b"\n", b" ").replace(b"\\n", b" ")]
     if place in files:
-        return map(Path.read_bytes, files[place])
+        return map(_contents, files[place])
     if place == "pg_waldump":
         segments = sorted(files["WAL"])
         command = [str(server.binaries / place), "-p", str(segments[0].parent), segments[0].name, segments[-1].name]
@@ -89,6 +89,14 @@ def collected(trial: Trial, place: str) -> Iterable[bytes]:
         return [each.read_bytes() for each in trial.product.workplace.rglob("*") if each.is_file()]
     now = [server.asked(_QUERIES[place])] if place in _QUERIES else []
     return [*now, *server.watch.seen[place], *trial.printed.texts[place]]
+
+
+def _contents(file: Path) -> bytes:
+    """Return what is in a file; nothing if it is gone by now, as caches of the server may be that it makes anew."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _files(server: Server) -> dict[str, list[Path]]:
