@@ -36,6 +36,21 @@ json_option: Final = click.option(
 )
 
 
+_about = ""
+"""What every line on standard error is about now, in front of each. Threads print as well, so it is the process's."""
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Put a name before what the block prints to standard error: messages, progress and log records."""
+    global _about  # noqa: PLW0603  # there is one standard error
+    before, _about = _about, f"{name}: "
+    try:
+        yield
+    finally:
+        _about = before
+
+
 def say(line: str, *, err: bool = False, bold: bool = False, dim: bool = False) -> None:
     """Print one line, in which names and ids may hold anything: what cannot be seen is escaped, line breaks included.
 
@@ -45,7 +60,7 @@ def say(line: str, *, err: bool = False, bold: bool = False, dim: bool = False) 
         bold: Print it bold on a terminal.
         dim: Print it dim on a terminal.
     """
-    shown = escaped(line)
+    shown = escaped(_about + line if err else line)
     # Not click.echo, which writes past Rich: a progress bar on a terminal gives way only to what sys.stderr receives.
     stream = sys.stderr if err else sys.stdout
     if stream.isatty() and (bold or dim):
@@ -53,7 +68,7 @@ def say(line: str, *, err: bool = False, bold: bool = False, dim: bool = False) 
     stream.write(f"{shown}\n")
 
 
-def say_error(error: VoiceAssistDBError) -> None:
+def say_error(error: VoiceAssistDBError | str) -> None:
     """Print an error to standard error; one of several lines has them."""
     for line in f"error: {error}".split("\n"):
         say(line, err=True)
@@ -64,7 +79,7 @@ class VisibleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's text."""
-        return escaped(super().format(record), keep="\n")
+        return escaped(_about + super().format(record), keep="\n")
 
 
 def say_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -113,7 +128,7 @@ def _bar(what: str, unit: str) -> Iterator[Report]:
     )
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escaped(what), total=None, rate="…", note="")
+        task = bar.add_task(escaped(_about + what), total=None, rate="…", note="")
 
         def report(done: int, total: int | None, note: str = "", /) -> None:
             rate = f"{done / max(time.monotonic() - started, 1e-3):,.0f}"

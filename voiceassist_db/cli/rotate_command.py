@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from voiceassist_db.cli.attending import attended, say_skipped
+from voiceassist_db.cli.databases import Databases, Target, databases_option
 from voiceassist_db.cli.explaining import Command
-from voiceassist_db.cli.output import emit_json, json_option, progress, say, say_error
-from voiceassist_db.escaping import escaped_sql
+from voiceassist_db.cli.fleet import Result, deliver
+from voiceassist_db.cli.output import json_option, progress, say, say_error
+from voiceassist_db.cli.prospects import COMPLETE, Mode, Prospect, lacking, mode_of, survey
+from voiceassist_db.cli.rotation_words import show_index_report, show_leftovers, show_plan, show_report, show_retirement
+from voiceassist_db.cli.stopping import stopping
+from voiceassist_db.errors import NothingToDoError, RotationActiveError, RotationError, VoiceAssistDBError
 
 if TYPE_CHECKING:
-    from voiceassist_db.constraints import Gap
-    from voiceassist_db.rotation import IndexRotationReport, Plan, Progress, Retirement, RotationReport
+    from voiceassist_db.database import Database
+    from voiceassist_db.keys import KeyProvider
+    from voiceassist_db.rotation import IndexRotationReport, Pace, Progress, RotationReport
 
 TARGET_BATCH_S: Final = 0.5
 GRACE_DAYS: Final = 21
@@ -94,8 +99,10 @@ POOL_OVER_WORKERS: Final = 3
     help="With --retire: days since the end of the rotation that must have passed, by the server's clock, for the backups of that "
     "time.",
 )
+@databases_option
 @json_option
 def command(  # noqa: PLR0917  # click passes them by name
+    databases: Databases,
     dry_run: bool,
     resume_only: bool,
     tables: str | None,
@@ -112,12 +119,12 @@ def command(  # noqa: PLR0917  # click passes them by name
 
     Readers and writers go on meanwhile. An unfinished rotation is continued, whatever ended it. Ctrl-C and SIGTERM end it
     after the batches that are under way. The database is named by DATABASE_URL, the keys by VAULT_ADDR and its login.
+
+    Several databases on one secret are rotated to one new key, one after the other. A database that fails stops no other one: run
+    the same command again. The exit code is then the worst one of all, in the order 1, 6, 5, 3, 4, 0.
     """
     from voiceassist_db import config
-    from voiceassist_db.database import Database
-    from voiceassist_db.engine import create_engine
-    from voiceassist_db.errors import NothingToDoError, RotationActiveError
-    from voiceassist_db.rotation import Pace, RotationReport, plan, retire, rotate, rotate_index_key
+    from voiceassist_db.rotation import Pace
 
     pace = Pace(
         workers=workers,
@@ -125,51 +132,199 @@ def command(  # noqa: PLR0917  # click passes them by name
         max_rows_per_second=max_rows_per_second,
         max_replica_lag_s=max_replica_lag,
     )
-    names = tables.split(",") if tables else None
     _require_fitting(retires=retires, index_key=index_key, dry_run=dry_run, tables=tables, resume_only=resume_only)
-    engine = create_engine(config.database_url(), **config.engine_options(), pool_size=workers + POOL_OVER_WORKERS)
-    with Database(engine, config.key_provider()) as database, attended(engine):
+    asked = _Asked(
+        pace=pace,
+        tables=tables.split(",") if tables else None,
+        resume_only=resume_only,
+        index_key=index_key,
+        dry_run=dry_run,
+    )
+    targets, options = databases.targets(), config.engine_options()
+    places = _Places(options | {"pool_size": workers + POOL_OVER_WORKERS}, config.key_provider())
+    try:
+        if retires:
+            deliver(
+                targets,
+                lambda target: _or_nothing(lambda: _retired(places, target, grace_days)),
+                as_json=as_json,
+                code_of=_code_of,
+            )
+        elif not targets[0].name:
+            deliver(targets, lambda target: _or_nothing(lambda: _worked(places, target, asked)), as_json=as_json)
+        else:
+            _rotate_all(places, targets, asked, as_json=as_json)
+    except RotationActiveError as active:
+        say_error(active)
+        sys.exit(EXIT_ACTIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the options ask for, beside the databases."""
+
+    pace: Pace
+    tables: list[str] | None
+    resume_only: bool
+    index_key: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Opens databases, all with one key store."""
+
+    options: dict[str, Any]
+    provider: KeyProvider
+
+    @contextmanager
+    def opened(self, target: Target) -> Iterator[Database]:
+        from voiceassist_db.database import Database
+        from voiceassist_db.engine import create_engine
+
+        with Database(create_engine(target.url, **self.options), self.provider) as database, attended(database.engine):
+            yield database
+
+
+def _rotate_all(places: _Places, targets: Sequence[Target], asked: _Asked, *, as_json: bool) -> None:
+    """Rotate several databases to one new key: if one has not finished the last one, no key is made."""
+
+    def ask(target: Target) -> Prospect:
+        from voiceassist_db.rotation import next_action
+
+        with places.opened(target) as database:
+            return next_action(database.engine, database.keys)
+
+    with nullcontext(threading.Event()) if asked.dry_run else stopping() as stop:
+        prospects: dict[str, Prospect] = {}
+        mode = Mode.BEGIN
+        if asked.index_key:
+            mode = _index_mode(places.provider)
+        elif not asked.resume_only:
+            prospects = survey(targets, ask, is_stopping=stop.is_set)
+            mode = mode_of(prospects.values())
+        fleet = _Fleet(asked, mode, stop, prospects)
+        deliver(targets, lambda target: fleet.work(places, target), as_json=as_json, code_of=_code_of)
+
+
+def _index_mode(provider: KeyProvider) -> Mode:
+    """Return what a rotation of the index key does: the secret alone tells whether one is unfinished."""
+    try:
+        return Mode.FINISH if provider.fetch().previous_index_key is not None else Mode.BEGIN
+    except VoiceAssistDBError:
+        return Mode.BEGIN  # every database will tell why
+
+
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """A rotation of several databases.
+
+    Attributes:
+        asked: What the options ask for.
+        mode: What all may do.
+        stop: When it is set, no further database is begun.
+        prospects: What each would do.
+    """
+
+    asked: _Asked
+    mode: Mode
+    stop: threading.Event
+    prospects: dict[str, Prospect] = field(default_factory=dict)
+
+    def work(self, places: _Places, target: Target) -> Result:
+        """Rotate one of them, unless that is known to fail."""
+        prospect = self.prospects.get(target.name)
+        if isinstance(prospect, VoiceAssistDBError):
+            raise prospect
+        if self.stop.is_set():
+            return _not_begun()
+        if self.mode is Mode.BEGIN:
+            return _or_nothing(lambda: _worked(places, target, self.asked, self.stop))
         try:
-            say_skipped(engine)
-            if retires:
-                _show_retirement(retire(engine, database.keys, grace_days=grace_days), as_json=as_json)
-                return
-            if dry_run:
-                _show_plan(
-                    plan(engine, database.keys, tables=names, pace=pace, resume_only=resume_only), as_json=as_json
+            return _worked(places, target, dataclasses.replace(self.asked, resume_only=True), self.stop)
+        except NothingToDoError:
+            pass
+        if self.mode is Mode.HOLD:
+            raise RotationError(
+                f"no new key was made, because {', '.join(lacking(self.prospects))} needs a key that the secret does not hold: follow its "
+                "message first, or leave it out"
+            )
+        return _nothing(COMPLETE)
+
+
+def _not_begun() -> Result:
+    told = "not begun, because the command was interrupted: run it again"
+    return Result({"not_begun": told}, lambda: say(told), EXIT_INTERRUPTED)
+
+
+def _nothing(told: str) -> Result:
+    return Result({"nothing_to_do": told}, lambda: say(told))
+
+
+def _or_nothing(work: Callable[[], Result]) -> Result:
+    try:
+        return work()
+    except NothingToDoError as nothing:
+        return _nothing(str(nothing))
+
+
+def _retired(places: _Places, target: Target, grace_days: float) -> Result:
+    from voiceassist_db.rotation import retire
+
+    with places.opened(target) as database:
+        say_skipped(database.engine)
+        done = retire(database.engine, database.keys, grace_days=grace_days)
+    return Result(dataclasses.asdict(done), lambda: show_retirement(done))
+
+
+def _worked(places: _Places, target: Target, asked: _Asked, stop: threading.Event | None = None) -> Result:
+    """Rotate one database, or show the plan for it.
+
+    Args:
+        places: Opens it.
+        target: The database.
+        asked: What the options ask for.
+        stop: When it is set, the run ends; None: a signal ends it.
+
+    Raises:
+        NothingToDoError: There is nothing to do.
+    """
+    from voiceassist_db.rotation import plan, rotate, rotate_index_key
+
+    with places.opened(target) as database:
+        engine, keys = database.engine, database.keys
+        say_skipped(engine)
+        if asked.dry_run:
+            would = plan(engine, keys, tables=asked.tables, pace=asked.pace, resume_only=asked.resume_only)
+            return Result(dataclasses.asdict(would), lambda: show_plan(would))
+        if stop is not None and stop.is_set():
+            return _not_begun()
+        with nullcontext(stop) if stop is not None else stopping() as ending, _showing() as show:
+            if asked.index_key:
+                renewed = rotate_index_key(
+                    engine, keys, pace=asked.pace, resume_only=asked.resume_only, stop=ending, on_progress=show
                 )
-                return
-            with _stopping() as stop, _showing() as show:
-                report: RotationReport | IndexRotationReport
-                if index_key:
-                    report = rotate_index_key(
-                        engine, database.keys, pace=pace, resume_only=resume_only, stop=stop, on_progress=show
-                    )
-                else:
-                    report = rotate(
-                        engine,
-                        database.keys,
-                        pace=pace,
-                        tables=names,
-                        resume_only=resume_only,
-                        stop=stop,
-                        on_progress=show,
-                    )
-        except NothingToDoError as nothing:
-            if as_json:
-                emit_json({"nothing_to_do": str(nothing)})
-            else:
-                say(str(nothing))
-            return
-        except RotationActiveError as active:
-            say_error(active)
-            sys.exit(EXIT_ACTIVE)
-    if as_json:
-        emit_json(dataclasses.asdict(report) | {"rows_per_second": round(report.rows_per_second, 1)})
-    else:
-        _show_report(report) if isinstance(report, RotationReport) else _show_index_report(report)
-        _show_leftovers(report)
-    sys.exit(exit_code(report))
+                return _reported(renewed, lambda: show_index_report(renewed))
+            rotated = rotate(
+                engine,
+                keys,
+                pace=asked.pace,
+                tables=asked.tables,
+                resume_only=asked.resume_only,
+                stop=ending,
+                on_progress=show,
+            )
+            return _reported(rotated, lambda: show_report(rotated))
+
+
+def _reported(report: RotationReport | IndexRotationReport, show_result: Callable[[], None]) -> Result:
+    def show() -> None:
+        show_result()
+        show_leftovers(report)
+
+    return Result(
+        dataclasses.asdict(report) | {"rows_per_second": round(report.rows_per_second, 1)}, show, exit_code(report)
+    )
 
 
 def _require_fitting(*, retires: bool, index_key: bool, dry_run: bool, tables: str | None, resume_only: bool) -> None:
@@ -178,6 +333,10 @@ def _require_fitting(*, retires: bool, index_key: bool, dry_run: bool, tables: s
         raise click.UsageError("--retire goes with --grace-days and --json only")
     if index_key and (dry_run or tables):
         raise click.UsageError("--index-key rotates all tables at once, and has no --dry-run")
+
+
+def _code_of(error: VoiceAssistDBError) -> int:
+    return EXIT_ACTIVE if isinstance(error, RotationActiveError) else EXIT_REFUSED
 
 
 def exit_code(report: RotationReport | IndexRotationReport) -> int:
@@ -190,86 +349,6 @@ def exit_code(report: RotationReport | IndexRotationReport) -> int:
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one ends the process as it would any other."""
-    stop = threading.Event()
-    before: dict[int, Any] = {}
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        say("stopping after the batches that are under way; once more to stop at once", err=True)
-
-    number: int
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-@contextmanager
 def _showing() -> Iterator[Callable[[Progress], None]]:
     with progress("rotating") as report:
         yield lambda now: report(now.rows, now.total, ": ".join(part for part in (now.phase, now.note) if part))
-
-
-def _show_retirement(done: Retirement, *, as_json: bool) -> None:
-    if as_json:
-        emit_json(dataclasses.asdict(done))
-        return
-    say(
-        f"key version {done.version} is retired: {', '.join(done.tables)} accept key version {done.floor} and later only, and "
-        "the key store no longer holds it"
-    )
-
-
-def _show_plan(would: Plan, *, as_json: bool) -> None:
-    if as_json:
-        emit_json(dataclasses.asdict(would))
-        return
-    does = "go on with" if would.unfinished else "begin"
-    say(f"would {does} the rotation from key version {would.from_version} to {would.to_version}:")
-    for table, rows in would.rows.items():
-        say(f"  {table}: {rows:,} rows to re-encrypt, {would.bytes[table] / (1 << 20):,.0f} MiB with indexes")
-    _show_gaps(would.gaps)
-    say("nothing was changed")
-
-
-def _show_gaps(gaps: Sequence[Gap]) -> None:
-    for gap in gaps:
-        say(f"{gap.table}: {gap.problem}. To add it: {escaped_sql('; '.join(gap.statements))};")
-
-
-def _show_report(report: RotationReport) -> None:
-    verified = "verified" if report.verified else "NOT VERIFIED"
-    hot = "" if report.hot_ratio is None else f", HOT {report.hot_ratio:.0%}"
-    say(
-        f"key version {report.from_version} → {report.to_version}: {report.rows:,} rows in {report.seconds:.1f} s "
-        f"({report.rows_per_second:,.0f}/s), {report.remaining:,} remaining, {verified}; tables x{report.table_growth:.2f}, "
-        f"indexes x{report.index_growth:.2f}{hot}"
-    )
-    if report.open_writers:
-        say(f"{report.open_writers} transactions of others may still add rows under the old key: run this again")
-    _show_gaps(report.gaps)
-
-
-def _show_index_report(report: IndexRotationReport) -> None:
-    say(
-        f"blind-index key: {report.rows:,} rows in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s), "
-        f"{report.remaining:,} remaining"
-    )
-
-
-def _show_leftovers(report: RotationReport | IndexRotationReport) -> None:
-    for each in report.waits_for:
-        say(f"waited in vain for {each}")
-    for reason, rows in report.reasons.items():
-        say(f"{rows:,} rows {reason}")
-    if report.quarantined:
-        say("these rows are as they were: key_rotation_failures names them. Then run this again")
-    if report.interrupted:
-        say("interrupted: run this again to go on")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from voiceassist_db.cli.attending import attended
+from voiceassist_db.cli.databases import Databases, Target, databases_option
 from voiceassist_db.cli.explaining import Command
-from voiceassist_db.cli.output import emit_json, json_option, say
+from voiceassist_db.cli.fleet import Result, deliver
+from voiceassist_db.cli.output import json_option, say
 from voiceassist_db.escaping import escaped_sql
 
 if TYPE_CHECKING:
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
 MAX_AGE_DAYS = 30
 
 
-@click.command("status", cls=Command)
+@click.command(
+    "status",
+    cls=Command,
+    exit_codes={0: "shown", 1: "a database could not be asked, and why", 2: "wrong usage"},
+)
 @click.option(
     "--max-age-days",
     type=click.IntRange(min=1),
@@ -26,24 +32,26 @@ MAX_AGE_DAYS = 30
     show_default=True,
     help="Age of the current key from which it is reported as overdue for rotation.",
 )
+@databases_option
 @json_option
-def command(max_age_days: int, as_json: bool) -> None:
+def command(databases: Databases, max_age_days: int, as_json: bool) -> None:
     """Show key versions, rows per version and table, and rotations. Needs the database only, no key."""
+    deliver(databases.targets(), lambda target: _read(target, max_age_days), as_json=as_json)
+
+
+def _read(target: Target, max_age_days: int) -> Result:
     from voiceassist_db import config
     from voiceassist_db.engine import create_engine
     from voiceassist_db.execution import translated
     from voiceassist_db.status import read_status
 
-    engine = create_engine(config.database_url(), **config.engine_options())
+    engine = create_engine(target.url, **config.engine_options())
     try:
         with attended(engine), translated(), engine.connect() as connection:
             status = read_status(connection, max_age_days=max_age_days)
     finally:
         engine.dispose()
-    if as_json:
-        emit_json(as_dict(status))
-    else:
-        _show(status, max_age_days)
+    return Result(as_dict(status), lambda: _show(status, max_age_days))
 
 
 def as_dict(status: Status) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from voiceassist_db.rotation.index_key import IndexRotationReport, rotate_index_key
 from voiceassist_db.rotation.report import OnProgress, Pace, Plan, Progress, RotationReport
 from voiceassist_db.rotation.retirement import Retirement, retire
-from voiceassist_db.rotation.run import plan, rotate
+from voiceassist_db.rotation.run import next_action, plan, rotate
 
 __all__ = [
     "IndexRotationReport",
@@ -13,6 +13,7 @@ __all__ = [
     "Progress",
     "Retirement",
     "RotationReport",
+    "next_action",
     "plan",
     "retire",
     "rotate",

@@ -96,6 +96,20 @@ def plan(
         )
 
 
+def next_action(engine: Engine, keys: KeyringSource) -> Action | Refusal:
+    """Return what a rotation would do first, or that it would be refused; counts nothing more, and changes nothing.
+
+    Args:
+        engine: An engine whose connections may receive keys.
+        keys: The keys.
+    """
+    with translated(), engine.connect() as connection:
+        require_local_tables(connection)
+        tables = encrypted_tables(connection)
+        require_all_rows(connection, tables)
+        return decide(observe(connection, fetched(keys.provider), tables), Command.ROTATE)
+
+
 def rotate(
     engine: Engine,
     keys: KeyringSource,
