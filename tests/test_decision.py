@@ -31,6 +31,8 @@ class Small(NamedTuple):
     floor: int
     runs: frozenset[Run]
     is_grace_over: bool
+    is_stranger: bool = False
+    others_wait: bool = False
 
 
 def registries(most: int) -> Iterator[tuple[tuple[int, bool], ...]]:
@@ -63,7 +65,12 @@ def space(most: int) -> Iterator[Small]:
         newest = max((*under, *(version for version, _ in registry)), default=0)
         floors = {0, min(newest + 1, most)}
         for floor, runs in itertools.product(floors, journals(secret, most)):
-            yield Small(secret, registry, under, floor, runs, is_grace_over=False)
+            small = Small(secret, registry, under, floor, runs, is_grace_over=False)
+            yield small
+            if secret and not (registry and runs):
+                yield small._replace(is_stranger=True)
+            if len(secret) > 1:
+                yield small._replace(others_wait=True)
 
 
 class Simulation:
@@ -97,7 +104,13 @@ class Simulation:
             assert (found.remedy == Remedy.RESTORE) == bool(found.needs), (small, command, found)
             assert len(found.needs) <= 2, (small, command, found)
             assert found.remedy != Remedy.RESTORE or not found.needs <= set(small.secret), (small, command, found)
-            assert command != Command.INIT_KEYS or found.remedy == Remedy.RESTORE
+            assert command != Command.INIT_KEYS or found.remedy in {Remedy.RESTORE, Remedy.JOIN}
+            assert command != Command.JOIN or found.remedy == Remedy.RESTORE
+            assert found.remedy != Remedy.JOIN or (small.is_stranger and not small.registry)
+            if found.remedy == Remedy.OTHERS:
+                assert small.others_wait
+                assert "clinic_b" in found.happened
+                assert dict(small.registry).get(small.secret[-1]), "this database itself may need the key"
             return found
         lost = set(small.rows) - set(small.secret)
         if found.step in {Step.BEGIN, Step.CREATE, Step.RETIRE, Step.FORGET}:
@@ -117,6 +130,12 @@ class Simulation:
             assert not set(small.rows) - {found.to_version}, (small, command, found)
             assert found.step == Step.FORGET or small.is_grace_over
             assert (found.step == Step.FORGET) == dict(small.registry).get(found.from_version, False)
+        assert command == Command.JOIN or not small.is_stranger or small.registry, (
+            "it shares keys unasked",
+            small,
+            command,
+            found,
+        )
         known = dict(small.registry)
         if found.step == Step.REGISTER:
             assert max((*known, *small.rows, small.floor)) in {0, *small.secret}, (small, command, found)
@@ -140,6 +159,7 @@ class Simulation:
             Command.RESUME: {Step.CONTINUE, Step.NOTHING},
             Command.RETIRE: {Step.RETIRE, Step.FORGET, Step.NOTHING},
             Command.INIT_KEYS: {Step.CREATE, Step.REGISTER},
+            Command.JOIN: {Step.CREATE, Step.REGISTER},
         }
         assert found.step in allowed[command]
         assert Run("index", 1, 2) not in found.supersedes
@@ -154,6 +174,8 @@ class Simulation:
                 floor=small.floor,
                 open_runs=small.runs,
                 is_grace_over=small.is_grace_over,
+                used_by=("clinic_a",) if small.is_stranger else (),
+                needed_by=("clinic_b",) if small.others_wait else (),
             )
             self._last = small, state
         return self._last[1]
@@ -184,11 +206,12 @@ class Simulation:
             runs -= {Run("retirement", old, new)}
             assert not {each for each in runs if each.kind != "index"}, (small, action)
             floor = max(small.floor, new)
-            return small._replace(secret=(new,), registry=tuple(sorted(registry.items())), floor=floor, runs=runs)
+            kept = (new, old) if small.others_wait else (new,)
+            return small._replace(secret=kept, registry=tuple(sorted(registry.items())), floor=floor, runs=runs)
         if action.step in {Step.CREATE, Step.REGISTER}:
             secret = small.secret or (1,)
             registry = dict.fromkeys(secret, False) | registry
-            return small._replace(secret=secret, registry=tuple(sorted(registry.items())), runs=runs)
+            return small._replace(secret=secret, registry=tuple(sorted(registry.items())), runs=runs, is_stranger=False)
         newest, *older = small.secret
         stays = {Run("retirement", older[0], newest)} if older else {Run("encryption", newest, newest + 1)}
         assert not {each for each in runs if each.kind != "index"} - stays, ("open for ever", small, action)
@@ -220,8 +243,13 @@ class Simulation:
             history = [each for each in self._histories if refusal.needs <= set(each)]
             assert history, ("no secret can hold what is needed", small, refusal)
             for each in history:
-                more = self.remedies(small._replace(secret=each), command)
+                waits = small.others_wait and len(each) > 1
+                more = self.remedies(small._replace(secret=each, others_wait=waits), command)
                 yield more[0] + 1, more[1] + 1
+            return
+        if refusal.remedy == Remedy.OTHERS:  # the last of them removes the key
+            more = self.remedies(small._replace(secret=small.secret[:1], others_wait=False), command)
+            yield more[0] + 1, more[1]
             return
         if refusal.remedy == Remedy.WAIT:
             yield self.remedies(small._replace(is_grace_over=True), command)  # nothing is done in a wait
@@ -230,6 +258,7 @@ class Simulation:
             Remedy.ROTATE: Command.ROTATE,
             Remedy.RETIRE: Command.RETIRE,
             Remedy.INIT_KEYS: Command.INIT_KEYS,
+            Remedy.JOIN: Command.JOIN,
         }[refusal.remedy]
         acted = self.decided(small, other)
         if isinstance(acted, self.rules.Refusal):  # only the grace period can be in the way
@@ -281,17 +310,34 @@ def test_every_state_leads_to_an_end() -> None:
 @pytest.mark.parametrize("has_previous", [True, False])
 @pytest.mark.parametrize("is_registered", [True, False])
 @pytest.mark.parametrize("is_open", [True, False])
-def test_the_index_key(has_key: bool, has_previous: bool, is_registered: bool, is_open: bool) -> None:
-    """Resuming creates no key, and the run that is continued is that of the two keys in the secret."""
+@pytest.mark.parametrize("is_previous_retired", [True, False])
+@pytest.mark.parametrize("others", [(), ("clinic_b", "clinic_c")])
+def test_the_index_key(  # pytest passes them by name
+    has_key: bool,
+    has_previous: bool,
+    is_registered: bool,
+    is_open: bool,
+    is_previous_retired: bool,
+    others: tuple[str, ...],
+) -> None:
+    """Resuming creates no key, the run that is continued is that of the two keys in the secret, and others are waited for."""
     runs = frozenset({Run("index", 1, 2), Run("index", 2, 3), Run("encryption", 1, 2)} if is_open else set())
-    state = IndexState(has_key, has_previous, is_registered, 2, runs)
+    state = IndexState(has_key, has_previous, is_registered, 2, runs, is_previous_retired, others)
     for resume_only in (True, False):
         found = decide_index(state, resume_only=resume_only)
         if not has_key:
             assert isinstance(found, Refusal)
             assert (found.remedy, "init-keys" in found.happened) == (Remedy.INIT_KEYS, True)
             continue
+        is_done = has_previous and is_previous_retired and bool(others)
+        if is_done and not resume_only:
+            assert isinstance(found, Refusal)
+            assert (found.remedy, "clinic_b and clinic_c" in found.happened) == (Remedy.OTHERS, True)
+            continue
         assert isinstance(found, Action)
+        if is_done:
+            assert found.step == Step.NOTHING
+            continue
         assert found.step == (Step.CONTINUE if has_previous else Step.NOTHING if resume_only else Step.BEGIN)
         assert found.to_version == (2 if has_previous and is_registered else 3)
         stays = Run("index", found.from_version, found.to_version)
@@ -338,6 +384,20 @@ MUTANTS = {
     "init-keys accepts any secret": (
         "    if refusal := _restore_if_unusable(state):\n        return refusal\n    return Action(Step.REGISTER",
         "    return Action(Step.REGISTER",
+    ),
+    "keys are shared unasked": ("    if not joins and _is_stranger(state):", "    if False:"),
+    "keys that are shared are refused again": (
+        "return bool(state.used_by) and not state.registry",
+        "return bool(state.used_by)",
+    ),
+    "sharing is not asked for": ("    if state.secret is not None and _is_stranger(state):", "    if False:"),
+    "others are not waited for": (
+        "if old is not None and state.registry.get(old, False) and state.needed_by:",
+        "if False:",
+    ),
+    "others are waited for first": (
+        "if old is not None and state.registry.get(old, False) and state.needed_by:",
+        "if old is not None and state.needed_by:",
     ),
     "init-keys is not asked for": (
         "    if state.secret is None or not state.registry:",

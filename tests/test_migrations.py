@@ -33,6 +33,7 @@ OURS = {
     "clinical_notes",
     "encryption_keys",
     "index_keys",
+    "database_identity",
     "key_rotation_failures",
     "key_rotations",
     "patient_data",
@@ -378,10 +379,10 @@ def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> No
         thread.join()
     assert len(outputs) == 3
     if kind == "processes":
-        assert sum(output.count("Running upgrade") for output in outputs) == 4
+        assert sum(output.count("Running upgrade") for output in outputs) == 5
     engine = create_engine(empty_url)
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0004"]
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0005"]
         assert tables(connection) == OURS
     engine.dispose()
 
@@ -483,7 +484,7 @@ def test_the_printed_sql_makes_the_same_schema(
             downgrade(migrated)
         assert dump(printed) == dump(migrated)
         if direction == "upgrade":
-            assert printed.scalar(text("SELECT version_num FROM alembic_version")) == "0004"
+            assert printed.scalar(text("SELECT version_num FROM alembic_version")) == "0005"
     for engine in engines:
         engine.dispose()
 

@@ -20,6 +20,7 @@ class Command(StrEnum):
     RESUME = "resume"
     RETIRE = "retire"
     INIT_KEYS = "init-keys"
+    JOIN = "init-keys --join"
 
 
 class Step(StrEnum):
@@ -35,7 +36,7 @@ class Step(StrEnum):
     """Close the previous version in the tables and in the registry, and remove its key from the secret."""
 
     FORGET = "forget"
-    """Only remove the previous key from the secret: the rest of its retirement is done."""
+    """Only remove the previous key from the secret, unless other databases may need it: the rest of its retirement is done."""
 
     CREATE = "create"
     """Create the first key, and register it."""
@@ -57,6 +58,8 @@ class Remedy(StrEnum):
     RETIRE = "retire"
     WAIT = "wait"
     INIT_KEYS = "init-keys"
+    JOIN = "init-keys --join"
+    OTHERS = "retire in the other databases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class State:
         floor: The oldest key version that the tables accept; 0 where they accept all.
         open_runs: The unfinished runs.
         is_grace_over: Whether the previous version may be retired by now.
+        used_by: Names of other databases that the secret lists, where it does not list this one.
+        needed_by: Names of other databases that the secret lists and that may need its previous version.
     """
 
     secret: Secret | None
@@ -100,6 +105,8 @@ class State:
     floor: int = 0
     open_runs: frozenset[Run] = frozenset()
     is_grace_over: bool = True
+    used_by: tuple[str, ...] = ()
+    needed_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +149,8 @@ NO_PREVIOUS: Final = "the key store holds one key version only: there is nothing
 
 def decide(state: State, command: Command) -> Action | Refusal:
     """Return what a command does next, or why it refuses and what to do about that."""
-    if command is Command.INIT_KEYS:
-        return _initialise(state)
+    if command in {Command.INIT_KEYS, Command.JOIN}:
+        return _initialise(state, joins=command is Command.JOIN)
     if refusal := _unusable(state):
         return refusal
     assert state.secret is not None  # which would be a refusal
@@ -160,6 +167,8 @@ def _rotate(state: State, secret: Secret, *, resume_only: bool) -> Action | Refu
         return refusal
     if resume_only:
         return Action(Step.NOTHING, supersedes=_superseded(state, secret))
+    if old is not None and state.registry.get(old, False) and state.needed_by:
+        return _needed_by_others(f"key version {old}", state.needed_by, "`rotate_keys.py --retire`")
     if old is not None:
         return Refusal(
             Remedy.RETIRE,
@@ -184,20 +193,56 @@ def _retire(state: State, secret: Secret) -> Action | Refusal:
     return Action(Step.RETIRE, old, new, _superseded(state, secret))
 
 
-def _initialise(state: State) -> Action | Refusal:
+def _initialise(state: State, *, joins: bool) -> Action | Refusal:
     if state.secret is None:
         if state.registry or state.rows or state.floor:
             return _restore(state)
         return Action(Step.CREATE, to_version=1)
     if refusal := _restore_if_unusable(state):
         return refusal
+    if not joins and _is_stranger(state):
+        return _joining(state)
     return Action(Step.REGISTER, to_version=state.secret.current)
+
+
+def _is_stranger(state: State) -> bool:
+    """Say whether this database would begin to share the secret of others. One that has registered its keys does share it."""
+    return bool(state.used_by) and not state.registry
+
+
+def _joining(state: State) -> Refusal:
+    return Refusal(
+        Remedy.JOIN,
+        f"the keys are those of {_listed(state.used_by)}, and no key is registered in this database. Give it a secret of its own "
+        "(VOICEASSIST_DB_VAULT_PATH), as staging and production must have. If the databases shall share their keys, and rotate them "
+        "together, run `voiceassist-db init-keys --join`. Nothing was changed.",
+    )
+
+
+def _needed_by_others(what: str, names: tuple[str, ...], command: str) -> Refusal:
+    return Refusal(Remedy.OTHERS, f"{what} {waiting_for(names, command)}")
+
+
+def waiting_for(names: tuple[str, ...], command: str) -> str:
+    """Return the words that say for whom a key stays in the key store, and what to do there."""
+    there = "there" if len(names) == 1 else "in each"
+    return (
+        f"stays in the key store for {_listed(names)}: run {command} {there}. If a database no longer exists, remove it by "
+        "`voiceassist-db init-keys --forget DATABASE`."
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _unusable(state: State) -> Refusal | None:
     """Refuse a secret that cannot be used for this database at all."""
     if refusal := _restore_if_unusable(state):
         return refusal
+    if state.secret is not None and _is_stranger(state):
+        return _joining(state)
     if state.secret is None or not state.registry:
         what = "there is no key" if state.secret is None else f"key version {state.secret.current} is not registered"
         return Refusal(Remedy.INIT_KEYS, f"{what} in this database: run `voiceassist-db init-keys` once")
@@ -304,6 +349,8 @@ class IndexState:
         is_registered: Whether the database knows the current one.
         registered: How many index keys the database has had.
         open_runs: The unfinished runs of every kind.
+        is_previous_retired: Whether no token of this database is of the key before it any more.
+        needed_by: Names of other databases that the secret lists and that may need the key before it.
     """
 
     has_key: bool
@@ -311,6 +358,8 @@ class IndexState:
     is_registered: bool
     registered: int
     open_runs: frozenset[Run] = frozenset()
+    is_previous_retired: bool = False
+    needed_by: tuple[str, ...] = ()
 
 
 def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
@@ -319,6 +368,10 @@ def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
         return Refusal(
             Remedy.INIT_KEYS, "the key store holds no index_key: run `voiceassist-db init-keys`, which adds it"
         )
+    if state.has_previous and state.is_previous_retired and state.needed_by:
+        if resume_only:
+            return _of_index(Step.NOTHING, state.registered, state)
+        return _needed_by_others("the blind-index key before this one", state.needed_by, "`rotate_keys.py --index-key`")
     if state.has_previous:
         newest = state.registered if state.is_registered else state.registered + 1
         return _of_index(Step.CONTINUE, newest, state)

@@ -117,6 +117,8 @@ class KeySet:
         index_key: Root of the blind indexes' keys; None in a secret that was made without one.
         previous_index_key: The one before it, during its rotation.
         revision: What the store compares in check-and-set; 0 where it has no such number.
+        databases: The databases that use these keys, as ``keyring.members`` reads it; empty while nobody has said so, and None in a
+            store that keeps no such list.
     """
 
     version: int
@@ -126,6 +128,7 @@ class KeySet:
     index_key: Key | None = None
     previous_index_key: Key | None = None
     revision: int = 0
+    databases: str | None = None
 
     def __post_init__(self) -> None:
         if self.version < 1:

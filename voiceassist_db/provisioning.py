@@ -18,6 +18,7 @@ from voiceassist_db.errors import ConfigurationError, ProvisioningError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
 from voiceassist_db.models import (
+    DatabaseIdentityRow,
     EncryptedTable,
     EncryptionKeyRow,
     IndexKeyRow,
@@ -33,7 +34,7 @@ _NEWER_SETTINGS: Final = {"auto_explain.log_parameter_max_length": 16}
 _DATES: Final = ("created_at", "updated_at")
 _MIGRATIONS: Final = Table("alembic_version", MetaData())
 _REGISTRY: Final = tuple(
-    table_of(row) for row in (EncryptionKeyRow, IndexKeyRow, KeyRotationRow, KeyRotationFailureRow)
+    table_of(row) for row in (EncryptionKeyRow, IndexKeyRow, KeyRotationRow, KeyRotationFailureRow, DatabaseIdentityRow)
 )
 
 
@@ -297,7 +298,7 @@ class _Plan:
             yield f"GRANT CREATE ON SCHEMA {schema} TO {self._owner}"
 
     def _registry(self, names: dict[str, str]) -> Iterator[str]:
-        keys, index_keys, _, failures = (table.name for table in _REGISTRY)
+        keys, index_keys, _, failures, _ = (table.name for table in _REGISTRY)
         for table, name in names.items():
             yield from self._owned(name)
             if table == _MIGRATIONS.name:

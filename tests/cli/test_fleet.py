@@ -60,7 +60,7 @@ class Clinic:
     def join(self, *, first: bool) -> None:
         """Make or register the keys of the secret."""
         with self.engine.begin() as connection:
-            initialise_keys(self.provider, connection)
+            initialise_keys(self.provider, connection, join=True)
 
     def versions(self) -> dict[int, int]:
         """Return how many patients there are under each key version."""

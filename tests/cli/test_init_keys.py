@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import hvac
 import pytest
@@ -15,7 +16,7 @@ from tests.conftest import VaultServer, plain
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 
-CONTRACT = {"created", "registered", "version", "scheme"}
+CONTRACT = {"created", "registered", "version", "scheme", "database", "databases"}
 
 
 @pytest.fixture
@@ -31,6 +32,12 @@ def raw(vault: VaultServer, vault_path: str) -> Callable[..., dict[str, str]]:
         return dict(answer["data"]["data"])
 
     return access
+
+
+def keys_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what an answer says of keys, having asserted that it says of databases that this one is the only one."""
+    assert list(answer["databases"]) == [answer["database"]]
+    return {name: value for name, value in answer.items() if not name.startswith("database")}
 
 
 def registered(engine: Engine) -> list[tuple[int, str, str]]:
@@ -60,13 +67,13 @@ def test_first_use_creates_and_registers_and_the_next_changes_nothing(
     """Two keys in Vault, version 1 in the database; repeated, it says that all was there."""
     first = run("init-keys", "--json", env=fresh_environment)
     assert (first.code, first.stderr) == (0, "")
-    assert first.json == {"created": ["key", "index_key"], "registered": [1], "version": 1, "scheme": "bound"}
+    assert keys_of(first.json) == {"created": ["key", "index_key"], "registered": [1], "version": 1, "scheme": "bound"}
     stored = raw()
     assert {"key", "key_version", "index_key"} <= set(stored)
     assert registered(engine) == [(1, "bound", "current")]
     assert not [value for value in (stored["key"], stored["index_key"]) if value in first.stdout]
     again = run("init-keys", "--json", env=fresh_environment)
-    assert again.json == {"created": [], "registered": [], "version": 1, "scheme": "bound"}
+    assert keys_of(again.json) == {"created": [], "registered": [], "version": 1, "scheme": "bound"}
     assert set(again.json) == CONTRACT
     assert raw() == stored
     assert registered(engine) == [(1, "bound", "current")]
@@ -88,7 +95,7 @@ def test_the_guides_own_secret_is_completed(
     given = {"key": key(), "redis_password": "hunter2 ÄÖ", "postgres_password": ""}
     raw(**given)
     done = run("init-keys", "--json", env=fresh_environment)
-    assert done.json == {"created": ["index_key"], "registered": [1], "version": 1, "scheme": "bound"}
+    assert keys_of(done.json) == {"created": ["index_key"], "registered": [1], "version": 1, "scheme": "bound"}
     stored = raw()
     assert {name: stored[name] for name in given} == given
     assert len(base64.b64decode(stored["index_key"])) == 32

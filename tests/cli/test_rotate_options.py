@@ -35,7 +35,7 @@ def test_a_month_goes_by(run: Run, filled: dict[str, str], provider: VaultKeyPro
     retired = run("--retire", "--grace-days", "0", "--json", env=filled, command=rotate_command)
     assert (retired.code, retired.json) == (
         0,
-        {"version": 1, "floor": 2, "tables": ["clinical_notes", "patient_data"]},
+        {"version": 1, "floor": 2, "tables": ["clinical_notes", "patient_data"], "removed": True, "needed_by": []},
     )
     nothing = run("--retire", env=filled, command=rotate_command)
     assert nothing.code == 0

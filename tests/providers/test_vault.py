@@ -81,7 +81,7 @@ def test_a_secret_with_only_a_key_is_version_1(
 ) -> None:
     """``vault kv put … key=@file`` leaves a newline, which does not become part of the key, and no other field."""
     put(admin, path, {"key": text(keys.key) + ending})
-    assert KeySet(version=1, key=keys.key, revision=1) == connect().fetch()
+    assert KeySet(version=1, key=keys.key, revision=1, databases="") == connect().fetch()
 
 
 @pytest.mark.parametrize("form", [int, str, lambda number: f" {number}\n"], ids=["int", "str", "padded"])

@@ -14,7 +14,14 @@ SLOWLY = ("--max-rows-per-second", "1500", "--json")
 
 def state_of_all(trial: Trial) -> dict[str, Any]:
     """Return what a run could change: the secret's revision, and every row of every table, with who wrote it last."""
-    tables = ("patient_data", "encryption_keys", "index_keys", "key_rotations", "key_rotation_failures")
+    tables = (
+        "patient_data",
+        "database_identity",
+        "encryption_keys",
+        "index_keys",
+        "key_rotations",
+        "key_rotation_failures",
+    )
     rows = {table: sorted(map(repr, trial.ask(f"SELECT xmin::text, * FROM {table}"))) for table in tables}
     return rows | {"revision": trial.provider.fetch().revision}
 

@@ -16,7 +16,7 @@ from voiceassist_db.rotation import retire, rotate, rotate_index_key
 GRANTS = """
     GRANT USAGE ON SCHEMA pgcrypto TO {role};
     GRANT SELECT, UPDATE ON patient_data, clinical_notes TO {role};
-    GRANT SELECT, INSERT, UPDATE, DELETE ON encryption_keys, index_keys, key_rotations, key_rotation_failures TO {role}
+    GRANT SELECT, INSERT, UPDATE, DELETE ON database_identity, encryption_keys, index_keys, key_rotations, key_rotation_failures TO {role}
 """
 
 

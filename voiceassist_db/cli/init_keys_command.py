@@ -12,8 +12,9 @@ from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
+    from voiceassist_db.keys import KeyProvider
     from voiceassist_db.weak_values import WeakValues
 
 SCHEMES = ("bound", "direct")
@@ -26,33 +27,53 @@ SCHEMES = ("bound", "direct")
     help="How a key that the database does not know yet is used; 'bound' by default. 'direct' adopts rows that were written by a bare "
     "pgp_sym_encrypt(value, key), and needs the tables' owner.",
 )
+@click.option(
+    "--join",
+    is_flag=True,
+    help="Use the keys of other databases, which are then rotated together. Without it, keys that others use are refused.",
+)
+@click.option(
+    "--forget",
+    "forgotten",
+    metavar="DATABASE",
+    help="Instead: remove a database that no longer exists from the list of those that use the keys, by its name or identity.",
+)
 @json_option
-def command(scheme: str | None, as_json: bool) -> None:
+def command(scheme: str | None, join: bool, forgotten: str | None, as_json: bool) -> None:
     """Create the first keys in Vault, if there are none, and register them in the database.
 
     Writes by check-and-set and never overwrites a key; repeating it changes nothing. A secret that holds only `key`, as
     `vault kv put secret/voiceassist/encryption key=...` leaves it, becomes version 1 and gets an index_key beside it.
     """
     from voiceassist_db import config
+    from voiceassist_db.adoption import require_schemes
     from voiceassist_db.engine import create_engine
     from voiceassist_db.errors import ConfigurationError
     from voiceassist_db.execution import translated
-    from voiceassist_db.keyring import initialise_keys
+    from voiceassist_db.keyring import Here, assemble, initialise_keys
     from voiceassist_db.keys import Scheme
     from voiceassist_db.models import packets
     from voiceassist_db.schema import allow_direct_format
 
+    if forgotten is not None and (scheme or join):
+        raise click.UsageError("--forget goes with --json only")
     provider = config.key_provider()
     engine = create_engine(config.database_url(), **config.engine_options())
     try:
+        if forgotten is not None:
+            _forget(engine, provider, forgotten, as_json=as_json)
+            return
+        with attended(engine):
+            Here.known(engine)  # on disk before the key store learns it
         with attended(engine), translated(), engine.begin() as connection:
-            done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND))
+            done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND), join=join)
             if scheme is not None and scheme != done.scheme.value:
                 raise ConfigurationError(
                     f"key version {done.version} is registered with scheme {done.scheme.value}: its rows are written that way, "
                     "and it cannot change"
                 )
             weak = _adopted(connection) if done.scheme is Scheme.DIRECT else []
+            require_schemes(connection, assemble(connection, provider.fetch()), done.registered)
             if done.scheme is Scheme.DIRECT and done.registered:
                 allow_direct_format(connection)
     finally:
@@ -61,15 +82,35 @@ def command(scheme: str | None, as_json: bool) -> None:
         count = f"{each.values:,} value{'s' if each.values > 1 else ''}"
         say(f"{each.table}.{each.field}: {count}, of which each {packets.described(each.weakness)}", err=True)
     if as_json:
-        emit_json(dataclasses.asdict(done))
+        emit_json(dataclasses.asdict(done) | {"databases": {str(each): name for each, name in done.databases.items()}})
         return
     say(f"created in the key store: {', '.join(done.created) or 'nothing, the keys were there'}")
     versions = ", ".join(map(str, done.registered))
     say(
         f"registered in the database: {f'version {versions}' if versions else 'nothing, it knew them'} (scheme {done.scheme.value})"
     )
+    if len(done.databases) > 1:
+        say(f"databases that use these keys: {'; '.join(done.databases.values())}")
     if done.scheme is Scheme.DIRECT:
         say("rows that were written without this package have no blind index: they are read by id, and not searched")
+
+
+def _forget(engine: Engine, provider: KeyProvider, name: str, *, as_json: bool) -> None:
+    from voiceassist_db.execution import translated
+    from voiceassist_db.keyring import Here, forget
+    from voiceassist_db.keyring.members import members
+
+    with attended(engine), translated(), engine.connect() as connection:
+        removed, left = forget(provider, Here.of(connection), name)
+    listed = {str(each): member.name for each, member in members(left).items()}
+    if as_json:
+        emit_json({"forgotten": removed.name, "databases": listed})
+        return
+    say(f"{removed.name} is forgotten. Databases that use these keys: {'; '.join(listed.values())}")
+    if left.previous_version is not None or left.previous_index_key is not None:
+        say(
+            "if nothing else needs the older key, run `rotate_keys.py --retire` or `rotate_keys.py --index-key` again, which removes it"
+        )
 
 
 def _adopted(connection: Connection) -> list[WeakValues]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from voiceassist_db.cli.output import say
+from voiceassist_db.decision import waiting_for
 from voiceassist_db.escaping import escaped_sql
 
 if TYPE_CHECKING:
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 def show_retirement(done: Retirement) -> None:
     """Print which key version ended."""
-    say(
-        f"key version {done.version} is retired: {', '.join(done.tables)} accept key version {done.floor} and later only, and "
-        "the key store no longer holds it"
-    )
+    told = f"key version {done.version} is retired: {', '.join(done.tables)} accept key version {done.floor} and later only"
+    if done.removed:
+        say(f"{told}, and the key store no longer holds it")
+    else:
+        say(f"{told}. It {waiting_for(done.needed_by, '`rotate_keys.py --retire`')}")
 
 
 def show_plan(would: Plan) -> None:
@@ -56,6 +58,8 @@ def show_index_report(report: IndexRotationReport) -> None:
         f"blind-index key: {report.rows:,} rows in {report.seconds:.1f} s ({report.rows_per_second:,.0f}/s), "
         f"{report.remaining:,} remaining"
     )
+    if report.needed_by:
+        say(f"the key before it {waiting_for(tuple(report.needed_by), '`rotate_keys.py --index-key`')}")
 
 
 def show_leftovers(report: RotationReport | IndexRotationReport) -> None:

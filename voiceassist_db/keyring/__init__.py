@@ -2,6 +2,7 @@
 
 from voiceassist_db.keyring.initialisation import Initialised, initialise_keys
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
+from voiceassist_db.keyring.members import Here, Member, forget
 from voiceassist_db.keyring.observation import IS_OPEN, OPEN, explained, fetched, observe, open_runs, refused
 from voiceassist_db.keyring.registry import (
     RegisteredKey,
@@ -21,14 +22,17 @@ __all__ = [
     "IS_OPEN",
     "OPEN",
     "REFUSALS",
+    "Here",
     "Initialised",
     "KeyVersion",
     "Keyring",
     "KeyringSource",
+    "Member",
     "RegisteredKey",
     "assemble",
     "explained",
     "fetched",
+    "forget",
     "index_state",
     "initialise_keys",
     "observe",

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
+from uuid import UUID
 
 from sqlalchemy import Connection
 
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.decision import Command, Refusal, decide
-from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError, VoiceAssistDBError, WrongKeyError
+from voiceassist_db.decision import Command, Refusal, Remedy, decide
+from voiceassist_db.errors import (
+    ConfigurationError,
+    KeysNotFoundError,
+    KeyStoreConflictError,
+    VoiceAssistDBError,
+    WrongKeyError,
+)
+from voiceassist_db.keyring.members import ATTEMPTS, Here, joined, members
 from voiceassist_db.keyring.observation import explained, fetched, observe, refused
 from voiceassist_db.keyring.registry import RegisteredKey, prove, register, registered_keys
 from voiceassist_db.keys import Key, KeyProvider, KeySet, Scheme
+from voiceassist_db.models import EncryptedTable
+
+CREATED: Final = ("key", "index_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,45 +36,76 @@ class Initialised:
         registered: Key versions that this database did not know before.
         version: The current key version.
         scheme: How it is used.
+        database: This database's identity.
+        databases: Names of all databases that use the keys, by identity; none where the key store keeps no list.
     """
 
     created: tuple[str, ...]
     registered: tuple[int, ...]
     version: int
     scheme: Scheme
+    database: UUID
+    databases: Mapping[UUID, str]
 
 
-def initialise_keys(provider: KeyProvider, connection: Connection, *, scheme: Scheme = Scheme.BOUND) -> Initialised:
-    """Make sure that the key store has keys and that the database has registered them; safe to repeat at any time.
+def initialise_keys(
+    provider: KeyProvider, connection: Connection, *, scheme: Scheme = Scheme.BOUND, join: bool = False
+) -> Initialised:
+    """Make sure that the key store has keys and lists this database, which has registered them; safe to repeat at any time.
 
     Args:
         provider: The key store.
         connection: A connection in a transaction, which the caller commits.
         scheme: How versions are used that the database does not know yet.
+        join: Whether the keys may be those of other databases, to be shared with them.
 
     Raises:
         KeysNotFoundError: The store is empty, but the database has encrypted rows' keys registered: this is the wrong store,
             or its secret was lost. A new key would not open the rows.
         WrongKeyError: The store's keys are not those that the database has registered.
+        ConfigurationError: They are those of other databases, and ``join`` is not given.
     """
-    created: tuple[str, ...] = ()
-    found, tables = fetched(provider), []
+    here = Here.made(connection)
     known = registered_keys(connection)
-    if (
-        not known
-    ):  # only then does it matter here what rows are under: the newest registered version must be held anyway
-        tables = encrypted_tables(connection)
-    action = decide(observe(connection, found, tables), Command.INIT_KEYS)
-    if isinstance(action, Refusal):
-        raise _refused(action, provider, found, connection, known)
-    keys = found
-    if keys is None:
-        keys, created = _create(provider)
-    prove(connection, keys)  # before anything is written to a secret that may be another database's
-    if keys.index_key is None:
-        keys, created = _add_index_key(provider, keys)
+    # Rows matter while no key is registered: later the newest registered version must be held anyway.
+    tables = [] if known else encrypted_tables(connection)
+    keys, created = _agreed(provider, connection, here, tables, join=join)
     registered = register(connection, keys, scheme)
-    return Initialised(created, tuple(registered), keys.version, registered_keys(connection)[keys.version].scheme)
+    return Initialised(
+        created,
+        tuple(registered),
+        keys.version,
+        registered_keys(connection)[keys.version].scheme,
+        here.id,
+        {each: member.name for each, member in members(keys).items()},
+    )
+
+
+def _agreed(
+    provider: KeyProvider, connection: Connection, here: Here, tables: list[EncryptedTable], *, join: bool
+) -> tuple[KeySet, tuple[str, ...]]:
+    """Return the keys of a store that lists this database, and which of them were made for it."""
+    conflict: KeyStoreConflictError | None = None
+    for _ in range(ATTEMPTS):
+        found = fetched(provider)
+        action = decide(observe(connection, found, tables), Command.JOIN if join else Command.INIT_KEYS)
+        if isinstance(action, Refusal):
+            raise _refused(action, provider, found, connection, registered_keys(connection))
+        try:
+            if found is None:
+                provider.create(joined(replace(KeySet.generate(), databases=""), here))
+                return provider.fetch(), CREATED
+            prove(connection, found)  # before anything is written to a secret that may be another database's
+            wanted = found if found.index_key else replace(found, index_key=Key.generate())
+            wanted = joined(wanted, here)
+            if wanted == found:
+                return found, ()
+            provider.replace(found, wanted)  # what was decided for, or nothing
+            return provider.fetch(), () if found.index_key else ("index_key",)
+        except KeyStoreConflictError as error:
+            conflict = error  # somebody else wrote it just now, and what they wrote is looked at
+    assert conflict is not None  # there is at least one attempt
+    raise conflict
 
 
 def _refused(
@@ -77,24 +120,8 @@ def _refused(
             f"the key store is empty, but this database has key version {max(known)} registered: a new key would not open "
             "its rows. Check VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH, or restore the secret."
         )
+    if refusal.remedy is Remedy.JOIN:
+        return ConfigurationError(refusal.happened)
     if keys is None:
         return refused(refusal, provider, keys, connection)
     return WrongKeyError(explained(refusal, provider, keys, connection), version=keys.version)
-
-
-def _create(provider: KeyProvider) -> tuple[KeySet, tuple[str, ...]]:
-    try:
-        provider.create(KeySet.generate())
-    except KeyStoreConflictError:
-        return provider.fetch(), ()  # somebody else was first, and theirs are the keys
-    return provider.fetch(), ("key", "index_key")
-
-
-def _add_index_key(provider: KeyProvider, keys: KeySet) -> tuple[KeySet, tuple[str, ...]]:
-    try:
-        provider.replace(keys, replace(keys, index_key=Key.generate()))
-    except KeyStoreConflictError:
-        if (now := provider.fetch()).index_key is None:
-            raise
-        return now, ()
-    return provider.fetch(), ("index_key",)

@@ -22,6 +22,7 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
 )
 from voiceassist_db.execution import execute, see_all_rows
+from voiceassist_db.keyring.members import Here, members, needed_by, used_by
 from voiceassist_db.keyring.registry import proves, registered_keys
 from voiceassist_db.keys import KeyHistory, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
@@ -58,12 +59,15 @@ def observe(connection: Connection, keys: KeySet | None, tables: Iterable[Encryp
     for table in tables:
         newest_floor = max(newest_floor, floor(connection, table))
         counted.update(_rows(connection, table))
+    here = Here.of(connection)
     return State(
         secret=None if keys is None else Secret(keys.version, keys.previous_version),
         registry={version: key.state == "retired" for version, key in known.items()},
         rows=dict(counted),
         floor=newest_floor,
         open_runs=open_runs(connection),
+        used_by=() if keys is None else used_by(keys, here),
+        needed_by=() if keys is None else needed_by(keys, here),
     )
 
 
@@ -85,11 +89,19 @@ def explained(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, conn
         return refusal.happened
     told = f"{refusal.happened} {_restoring(refusal.needs, provider, keys, connection)} Then run this again."
     if refusal.is_ahead:
-        told += (
-            " If another database uses this secret, do not change it: write the older version to another path, and set "
-            "VOICEASSIST_DB_VAULT_PATH for this database."
-        )
+        told += f" {_shared(keys, connection)}"
     return told
+
+
+def _shared(keys: KeySet | None, connection: Connection) -> str:
+    here = Here.of(connection)
+    listed = {} if keys is None else members(keys)
+    others = [member.name for each, member in listed.items() if here is None or each != here.id]
+    if others:
+        told = f"But {', '.join(others)} use this secret, too: do not change it."
+    else:
+        told = "If another database uses this secret, do not change it."
+    return f"{told} Write the older version to another path, and set VOICEASSIST_DB_VAULT_PATH for this database."
 
 
 def refused(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, connection: Connection) -> VoiceAssistDBError:

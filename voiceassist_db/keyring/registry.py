@@ -16,6 +16,7 @@ from voiceassist_db.decision import IndexState, Run
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
+from voiceassist_db.keyring.members import Here, index_needed_by
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
 from voiceassist_db.moments import moment_as_text
@@ -160,8 +161,16 @@ def index_state(connection: Connection, keys: KeySet, open_runs: frozenset[Run])
     """Return what a rotation of the blind-index key finds."""
     known = _registered_index_keys(connection)
     current = keys.index_key
-    is_registered = current is not None and _index_check_value(current) in known
-    return IndexState(current is not None, keys.previous_index_key is not None, is_registered, len(known), open_runs)
+    previous = keys.previous_index_key
+    return IndexState(
+        has_key=current is not None,
+        has_previous=previous is not None,
+        is_registered=current is not None and _index_check_value(current) in known,
+        registered=len(known),
+        open_runs=open_runs,
+        is_previous_retired=previous is not None and known.get(_index_check_value(previous)) == "retired",
+        needed_by=index_needed_by(keys, Here.of(connection)),
+    )
 
 
 def retire_index_keys(connection: Connection, *, but: Key) -> None:

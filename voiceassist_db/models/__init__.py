@@ -11,12 +11,19 @@ from voiceassist_db.models.declaration import (
     undeclared_columns,
     undeclared_in,
 )
-from voiceassist_db.models.keys import EncryptionKeyRow, IndexKeyRow, KeyRotationFailureRow, KeyRotationRow
+from voiceassist_db.models.keys import (
+    DatabaseIdentityRow,
+    EncryptionKeyRow,
+    IndexKeyRow,
+    KeyRotationFailureRow,
+    KeyRotationRow,
+)
 from voiceassist_db.models.patients import ClinicalNoteRow, PatientRow
 
 __all__ = [
     "Base",
     "ClinicalNoteRow",
+    "DatabaseIdentityRow",
     "EncryptedField",
     "EncryptedRow",
     "EncryptedTable",

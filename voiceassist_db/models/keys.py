@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Double, ForeignKey, LargeBinary, func
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Double, ForeignKey, LargeBinary, func, true
 from sqlalchemy.orm import Mapped, mapped_column
 
 from voiceassist_db.models.base import Base
@@ -40,6 +40,17 @@ class IndexKeyRow(Base):
     state: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     retired_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class DatabaseIdentityRow(Base):
+    """What a database is called in the key store, whose list of databases says who needs its keys. Dumps and replicas carry it along."""
+
+    __tablename__ = "database_identity"
+    __table_args__ = (CheckConstraint("is_only", name="database_identity_is_only"),)
+
+    is_only: Mapped[bool] = mapped_column(primary_key=True, server_default=true())
+    id: Mapped[UUID]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
 class KeyRotationRow(Base):

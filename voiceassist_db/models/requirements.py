@@ -41,7 +41,7 @@ from voiceassist_db.models.declaration import (
 from voiceassist_db.models.names import NAME_BYTES, problem_with
 
 REGISTRY: Final = frozenset(
-    {"alembic_version", "encryption_keys", "index_keys", "key_rotation_failures", "key_rotations"}
+    {"alembic_version", "database_identity", "encryption_keys", "index_keys", "key_rotation_failures", "key_rotations"}
 )
 """Tables of ours that no other may stand in for."""
 

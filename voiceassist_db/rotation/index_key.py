@@ -19,7 +19,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine
 
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.decision import Action, Refusal, Run, Step, decide_index
+from voiceassist_db.decision import Action, Refusal, Remedy, Run, Step, decide_index
 from voiceassist_db.errors import (
     DuplicateError,
     MissingKeyError,
@@ -31,6 +31,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.execution import see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, index_state, open_runs, register, retire_index_keys
+from voiceassist_db.keyring.members import Here, done_with_index, index_needed_by, joined, store
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
@@ -69,6 +70,7 @@ class IndexRotationReport:
         interrupted: Whether the run was asked to stop before its end.
         reasons: Why rows were quarantined, and how many for each reason.
         waits_for: Who may still write under the older key, or has rows locked.
+        needed_by: Names of the other databases for which the older key stays in the key store, where this one is done.
     """
 
     rows: int
@@ -78,6 +80,7 @@ class IndexRotationReport:
     interrupted: bool
     reasons: Mapping[str, int] = field(default_factory=dict)
     waits_for: Sequence[str] = ()
+    needed_by: Sequence[str] = ()
 
     @property
     def rows_per_second(self) -> float:
@@ -86,7 +89,7 @@ class IndexRotationReport:
 
     @property
     def done(self) -> bool:
-        """Whether no token of the older key is left, and the key is retired."""
+        """Whether no token of the older key is left here, and the key is retired."""
         return self.remaining == 0 and not self.interrupted
 
     @property
@@ -119,6 +122,7 @@ def rotate_index_key(
     Raises:
         NothingToDoError: ``resume_only`` found nothing to continue, or no table has a blind index.
         RotationActiveError: Another process is rotating this database's keys.
+        RotationError: Other databases need the key before this one, or something else is in the way.
         MissingKeyError: The key store holds no index key.
     """
     pace = pace or Pace()
@@ -139,10 +143,11 @@ def rotate_index_key(
         work = _Work(engine, keys, lease, pace, stop or threading.Event(), on_progress)
         lease.keep(work.journal)
         try:
-            _begin(engine, keys, lease, action.step)
+            here = Here.known(engine)
+            _begin(engine, keys, lease, here, stored)
             report = work.through([TokenTable(each, is_adopted=is_adopted) for each in tables])
             if report.done:
-                _end(engine, keys, lease)
+                report = replace(report, needed_by=_end(engine, keys, lease, here))
             finished = report.done
         finally:
             lease.release(finished=finished)
@@ -152,25 +157,30 @@ def rotate_index_key(
 def _decided(connection: Connection, stored: KeySet, tables: Sequence[EncryptedTable], *, resume_only: bool) -> Action:
     action = decide_index(index_state(connection, stored, open_runs(connection)), resume_only=resume_only)
     if isinstance(action, Refusal):
-        raise MissingKeyError(action.happened)
-    if not tables:
+        raise MissingKeyError(action.happened) if action.remedy is Remedy.INIT_KEYS else RotationError(action.happened)
+    if not tables and not stored.previous_index_key:  # else another database waits for this one
         raise NothingToDoError("no table has a blind index: nothing to do")
     return action
 
 
-def _begin(engine: Engine, keys: KeyringSource, lease: Lease, step: Step) -> None:
-    """Bring the new key into the store and then into the registry, unless that was done."""
-    stored = keys.provider.fetch()
-    if (stored.previous_index_key is None) != (step is Step.BEGIN):
-        raise RotationError("another process changed the key store just now: nothing was changed; run this again")
-    if step is Step.BEGIN:
-        new = replace(stored, index_key=Key.generate(), previous_index_key=stored.index_key)
-        keys.provider.replace(stored, new)
-        stored = keys.provider.fetch()
-        if stored.index_key != new.index_key:
-            raise RotationError(
-                "the key store did not return the index key that was written to it: nothing was changed"
-            )
+def _begin(engine: Engine, keys: KeyringSource, lease: Lease, here: Here, seen: KeySet) -> None:
+    """Bring the new key into the store and then into the registry, unless that was done; ``seen`` is what it was decided for."""
+    pair = (seen.previous_index_key or seen.index_key, seen.index_key)
+    written: list[KeySet] = []
+
+    def with_new_key(held: KeySet) -> KeySet:
+        new = held
+        if held.previous_index_key is None and seen.previous_index_key is None and held.index_key == seen.index_key:
+            new = replace(held, index_key=Key.generate(), previous_index_key=held.index_key)
+        begins = seen.previous_index_key is None  # then another database may have made the new key just now
+        if new.previous_index_key != pair[0] or not (begins or new.index_key == pair[1]):
+            raise RotationError("another process changed the key store just now: nothing was changed; run this again")
+        written[:] = [joined(new, here)]
+        return written[0]
+
+    stored = store(keys.provider, with_new_key)
+    if stored.index_key != written[0].index_key:
+        raise RotationError("the key store did not return the index key that was written to it: nothing was changed")
     with translated(), engine.begin() as connection:
         lease.fence(connection)
         commit_durably(connection)  # before any token is of the new key
@@ -178,16 +188,24 @@ def _begin(engine: Engine, keys: KeyringSource, lease: Lease, step: Step) -> Non
     keys.forget()
 
 
-def _end(engine: Engine, keys: KeyringSource, lease: Lease) -> None:
-    """Let the registry, and then the store, forget the older key, which no token is of any more."""
+def _end(engine: Engine, keys: KeyringSource, lease: Lease, here: Here) -> tuple[str, ...]:
+    """Let the registry, and then the store, forget the older key, which no token is of any more; return who else needs it."""
     stored = keys.provider.fetch()
-    assert stored.index_key is not None  # it was when the run began, and is written by check-and-set only
+    current = stored.index_key
+    assert current is not None  # it was when the run began, and is written by check-and-set only
     with translated(), engine.begin() as connection:
         lease.fence(connection)
         commit_durably(connection)
-        retire_index_keys(connection, but=stored.index_key)
-    keys.provider.replace(stored, replace(stored, previous_index_key=None))
+        retire_index_keys(connection, but=current)
+
+    def without(held: KeySet) -> KeySet:
+        if held.index_key != current:
+            raise RotationError("another process changed the key store just now: run this again")
+        return done_with_index(held, here) if held.previous_index_key else held
+
+    left = store(keys.provider, without)
     keys.forget()
+    return index_needed_by(left, here)
 
 
 class _Work:

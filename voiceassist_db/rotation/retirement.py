@@ -30,6 +30,7 @@ from voiceassist_db.keyring import (
     registered_keys,
     retire_version,
 )
+from voiceassist_db.keyring.members import Here, done_with, needed_by, store
 from voiceassist_db.keys import KeyProvider, KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.models.declaration import VERSION_COLUMN
@@ -59,17 +60,23 @@ class Retirement:
         version: The key version that no row needs and no one can write under any more.
         floor: The oldest key version that the tables accept now.
         tables: The tables that have that floor.
+        removed: Whether the key store no longer holds the key.
+        needed_by: Names of the other databases of the key store that may need it, and for which it stays there.
     """
 
     version: int
     floor: int
     tables: tuple[str, ...]
+    removed: bool = True
+    needed_by: tuple[str, ...] = ()
 
 
 def retire(
     engine: Engine, keys: KeyringSource, *, grace_days: float = DEFAULT_GRACE_DAYS, patience_s: float = 30.0
 ) -> Retirement:
-    """Retire the previous key version: refuse while anything needs it, else make it unusable and remove it from the key store.
+    """Retire the previous key version: refuse while anything needs it, else make it unusable here and remove it from the key store.
+
+    Where other databases use the same keys, the last one that retires the version removes it.
 
     Args:
         engine: An engine of the tables' owner.
@@ -100,12 +107,14 @@ def retire(
         try:
             if action.step is Step.RETIRE:
                 _close_off(engine, lease, tables, stored=stored, patience_s=patience_s)
-            _forget(keys, stored)
+            left = _forget(keys.provider, Here.known(engine), stored)
             finished = True
         finally:
             lease.release(finished=finished)
     keys.forget()
-    return Retirement(action.from_version, action.to_version, tuple(each.name for each in tables))
+    removed = left.previous_version is None
+    waits = () if removed else needed_by(left, Here.known(engine))
+    return Retirement(action.from_version, action.to_version, tuple(each.name for each in tables), removed, waits)
 
 
 def _decided(
@@ -238,8 +247,18 @@ def _users_of(engine: Engine, table: EncryptedTable) -> str:
         return named(connection, regclass(connection, table.table), readers=True)
 
 
-def _forget(keys: KeyringSource, stored: KeySet) -> None:
-    """Remove the retired key from the store, unless that was done meanwhile."""
-    keys.provider.replace(stored, replace(stored, previous_version=None, previous_key=None))
-    if keys.provider.fetch().previous_version is not None:
+def _forget(provider: KeyProvider, here: Here, stored: KeySet) -> KeySet:
+    """Remove the retired key from the store, or write down there that this database is done with it; return what is left."""
+    pair = (stored.previous_version, stored.version)
+
+    def without(held: KeySet) -> KeySet:
+        if (held.previous_version, held.version) == pair:
+            return done_with(held, here, stored.version)
+        if held.previous_version is None and held.version == stored.version:
+            return held  # the last of the other databases removed it just now
+        raise RotationError("somebody else changed the key store just now: run this again")
+
+    left = store(provider, without)
+    if left.previous_version == stored.previous_version and not needed_by(left, here):
         raise RotationError("the key store still returns the retired key: run this again")
+    return left

@@ -33,7 +33,8 @@ from voiceassist_db.keyring import (
     register,
     take_back,
 )
-from voiceassist_db.keys import Key, KeyProvider
+from voiceassist_db.keyring.members import Here, needing, store
+from voiceassist_db.keys import Key, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationFailureRow, table_of
 from voiceassist_db.rotation.batches import Tally
 from voiceassist_db.rotation.lease import Journal, Lease, active_run, close_superseded, commit_durably
@@ -244,23 +245,8 @@ class _Run:
     def begin(self) -> Keyring:
         """Bring the new key into the store and then into the registry, unless that was done; return both keys."""
         wanted = self._preflight.action
-        stored = self._keys.provider.fetch()
-        may_create = wanted.step is Step.BEGIN
-        if may_create and stored.version == wanted.from_version and stored.previous_version is None:
-            new = replace(
-                stored,
-                version=wanted.to_version,
-                key=Key.generate(),
-                previous_version=stored.version,
-                previous_key=stored.key,
-            )
-            # The store first: a key that rows are under must never exist in this process alone.
-            self._keys.provider.replace(stored, new)
-            stored = self._keys.provider.fetch()
-            if stored.versions() != new.versions():
-                raise RotationError("the key store did not return the key that was written to it: nothing was rotated")
-        if (stored.previous_version, stored.version) != (wanted.from_version, wanted.to_version):
-            raise RotationError("somebody else changed the key store just now: nothing was rotated; run this again")
+        # The store first: a key that rows are under must never exist in this process alone.
+        stored = self._stored(Here.known(self._engine))
 
         def register_it(connection: Connection) -> Keyring:
             self._lease.fence(connection)
@@ -274,6 +260,31 @@ class _Run:
             return assemble(connection, stored)
 
         return persistently(self._engine, register_it, what="the new key's registration")
+
+    def _stored(self, here: Here) -> KeySet:
+        """Bring the new key, and that this database needs the one before it, into the store; return what the store holds then."""
+        wanted = self._preflight.action
+        written: list[KeySet] = []
+
+        def with_new_key(held: KeySet) -> KeySet:
+            new = held
+            if wanted.step is Step.BEGIN and (held.version, held.previous_version) == (wanted.from_version, None):
+                new = replace(
+                    held,
+                    version=wanted.to_version,
+                    key=Key.generate(),
+                    previous_version=held.version,
+                    previous_key=held.key,
+                )
+            if (new.previous_version, new.version) != (wanted.from_version, wanted.to_version):
+                raise RotationError("somebody else changed the key store just now: nothing was rotated; run this again")
+            written[:] = [needing(new, here, wanted.from_version)]
+            return written[0]
+
+        stored = store(self._keys.provider, with_new_key)
+        if stored.versions() != written[0].versions():
+            raise RotationError("the key store did not return the key that was written to it: nothing was rotated")
+        return stored
 
     def through(self, work: Work) -> RotationReport:
         """Rotate, sweep and prove; return what came of it."""

@@ -1,10 +1,11 @@
-"""The fields of the secret: six are ours, and the others belong to somebody else and survive every write.
+"""The fields of the secret: seven are ours, and the others belong to somebody else and survive every write.
 
 Owns their names and forms. Knows no network.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -18,6 +19,7 @@ PREVIOUS_KEY: Final = "previous_key"
 PREVIOUS_KEY_VERSION: Final = "previous_key_version"
 INDEX_KEY: Final = "index_key"
 PREVIOUS_INDEX_KEY: Final = "previous_index_key"
+DATABASES: Final = "databases"
 
 _VERSION: Final = re.compile(r"[0-9]{1,9}")
 
@@ -57,6 +59,8 @@ def with_keys(fields: RawSecret, keys: KeySet) -> RawSecret:
             merged.expose().pop(name, None)
         else:
             merged.expose()[name] = value.expose().decode("ascii") if isinstance(value, Key) else str(value)
+    if keys.databases:
+        merged.expose()[DATABASES] = keys.databases
     return merged
 
 
@@ -76,7 +80,14 @@ def _parse(fields: RawSecret, revision: int) -> KeySet:
         index_key=index_key,
         previous_index_key=previous_index_key,
         revision=revision,
+        databases=_text(fields, DATABASES),
     )
+
+
+def _text(fields: RawSecret, name: str) -> str:
+    """Return a field as text: it is read by those who need it, so that a mistake in it hinders no reader of the keys."""
+    value = fields[name] if name in fields else ""  # noqa: SIM401  # a RawSecret has no get
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _key(fields: RawSecret, name: str) -> Key | None:

@@ -1,0 +1,1 @@
+"""Databases that share the keys of one secret."""

@@ -1,0 +1,316 @@
+"""A secret knows its databases: no key leaves it while one of them may need it, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from tests.conftest import drop, plain
+from tests.members.conftest import Clinic, NewClinic
+from tests.members.killing import mortal
+from voiceassist_db.errors import ConfigurationError, MalformedKeyError, NothingToDoError, RotationError
+from voiceassist_db.keyring import Here, forget, initialise_keys, registered_keys
+from voiceassist_db.keyring.members import Member, members, needing
+from voiceassist_db.providers.vault import VaultKeyProvider
+from voiceassist_db.rotation import plan, retire, rotate, rotate_index_key
+
+Operation = Callable[[Clinic], object]
+
+
+def rotated(clinic: Clinic) -> object:
+    """Rotate, or finish the rotation."""
+    return rotate(clinic.engine, clinic.keys)
+
+
+def retired(clinic: Clinic) -> object:
+    """Retire the previous key."""
+    return retire(clinic.engine, clinic.keys, grace_days=0)
+
+
+def index_rotated(clinic: Clinic) -> object:
+    """Rotate the blind-index key, or finish its rotation."""
+    return rotate_index_key(clinic.engine, clinic.keys)
+
+
+def here(clinic: Clinic) -> Here:
+    """Return who a database is."""
+    return Here.known(clinic.engine)
+
+
+def listed(secret: VaultKeyProvider) -> dict[str, Member]:
+    """Return what the secret lists, by name."""
+    return {each.name: each for each in members(secret.fetch()).values()}
+
+
+def rows(clinic: Clinic) -> set[int]:
+    """Return the versions that rows are under."""
+    with clinic.engine.connect() as connection:
+        return set(connection.execute(text("SELECT DISTINCT key_version FROM patient_data")).scalars())
+
+
+def test_a_second_database_is_refused_unless_it_joins(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
+    """Staging on production's secret: nothing is written anywhere, and the message names production and both ways out."""
+    production, staging = new_clinic(), new_clinic(registers=False)
+    before = secret.fetch()
+    with (
+        pytest.raises(
+            ConfigurationError, match=r"(?s)VOICEASSIST_DB_VAULT_PATH.*`voiceassist-db init-keys --join`"
+        ) as refused,
+        staging.engine.begin() as connection,
+    ):
+        initialise_keys(staging.provider, connection)
+    assert production.name in str(refused.value)
+    for operation in (rotated, retired):
+        with pytest.raises(RotationError, match="init-keys --join"):
+            operation(staging)
+    assert before == secret.fetch()
+    with staging.engine.begin() as connection:
+        assert registered_keys(connection) == {}
+        done = initialise_keys(staging.provider, connection, join=True)
+    assert set(done.databases.values()) == {production.name, staging.name}
+    assert list(listed(secret)) == list(done.databases.values())
+    with staging.engine.begin() as connection:  # and again, without --join
+        assert initialise_keys(staging.provider, connection).registered == ()
+
+
+def test_one_pair_for_all_and_the_last_one_removes_the_key(fleet: list[Clinic], secret: VaultKeyProvider) -> None:
+    """The first begins, the others continue; the key stays until the last has retired it, and each message says for whom."""
+    first, second, third = fleet
+    for clinic in fleet:
+        rotated(clinic)
+        assert list(secret.fetch().versions()) == [2, 1]
+    for clinic, waits in ((first, {second.name, third.name}), (second, {third.name})):
+        done = retire(clinic.engine, clinic.keys, grace_days=0)
+        assert (done.removed, set(done.needed_by)) == (False, waits)
+        assert list(secret.fetch().versions()) == [2, 1]
+        with pytest.raises(RotationError, match="stays in the key store for"):
+            plan(clinic.engine, clinic.keys)
+    assert {each.oldest for each in listed(secret).values()} == {1, 2}
+    again = retire(first.engine, first.keys, grace_days=0)  # a second time: nothing but the same answer
+    assert (again.removed, again.needed_by) == (False, (third.name,))
+    done = retire(third.engine, third.keys, grace_days=0)
+    assert (done.removed, done.needed_by) == (True, ())
+    assert list(secret.fetch().versions()) == [2]
+    with pytest.raises(NothingToDoError):
+        retired(first)
+    for clinic in fleet:
+        clinic.assert_readable()
+        clinic.assert_verified()
+
+
+def test_the_disaster_of_two_databases(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
+    """One is rotated and retired, and the other lives on; then it is lost, and must be forgotten by name before its key goes."""
+    kept, other = new_clinic(), new_clinic()
+    rotated(kept)
+    assert retire(kept.engine, kept.keys, grace_days=0).needed_by == (other.name,)
+    other.assert_readable()
+    other.assert_verified()
+    assert rows(other) == {1}
+    with pytest.raises(RotationError, match=other.name):
+        rotated(kept)
+    with pytest.raises(ConfigurationError, match="cannot be forgotten here"):
+        forget(secret, here(other), other.name)
+    with pytest.raises(ConfigurationError, match=other.name):
+        forget(secret, here(kept), "clinic")
+    other.assert_readable()
+    removed, left = forget(secret, here(kept), other.name)
+    assert (removed.name, [each.name for each in members(left).values()]) == (other.name, [kept.name])
+    assert retire(kept.engine, kept.keys, grace_days=0).removed
+    assert rotate(kept.engine, kept.keys).to_version == 3
+    kept.assert_readable()
+
+
+def test_a_secret_of_the_time_before_lists_each_database_that_rotates(
+    fleet: list[Clinic], secret: VaultKeyProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Databases that share a secret without a list are added as they rotate; the first is told to look for others."""
+    for clinic in fleet:
+        with clinic.engine.begin() as connection:
+            connection.execute(text("DELETE FROM database_identity"))
+    _without_list(secret)
+    for clinic in fleet:
+        assert plan(clinic.engine, clinic.keys).to_version == 2
+        rotated(clinic)
+    assert set(listed(secret)) == {each.name for each in fleet}
+    assert caplog.text.count("lists from now on which databases use its keys") == 1
+    assert not retire(fleet[0].engine, fleet[0].keys, grace_days=0).removed
+    for clinic in fleet:
+        clinic.assert_readable()
+
+
+def _without_list(secret: VaultKeyProvider) -> None:
+    held = secret.fetch()
+    secret.replace(held, replace(held, databases="{}"))
+
+
+def test_the_blind_index_key_stays_for_all(fleet: list[Clinic], secret: VaultKeyProvider) -> None:
+    """Searches find at every moment, in the databases that are done and in those that are not."""
+    first, second, third = fleet
+    for clinic, waits in ((first, {second.name, third.name}), (second, {third.name})):
+        assert set(rotate_index_key(clinic.engine, clinic.keys).needed_by) == waits
+        for each in fleet:
+            each.assert_readable()
+    with pytest.raises(NothingToDoError):
+        rotate_index_key(first.engine, first.keys, resume_only=True)
+    with pytest.raises(RotationError, match=rf"stays in the key store for {third.name}"):
+        index_rotated(first)
+    assert rotate_index_key(third.engine, third.keys).needed_by == ()
+    assert secret.fetch().previous_index_key is None
+    for each in fleet:
+        each.assert_readable()
+        each.assert_verified()
+
+
+def test_a_database_that_joins_in_the_midst(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
+    """It may need both keys, of each kind, and they stay for it."""
+    first = new_clinic()
+    rotated(first)
+    held = secret.fetch()
+    assert held.index_key is not None
+    second = new_clinic()
+    assert not retire(first.engine, first.keys, grace_days=0).removed
+    retired(second)
+    assert list(secret.fetch().versions()) == [2]
+    for clinic in (first, second):
+        clinic.assert_verified()
+
+
+@pytest.mark.parametrize("operation", [rotated, index_rotated])
+def test_all_begin_at_once(fleet: list[Clinic], secret: VaultKeyProvider, operation: Operation) -> None:
+    """Several processes begin in several databases: they agree on one new key, and none fails."""
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(len(fleet))
+
+    def begin(clinic: Clinic) -> None:
+        barrier.wait()
+        try:
+            operation(clinic)
+        except BaseException as error:  # noqa: BLE001  # it is asserted that there is none
+            failures.append(error)
+
+    threads = [threading.Thread(target=begin, args=(clinic,)) for clinic in fleet]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert max(secret.fetch().versions()) == (2 if operation is rotated else 1)
+    for clinic in fleet:
+        clinic.assert_readable()
+        clinic.assert_verified()
+
+
+CRITICAL = 6
+"""The step of an operation at which the short form dies; the wide form takes each."""
+
+
+def die_at(step: int, fleet: list[Clinic], operations: list[Operation]) -> bool:
+    """Let the process die at a step of each operation in each database, and run it again; say whether any died."""
+    died = False
+    for operation in operations:
+        for clinic in fleet:
+            with mortal(clinic, step) as (seen, death):
+                operation(seen)
+            if death.came:
+                died = True
+                for each in fleet:
+                    each.assert_readable()
+                with suppress(NothingToDoError):  # it died after all was done
+                    operation(clinic)
+            for each in fleet:
+                each.assert_readable()
+    return died
+
+
+def test_a_process_that_dies(fleet: list[Clinic], secret: VaultKeyProvider) -> None:
+    """Whatever step a rotation or a retirement dies at, every row of every database can be read, and the next run ends it."""
+    assert die_at(CRITICAL, fleet, [rotated, retired])
+    assert list(secret.fetch().versions()) == [2]
+    for clinic in fleet:
+        clinic.assert_verified()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("operations", [[rotated, retired], [index_rotated]])
+def test_a_process_that_dies_at_any_step(
+    fleet: list[Clinic], secret: VaultKeyProvider, operations: list[Operation]
+) -> None:
+    """The same at each step, until no operation has so many."""
+    step = 1
+    while die_at(step, fleet, operations):
+        held = secret.fetch()
+        assert (held.previous_version, held.previous_index_key) == (None, None)
+        step += 1
+    print(f"{step - 1} steps")
+    assert step > CRITICAL
+    for clinic in fleet:
+        clinic.assert_verified()
+
+
+def test_a_list_that_somebody_spoiled(fleet: list[Clinic], secret: VaultKeyProvider) -> None:
+    """Readers go on, and tools refuse, for they cannot know who needs a key."""
+    for spoiled in (
+        "[]",
+        '{"a": 1}',
+        "3",
+        '{"00000000-0000-0000-0000-000000000000": {"name": "x", "oldest": "1"}}',
+        "[" * 5000,
+    ):
+        held = secret.fetch()
+        secret.replace(held, replace(held, databases=spoiled))
+        fleet[0].assert_readable()
+        for operation in (rotated, retired, index_rotated):
+            with pytest.raises(MalformedKeyError, match="the field `databases`"):
+                operation(fleet[0])
+        with pytest.raises(MalformedKeyError, match="the field `databases`"), fleet[1].engine.begin() as connection:
+            initialise_keys(secret, connection)
+
+
+def test_a_list_may_be_an_object(fleet: list[Clinic], secret: VaultKeyProvider) -> None:
+    """A tool that writes the secret as JSON may leave an object, which means the same as its text."""
+    from voiceassist_db.providers.vault.answers import RawSecret
+    from voiceassist_db.providers.vault.secret import key_set, with_keys
+
+    held = secret.fetch()
+    fields = with_keys(RawSecret(), held)
+    fields.expose()["databases"] = json.loads(fields.expose()["databases"])
+    assert members(key_set(fields, revision=1, where="here")) == members(held)
+
+
+def test_rows_under_a_key_that_was_done_with_need_it_again(new_clinic: NewClinic) -> None:
+    """A restored database rotates again: until then the key stays for it."""
+    clinic = new_clinic()
+    rotated(clinic)
+    held = clinic.provider.fetch()
+    done = replace(held, databases=json.dumps({str(here(clinic).id): {"name": "clinic", "oldest": 2}}))
+    needed = members(needing(done, here(clinic), 1))
+    assert needed[here(clinic).id] == Member(clinic.name, 1, needed[here(clinic).id].index)
+
+
+def test_dumps_carry_the_identity_along(new_clinic: NewClinic, server_url: object) -> None:
+    """A copy of a database is the same database to the key store."""
+    clinic = new_clinic()
+    before = here(clinic)
+    clinic.engine.dispose()
+    name = f"{clinic.url.database}_copy"
+    copy = clinic.url.set(database=name)
+    with psycopg.connect(plain(clinic.url.set(database="postgres")), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {clinic.url.database}")
+    try:
+        from voiceassist_db import create_engine
+
+        engine = create_engine(copy)
+        assert (Here.known(engine).id, Here.known(engine).name) == (
+            before.id,
+            before.name.replace(before.name.split()[0], name),
+        )
+        engine.dispose()
+    finally:
+        drop(copy, clinic.url.set(database="postgres"))

@@ -1,0 +1,276 @@
+"""Which databases use the keys of a key store: a list beside the keys, because a key must stay until its last user has left it.
+
+Owns the identity of a database, the list's form, and the rule of who still needs a key. The list is a JSON object: for each
+identity the database's ``name``, the ``oldest`` key version that it may need, and ``index``, the check value of the only blind-index
+key that it needs. It holds no secret.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Engine, func, insert, select, text
+
+from voiceassist_db.errors import ConfigurationError, KeyStoreConflictError, MalformedKeyError
+from voiceassist_db.execution import execute, require_transactions, translated
+from voiceassist_db.keys import Key, KeyProvider, KeySet
+from voiceassist_db.models import DatabaseIdentityRow, table_of
+from voiceassist_db.waits import one_at_a_time
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY: Final = table_of(DatabaseIdentityRow)
+
+ATTEMPTS: Final = 20
+"""Writes that are tried while other processes write the same secret: each of them, too, writes a few times and ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A database that uses the keys.
+
+    Attributes:
+        name: What people call it, such as ``clinic on db1:5432``. Only the identity counts.
+        oldest: The oldest key version that it may need.
+        index: Check value, in hexadecimal, of the only blind-index key that it needs; None while it may need another, too.
+    """
+
+    name: str
+    oldest: int
+    index: str | None = None
+
+    def is_done_with(self, keys: KeySet) -> bool:
+        """Say whether it needs the current encryption key only."""
+        return self.oldest >= keys.version
+
+    def is_done_with_index(self, keys: KeySet) -> bool:
+        """Say whether it needs the current blind-index key only."""
+        return keys.index_key is not None and self.index == _index_check_value(keys.index_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The database that a connection leads to."""
+
+    id: UUID
+    name: str
+
+    @classmethod
+    def of(cls, connection: Connection) -> Here | None:
+        """Return who this database is; None while it has no identity."""
+        found: UUID | None = execute(connection, select(_IDENTITY.c.id), table=_IDENTITY.name).scalar()
+        return None if found is None else cls(found, _name(connection))
+
+    @classmethod
+    def known(cls, engine: Engine) -> Here:
+        """Return who this database is, and give it an identity if it has none, in a transaction of its own.
+
+        The identity is on disk before the key store learns it: a list never names a database that does not know so itself.
+        """
+        with translated(), engine.begin() as connection:
+            return cls.made(connection)
+
+    @classmethod
+    def made(cls, connection: Connection) -> Here:
+        """The same in the connection's transaction, which the caller commits."""
+        if (found := cls.of(connection)) is not None:
+            return found
+        require_transactions(connection)
+        one_at_a_time(connection, _IDENTITY)  # the second of two processes waits here, and finds the first one's
+        if (found := cls.of(connection)) is not None:
+            return found
+        execute(connection, text("SET LOCAL synchronous_commit = on"), table=_IDENTITY.name)
+        made = cls(uuid4(), _name(connection))
+        execute(connection, insert(_IDENTITY).values(id=made.id), table=_IDENTITY.name)
+        return made
+
+
+def _name(connection: Connection) -> str:
+    """Return what to call the database: its name and its server's. An address in a file is where this client finds it."""
+    info = connection.connection.dbapi_connection.info  # type: ignore[union-attr]  # psycopg's
+    host = socket.gethostname() if not info.host or info.host.startswith(("/", "@")) else info.host
+    return (
+        f"{execute(connection, select(func.current_database()), table='pg_catalog').scalar_one()} on {host}:{info.port}"
+    )
+
+
+def members(keys: KeySet) -> dict[UUID, Member]:
+    """Return the databases that the key store lists; none where it keeps no list.
+
+    Raises:
+        MalformedKeyError: The list is not of its form.
+    """
+    if not keys.databases:
+        return {}
+    problem = ""
+    try:
+        listed = {UUID(name): _member(entry) for name, entry in json.loads(keys.databases).items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        problem = type(error).__name__
+    if problem:
+        raise MalformedKeyError(
+            f"the field `databases` of the secret is not the list that `voiceassist-db init-keys` writes ({problem}), and it says until "
+            "when keys are needed: restore it from an earlier version of the secret (`vault kv get -version=…`). Nothing was changed."
+        )
+    return listed
+
+
+def _member(entry: Mapping[str, Any]) -> Member:
+    made = Member(entry["name"], entry["oldest"], entry.get("index"))
+    if type(made.oldest) is not int or type(made.name) is not str or not isinstance(made.index, str | None):
+        raise TypeError
+    return made
+
+
+def _written(listed: Mapping[UUID, Member]) -> str:
+    entries = {
+        str(each): {"name": member.name, "oldest": member.oldest} | ({"index": member.index} if member.index else {})
+        for each, member in listed.items()
+    }
+    return json.dumps(entries, separators=(",", ":"), sort_keys=True)
+
+
+def used_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
+    """Return the names of the databases that are listed, where this one is not."""
+    listed = members(keys)
+    return () if here is not None and here.id in listed else tuple(each.name for each in listed.values())
+
+
+def needed_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
+    """Return the names of the other databases that may need the previous encryption key."""
+    return () if keys.previous_version is None else _others(keys, here, Member.is_done_with)
+
+
+def index_needed_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
+    """Return the names of the other databases that may need the previous blind-index key."""
+    return () if keys.previous_index_key is None else _others(keys, here, Member.is_done_with_index)
+
+
+def _others(keys: KeySet, here: Here | None, is_done: Callable[[Member, KeySet], bool]) -> tuple[str, ...]:
+    return tuple(
+        member.name
+        for each, member in members(keys).items()
+        if (here is None or each != here.id) and not is_done(member, keys)
+    )
+
+
+def joined(keys: KeySet, here: Here) -> KeySet:
+    """Return the keys with this database in their list. It may need all of them, unless it was listed as done with one."""
+    if keys.databases is None:
+        return keys
+    listed = members(keys)
+    before = listed.get(here.id)
+    oldest = keys.previous_version or keys.version
+    if before is not None:
+        oldest = before.oldest
+    index = before.index if before is not None else None
+    if keys.index_key is not None and keys.previous_index_key is None:
+        index = _index_check_value(keys.index_key)
+    return replace(keys, databases=_written(listed | {here.id: Member(here.name, oldest, index)}))
+
+
+def needing(keys: KeySet, here: Here, version: int) -> KeySet:
+    """Return the keys with it written down that this database has rows under a version."""
+    return _changed(keys, here, lambda member: replace(member, oldest=min(member.oldest, version)))
+
+
+def done_with(keys: KeySet, here: Here, version: int) -> KeySet:
+    """Return the keys without the previous one, or with it written down that this database needs ``version`` and later only."""
+    left = _changed(keys, here, lambda member: replace(member, oldest=version))
+    return left if needed_by(left, here) else replace(left, previous_version=None, previous_key=None)
+
+
+def done_with_index(keys: KeySet, here: Here) -> KeySet:
+    """Return the keys without the previous blind-index key, or with it written down that this database needs the current one only."""
+    current = keys.index_key
+    assert current is not None  # a rotation of it is at its end
+    left = _changed(keys, here, lambda member: replace(member, index=_index_check_value(current)))
+    return left if index_needed_by(left, here) else replace(left, previous_index_key=None)
+
+
+def _changed(keys: KeySet, here: Here, change: Callable[[Member], Member]) -> KeySet:
+    keys = joined(keys, here)
+    listed = members(keys)
+    if here.id not in listed:
+        return keys
+    return replace(keys, databases=_written(listed | {here.id: change(listed[here.id])}))
+
+
+def _index_check_value(key: Key) -> str:
+    return key.check_value("databases:index").hex()
+
+
+def store(provider: KeyProvider, change: Callable[[KeySet], KeySet]) -> KeySet:
+    """Change what the key store holds by check-and-set, again while others write it meanwhile; return what it holds then.
+
+    Args:
+        provider: The key store.
+        change: Returns what it shall hold, for what it holds. It may be called several times, and may raise.
+
+    Raises:
+        KeyStoreConflictError: Others write it again and again.
+    """
+    conflict: KeyStoreConflictError | None = None
+    for _ in range(ATTEMPTS):
+        held = provider.fetch()
+        wanted = change(held)
+        if wanted == held:
+            return held
+        try:
+            provider.replace(held, wanted)
+        except KeyStoreConflictError as error:
+            conflict = error
+            continue
+        if held.databases is not None and not members(held) and members(wanted):
+            _tell_of_list(wanted)
+        return provider.fetch()
+    assert conflict is not None  # there is at least one attempt
+    raise conflict
+
+
+def _tell_of_list(keys: KeySet) -> None:
+    (name,) = (each.name for each in members(keys).values())
+    logger.warning(
+        "the key store lists from now on which databases use its keys: %s. If another database uses them, run `voiceassist-db init-keys` "
+        "there before a key is retired.",
+        name,
+    )
+
+
+def forget(provider: KeyProvider, here: Here | None, which: str) -> tuple[Member, KeySet]:
+    """Remove a database that no longer exists from the list; return what was removed, and what the key store holds then.
+
+    Args:
+        provider: The key store.
+        here: The database of this process, which does exist.
+        which: The identity or the name of the other one.
+
+    Raises:
+        ConfigurationError: It is not listed, several have that name, or it is this one.
+    """
+    removed: list[Member] = []
+
+    def change(keys: KeySet) -> KeySet:
+        listed = members(keys)
+        found = [each for each, member in listed.items() if which in {str(each), member.name}]
+        if len(found) != 1:
+            known = "; ".join(f"{member.name} ({each})" for each, member in listed.items()) or "none"
+            raise ConfigurationError(
+                f"{'several databases are' if found else 'no database is'} called {which} in the key store. Name one by its identity. It "
+                f"lists {known}. Nothing was changed."
+            )
+        if here is None or found[0] == here.id or here.id not in listed:
+            raise ConfigurationError(
+                f"{which} cannot be forgotten here: let DATABASE_URL name another database that uses the same keys. Nothing was changed."
+            )
+        removed[:] = [listed.pop(found[0])]
+        return replace(keys, databases=_written(listed))
+
+    now = store(provider, change)
+    return removed[0], now
