@@ -112,8 +112,8 @@ def test_texts_are_followed(messages: list[Message], text: str) -> None:
 def test_every_message_has_a_row(messages: list[Message], rows: list[Row]) -> None:
     """Whoever sees a message at night finds what it means and what to do."""
     seen = [each for row in rows for each in row.sees]
-    missing = {each.place: each.text for each in messages if not any(fits(one, each.text) for one in seen)}
-    told = [f"{place}: {text}\n    | `{text[:60]}` | what it means | what to do |" for place, text in missing.items()]
+    missing = [each for each in messages if not any(fits(one, each.text) for one in seen)]
+    told = [f"{each.place}: {each.text}\n    | `{each.text[:60]}` | what it means | what to do |" for each in missing]
     asked = f'the table under "Every message" in {RUNBOOK} lacks these messages. For each, add a row, or its first words to a row'
     assert not missing, "\n".join([f"{asked}:", *told])
 
