@@ -16,6 +16,7 @@ from voiceassist_db.cli.attending import attended, say_skipped
 from voiceassist_db.cli.databases import Databases, Target, databases_option
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.fleet import Result, deliver
+from voiceassist_db.cli.numbers import Number
 from voiceassist_db.cli.output import json_option, progress, say, say_error
 from voiceassist_db.cli.prospects import COMPLETE, Mode, Prospect, lacking, mode_of, survey
 from voiceassist_db.cli.rotation_words import show_index_report, show_leftovers, show_plan, show_report, show_retirement
@@ -69,19 +70,19 @@ POOL_OVER_WORKERS: Final = 3
 )
 @click.option(
     "--target-batch-seconds",
-    type=click.FloatRange(min=0.01, max=60),
+    type=Number(min=0.01, max=60),
     default=TARGET_BATCH_S,
     show_default=True,
     help="How long a batch, whose rows are locked, should take.",
 )
 @click.option(
     "--max-rows-per-second",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Re-encrypted, and then verified, by all workers.  [default: no limit]",
 )
 @click.option(
     "--max-replica-lag",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="Pause while any replica is this far behind, or its lag cannot be read.  [default: not watched]",
 )
@@ -93,7 +94,7 @@ POOL_OVER_WORKERS: Final = 3
 )
 @click.option(
     "--grace-days",
-    type=click.FloatRange(min=0, max=MAX_GRACE_DAYS),
+    type=Number(min=0, max=MAX_GRACE_DAYS),
     default=GRACE_DAYS,
     show_default=True,
     help="With --retire: days since the end of the rotation that must have passed, by the server's clock, for the backups of that "

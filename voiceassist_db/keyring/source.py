@@ -15,6 +15,7 @@ from voiceassist_db.keyring.keyring import Keyring
 from voiceassist_db.keyring.registry import assemble
 from voiceassist_db.keyring.single_flight import REFUSALS, Fetched, SingleFlight, Wait, wait_in_thread
 from voiceassist_db.keys import KeyProvider
+from voiceassist_db.quantities import require_number
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class KeyringSource:
     """
 
     def __init__(self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S, wait: Wait = wait_in_thread) -> None:
+        require_number("ttl_s", ttl_s)
         self.provider = provider
         self._ttl_s = ttl_s
         self._flights = SingleFlight(provider, wait)

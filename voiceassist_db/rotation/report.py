@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from voiceassist_db.constraints import Gap
+from voiceassist_db.quantities import require_number
 
 DEFAULT_TARGET_BATCH_S: Final = 0.5
 
@@ -33,12 +34,12 @@ class Pace:
         """Refuse what is out of range.
 
         Raises:
-            ValueError: A number is not positive.
+            ValueError: A number is not positive, or not finite.
         """
         for name in ("workers", "target_batch_s", "max_rows_per_second", "max_replica_lag_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0")
+            if (value := getattr(self, name)) is not None:
+                require_number(name, value, is_open=True)
+        require_number("patience_s", self.patience_s)
 
 
 @dataclass(frozen=True, slots=True)

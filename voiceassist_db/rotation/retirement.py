@@ -35,6 +35,7 @@ from voiceassist_db.keys import KeyProvider, KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.models.declaration import VERSION_COLUMN
 from voiceassist_db.moments import moment_as_text, server_now
+from voiceassist_db.quantities import require_number
 from voiceassist_db.rotation.lease import Lease, close_superseded, commit_durably
 from voiceassist_db.rotation.relations import require_all_rows, require_local_tables
 from voiceassist_db.waits import named
@@ -89,9 +90,10 @@ def retire(
         NothingToDoError: There is no previous key.
         RotationActiveError: A rotation is being run.
         RotationError: It is still needed, or the grace period is not over.
+        ValueError: A number is out of range.
     """
-    if not 0 <= grace_days <= MAX_GRACE_DAYS:
-        raise ValueError(f"grace_days must be a number from 0 to {MAX_GRACE_DAYS}")
+    require_number("grace_days", grace_days, most=MAX_GRACE_DAYS)
+    require_number("patience_s", patience_s)
     with translated(), engine.connect() as connection:
         require_local_tables(connection)
         tables = encrypted_tables(connection)

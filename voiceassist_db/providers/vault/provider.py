@@ -29,6 +29,7 @@ from voiceassist_db.providers.vault.logins import CertificateLogin, GivenLogin, 
 from voiceassist_db.providers.vault.secret import KEY, key_set, with_keys
 from voiceassist_db.providers.vault.tokens import GivenToken, LoginToken
 from voiceassist_db.providers.vault.transport import ClientCertificate
+from voiceassist_db.quantities import require_number
 from voiceassist_db.tracebacks import forgetful
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class VaultKeyProvider(Opaque):
             ConfigurationError: The address is not one.
             UnsafeConnectionError: The address is that of another machine, without TLS.
             ValueError: The mount or the path is empty or has an empty part or ``..``, the namespace is not visible ASCII, the
-                timeout is not positive, or a login by certificate has none.
+                timeout is not positive or not finite, or a login by certificate has none.
         """
         is_mount_known = mount is not None
         path = path.strip("/")
@@ -92,8 +93,7 @@ class VaultKeyProvider(Opaque):
             raise ValueError("mount and path must not be empty, nor have an empty part, `.` or `..` between slashes")
         if isinstance(login, CertificateLogin) and client_certificate is None:
             raise ValueError("CertificateLogin needs a client_certificate")
-        if timeout_s <= 0:
-            raise ValueError("timeout_s must be more than 0")
+        require_number("timeout_s", timeout_s, is_open=True)
         if namespace is not None and not _NAMESPACE.fullmatch(namespace):
             raise ValueError("namespace must be visible ASCII characters: an HTTP header carries it")
         server = ServerAddress.parse(address)
