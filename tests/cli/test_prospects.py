@@ -14,10 +14,11 @@ from voiceassist_db.errors import DatabaseUnavailableError
 CONTINUE: Final = Action(Step.CONTINUE, 1, 2)
 BEGIN: Final = Action(Step.BEGIN, 2, 3)
 COMPLETE: Final = Refusal(Remedy.RETIRE, "complete")
+CLOSED: Final = Refusal(Remedy.OTHERS, "another database may need the older key")
 LACKS: Final = Refusal(Remedy.RESTORE, "rows need key version 1", frozenset({1}))
 UNKNOWN: Final = DatabaseUnavailableError("away")
 NEW: Final = Refusal(Remedy.INIT_KEYS, "not registered")
-ALL: Final[tuple[Prospect, ...]] = (CONTINUE, BEGIN, COMPLETE, LACKS, UNKNOWN, NEW)
+ALL: Final[tuple[Prospect, ...]] = (CONTINUE, BEGIN, COMPLETE, CLOSED, LACKS, UNKNOWN, NEW)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -28,7 +29,7 @@ def test_no_key_is_made_while_a_database_needs_the_older_one(number: int) -> Non
         assert (mode is Mode.HOLD) == (LACKS in prospects)
         if mode is Mode.BEGIN:
             assert CONTINUE not in prospects
-            assert not {COMPLETE, UNKNOWN} <= set(prospects)
+            assert not ({COMPLETE, CLOSED} & set(prospects) and UNKNOWN in prospects)
         else:
             assert {CONTINUE, LACKS, UNKNOWN} & set(prospects)
         assert mode is mode_of(prospects[::-1])
@@ -43,6 +44,8 @@ def test_no_key_is_made_while_a_database_needs_the_older_one(number: int) -> Non
         ((COMPLETE, COMPLETE), Mode.BEGIN),  # each refuses, and says to retire first
         ((COMPLETE, CONTINUE), Mode.FINISH),
         ((COMPLETE, UNKNOWN), Mode.FINISH),
+        ((CLOSED, UNKNOWN), Mode.FINISH),
+        ((CLOSED, COMPLETE), Mode.BEGIN),
         ((BEGIN, LACKS), Mode.HOLD),
         ((CONTINUE, LACKS), Mode.HOLD),
     ],

@@ -43,7 +43,7 @@ def mode_of(prospects: Iterable[Prospect]) -> Mode:
         return Mode.HOLD
     if any(isinstance(each, Action) and each.step is Step.CONTINUE for each in found):
         return Mode.FINISH
-    is_pair_live = any(isinstance(each, Refusal) and each.remedy is Remedy.RETIRE for each in found)
+    is_pair_live = any(isinstance(each, Refusal) and each.remedy in {Remedy.RETIRE, Remedy.OTHERS} for each in found)
     is_unknown = any(isinstance(each, VoiceAssistDBError) for each in found)
     return Mode.FINISH if is_pair_live and is_unknown else Mode.BEGIN
 
