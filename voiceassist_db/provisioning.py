@@ -18,12 +18,11 @@ from voiceassist_db.errors import ConfigurationError, ProvisioningError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
 from voiceassist_db.models import (
-    DatabaseIdentityRow,
+    REGISTRY_ROWS,
     EncryptedTable,
     EncryptionKeyRow,
     IndexKeyRow,
     KeyRotationFailureRow,
-    KeyRotationRow,
     table_of,
 )
 from voiceassist_db.safety import LEFTOVERS, NOT_TRUSTED, SETTINGS, Finding, quoted, schemas_named, unsafe_schemas
@@ -33,9 +32,7 @@ _NEWER_SETTINGS: Final = {"auto_explain.log_parameter_max_length": 16}
 
 _DATES: Final = ("created_at", "updated_at")
 _MIGRATIONS: Final = Table("alembic_version", MetaData())
-_REGISTRY: Final = tuple(
-    table_of(row) for row in (EncryptionKeyRow, IndexKeyRow, KeyRotationRow, KeyRotationFailureRow, DatabaseIdentityRow)
-)
+_REGISTRY: Final = tuple(table_of(row) for row in REGISTRY_ROWS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +295,9 @@ class _Plan:
             yield f"GRANT CREATE ON SCHEMA {schema} TO {self._owner}"
 
     def _registry(self, names: dict[str, str]) -> Iterator[str]:
-        keys, index_keys, _, failures, _ = (table.name for table in _REGISTRY)
+        keys, index_keys, failures = (
+            row.__tablename__ for row in (EncryptionKeyRow, IndexKeyRow, KeyRotationFailureRow)
+        )
         for table, name in names.items():
             yield from self._owned(name)
             if table == _MIGRATIONS.name:

@@ -15,6 +15,7 @@ from voiceassist_db.checking import Verdict, check
 from voiceassist_db.errors import RotationError, UnsafeConnectionError
 from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import KeySet
+from voiceassist_db.models import REGISTRY_ROWS
 from voiceassist_db.rotation import plan, retire, rotate, rotate_index_key
 
 CITUS = """
@@ -64,7 +65,7 @@ def subjects(engine: Engine) -> dict[str, Verdict]:
 
 @pytest.mark.parametrize(
     "table",
-    ["patient_data", "clinical_notes", "encryption_keys", "index_keys", "key_rotations", "key_rotation_failures"],
+    ["patient_data", "clinical_notes", *(row.__tablename__ for row in REGISTRY_ROWS)],
 )
 def test_a_distributed_table_is_refused(
     deployment: Deployment, engine_of: Callable[..., Engine], citus: Callable[[str], None], table: str

@@ -18,6 +18,7 @@ from voiceassist_db import AsyncDatabase, ClinicalNote, Database, Patient, creat
 from voiceassist_db.checking import check
 from voiceassist_db.importing import import_patients
 from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.models import REGISTRY_ROWS
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.provisioning import Roles, statements
 from voiceassist_db.qualified import compiled
@@ -29,7 +30,7 @@ from voiceassist_db.verification import verify
 TABLES = frozenset(
     (
         *("patient_data", "clinical_notes"),
-        *("encryption_keys", "index_keys", "key_rotations", "key_rotation_failures", "alembic_version"),
+        *("alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)),
     )
 )
 """Tables are found by the search path, as the application's own are."""

@@ -12,6 +12,7 @@ from voiceassist_db.models.declaration import (
     undeclared_in,
 )
 from voiceassist_db.models.keys import (
+    REGISTRY_ROWS,
     DatabaseIdentityRow,
     EncryptionKeyRow,
     IndexKeyRow,
@@ -21,6 +22,7 @@ from voiceassist_db.models.keys import (
 from voiceassist_db.models.patients import ClinicalNoteRow, PatientRow
 
 __all__ = [
+    "REGISTRY_ROWS",
     "Base",
     "ClinicalNoteRow",
     "DatabaseIdentityRow",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, Double, ForeignKey, LargeBinary, func, true
@@ -93,3 +94,7 @@ class KeyRotationFailureRow(Base):
     row_id: Mapped[str] = mapped_column(primary_key=True)
     sqlstate: Mapped[str]
     recorded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+REGISTRY_ROWS: Final = (EncryptionKeyRow, IndexKeyRow, KeyRotationRow, KeyRotationFailureRow, DatabaseIdentityRow)
+"""What this package keeps in a database beside the encrypted tables."""

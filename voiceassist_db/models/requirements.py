@@ -38,11 +38,10 @@ from voiceassist_db.models.declaration import (
     is_bindable,
     undeclared_in,
 )
+from voiceassist_db.models.keys import REGISTRY_ROWS
 from voiceassist_db.models.names import NAME_BYTES, problem_with
 
-REGISTRY: Final = frozenset(
-    {"alembic_version", "database_identity", "encryption_keys", "index_keys", "key_rotation_failures", "key_rotations"}
-)
+REGISTRY: Final = frozenset({"alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)})
 """Tables of ours that no other may stand in for."""
 
 _DATES: Final = ("created_at", "updated_at")

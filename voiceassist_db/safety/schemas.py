@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, KeyRotationFailureRow, KeyRotationRow, table_of
+from voiceassist_db.models import REGISTRY_ROWS, table_of
 from voiceassist_db.safety.finding import Finding
 
 _TRUSTED: Final = """(trusted.rolsuper OR trusted.rolname OPERATOR(pg_catalog.=) 'pg_database_owner'::pg_catalog.name
@@ -71,9 +71,7 @@ def _objects(catalogues: Mapping[str, str], where: str = "") -> str:
     )
 
 
-_REGISTRY: Final = ", ".join(
-    f"'{table_of(row).name}'" for row in (EncryptionKeyRow, IndexKeyRow, KeyRotationRow, KeyRotationFailureRow)
-)
+_REGISTRY: Final = ", ".join(f"'{table_of(row).name}'" for row in REGISTRY_ROWS)
 
 SUSPECT: Final = f"""
     WITH trusted_roles AS MATERIALIZED (
