@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from voiceassist_db.rotation.statements import Part
+from voiceassist_db.rotation.statements import Key, Part
 
 GROUP_WINDOWS: Final = 4
 """Windows whose passes are interleaved. Between two passes over a page others must have let go of what the first left dead:
@@ -214,6 +215,24 @@ def spread(counts: Mapping[int, int], passes: int) -> bytes:
         assigned[number] = lightest
         load[lightest] += counts[number]
     return bytes(assigned)
+
+
+def turns(rows: Sequence[tuple[int, Key]], passes: int) -> list[list[Key]]:
+    """Share given rows out over passes, so that each pass has an equal share of every page's rows.
+
+    Args:
+        rows: Page and primary key of each row.
+        passes: How many passes there are at most.
+
+    Returns:
+        The primary keys of each pass that has any.
+    """
+    shared: list[list[Key]] = [[] for _ in range(passes)]
+    of_page: Counter[int] = Counter()
+    for page, key in rows:
+        shared[of_page[page] % passes].append(key)
+        of_page[page] += 1
+    return [keys for keys in shared if keys]
 
 
 def first_passes(fillfactor: int) -> int:

@@ -271,7 +271,7 @@ class Statements:
 
     @functools.cached_property
     def _all_old(self) -> Prepared:
-        return self._prepare(select(*self._table.key).where(self._is_old).limit(bindparam("limit")))
+        return self._prepare(select(_CTID, *self._table.key).where(self._is_old).limit(bindparam("limit")))
 
     @functools.cached_property
     def _count(self) -> Prepared:
@@ -286,9 +286,10 @@ class Statements:
         window = Part(part.first, part.end).parameters()
         return dict(self._numbers.rows(connection, self._older | window))
 
-    def old(self, connection: Connection, limit: int) -> list[Key]:
-        """Return the primary keys of rows under the older version, at most ``limit`` of them, wherever they are."""
-        return _keys(self._all_old, connection, self._older | {"limit": limit})
+    def old(self, connection: Connection, limit: int) -> list[tuple[int, Key]]:
+        """Return page and primary key of rows under the older version, at most ``limit`` of them, wherever they are."""
+        found = _keys(self._all_old, connection, self._older | {"limit": limit})
+        return [(int(place[1:].partition(",")[0]), tuple(key)) for place, *key in found]
 
     def count(self, connection: Connection) -> tuple[int, int]:
         """Return how many rows there are, and how many of them are under the older version."""

@@ -24,7 +24,7 @@ from voiceassist_db.rotation.batches import Batches, Tally, is_of_a_row
 from voiceassist_db.rotation.lease import Lease
 from voiceassist_db.rotation.relations import Relation, relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
-from voiceassist_db.rotation.schedule import HOT_ENOUGH, Overlaps, Schedule, first_passes
+from voiceassist_db.rotation.schedule import HOT_ENOUGH, Overlaps, Schedule, first_passes, turns
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.throttle import Throttle
 from voiceassist_db.rotation.transactions import persistently
@@ -207,8 +207,9 @@ class Work:
         while not self.is_stopping():
             # Asked before the look: whoever began to write after it is seen by the next one.
             writing = self._ask(lambda connection: writers(connection, relation))
-            keys = self._left_in(relation)
-            done = batches.rotate_given(keys)
+            left = self._left_in(relation)
+            keys = [key for _, key in left]
+            done = sum(batches.rotate_given(turn) for turn in turns(left, first_passes(relation.fillfactor)))
             if keys and not done and rounds >= SWEEP_ROUNDS_BEFORE_WAITING:
                 # One alone: who waits while it holds other rows may be in a deadlock, out of which the server may choose the
                 # application.
@@ -244,11 +245,11 @@ class Work:
             self._names = f": {'; '.join(names)}" if names else ""
         return f"waiting for rows or transactions of others in {relation.table.name}{self._names}"
 
-    def _left_in(self, relation: Relation) -> list[Key]:
+    def _left_in(self, relation: Relation) -> list[tuple[int, Key]]:
         quarantined = {row for table, row in self._tally.quarantined if table == relation.declared_name}
         limit = SWEEP_ROWS + len(quarantined)
-        keys = self._ask(lambda connection: self._statements[relation].old(connection, limit))
-        return [key for key in keys if row_id(key) not in quarantined]
+        rows = self._ask(lambda connection: self._statements[relation].old(connection, limit))
+        return [(page, key) for page, key in rows if row_id(key) not in quarantined]
 
     # --- proof ---------------------------------------------------------------------------------------------------------
 
