@@ -25,6 +25,7 @@ from voiceassist_db.rotation.schedule import (
     Overlaps,
     Schedule,
     first_passes,
+    turns,
 )
 from voiceassist_db.rotation.statements import Part
 
@@ -294,3 +295,15 @@ def test_a_pass_waits_for_batches_that_began_before_the_last_one_was_committed()
             time.sleep(0.3)
             assert not waiting.done()
         waiting.result(10)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**6)), unique=True), st.integers(1, MAX_PASSES))
+def test_given_rows_are_shared_out_over_passes(places: list[tuple[int, int]], passes: int) -> None:
+    """Each row is in one pass, and no pass has more of a page than the others by more than one row."""
+    rows = [(page, (page, number)) for page, number in places]
+    shared = turns(rows, passes)
+    assert sorted(places) == sorted(key for keys in shared for key in keys)
+    assert all(shared)
+    for page in {page for page, _ in places}:
+        of_page = [sum(key[0] == page for key in keys) for keys in shared]
+        assert max(of_page) <= -(-sum(of_page) // passes)
