@@ -90,7 +90,7 @@ def test_the_last_runs_come_newest_first_with_their_quarantine(database: Databas
     assert [each.id for each in found.unfinished] == [interrupted, running]
 
 
-@pytest.mark.parametrize(("days", "overdue"), [(29, False), (31, True)])
+@pytest.mark.parametrize(("days", "overdue"), [(34, False), (36, True)])
 def test_a_key_that_is_too_old_is_overdue(database: Database, days: int, *, overdue: bool) -> None:
     """The policy counts from the current key's creation, and can be another one."""
     with database.engine.begin() as connection:

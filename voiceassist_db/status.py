@@ -16,8 +16,9 @@ from voiceassist_db.keyring import OPEN, RegisteredKey, registered_keys
 from voiceassist_db.models import KeyRotationFailureRow, KeyRotationRow, table_of
 from voiceassist_db.moments import server_now
 
-DEFAULT_MAX_AGE_DAYS: Final = 30
-"""How old the current key may become: rotation is monthly."""
+DEFAULT_MAX_AGE_DAYS: Final = 35
+"""How old the current key may become. Rotation is monthly, so a key reaches 31 days. The rest is for a job that begins days late. A month
+without a rotation is reported within its first week."""
 
 SHOWN_ROTATIONS: Final = 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from voiceassist_db.errors import RotationError
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import retire, rotate
 from voiceassist_db.rotation.retirement import DEFAULT_GRACE_DAYS, kept_until
-from voiceassist_db.status import read_status
+from voiceassist_db.status import DEFAULT_MAX_AGE_DAYS, read_status
 
 MONTHS: Final = 36
 RUNBOOK: Final = ROOT / "docs" / "rotation.md"
@@ -30,6 +31,19 @@ def schedule(first: datetime) -> Iterator[datetime]:
     """Give the moments at which cron begins the job: the same day of 36 months, at the same hour."""
     for month in range(first.month - 1, first.month - 1 + MONTHS):
         yield first.replace(year=first.year + month // 12, month=month % 12 + 1)
+
+
+def oldest(first: datetime, *, late: tuple[float, ...]) -> float:
+    """Simulate the job of the runbook; return the greatest age in days that a current key reaches.
+
+    A key is current from the beginning of its rotation, to the beginning of the next one.
+
+    Args:
+        first: When the first job begins.
+        late: By how many days jobs begin late, in turns.
+    """
+    begins = [due + timedelta(days=late[number % len(late)]) for number, due in enumerate(schedule(first))]
+    return max((after - before) / timedelta(days=1) for before, after in itertools.pairwise(begins))
 
 
 def refused(first: datetime, grace_days: float, *, late: tuple[float, ...], takes_days: float) -> list[datetime]:
@@ -62,6 +76,16 @@ def test_no_month_of_three_years_is_refused(late: tuple[float, ...], takes_days:
     """From any month on, with a leap year or without; jobs that are three days late and take four are no exception."""
     for first in STARTS:
         assert refused(first, DEFAULT_GRACE_DAYS, late=late, takes_days=takes_days) == []
+
+
+@pytest.mark.parametrize("late", [(0.0,), (0.0, 0.05), (0.0, 3.0)], ids=str)
+def test_status_never_reports_a_key_that_is_rotated_on_time(late: tuple[float, ...]) -> None:
+    """Nor one whose rotation begins three days late; a month without a rotation is reported, whichever it is."""
+    for first in STARTS:
+        assert oldest(first, late=late) < DEFAULT_MAX_AGE_DAYS
+    shortest = min((later - due).days for due, later in itertools.pairwise(schedule(STARTS[0])))
+    assert DEFAULT_MAX_AGE_DAYS < 2 * shortest
+    assert 30 < oldest(STARTS[0], late=(0.0,))  # the limit that there was
 
 
 def test_thirty_days_would_be_refused() -> None:
@@ -117,6 +141,7 @@ def test_the_documented_commands_run_month_after_month(
         with database.engine.connect() as connection:
             status = read_status(connection)
         assert status.tables["patient_data"] == {rotations + 2: 20}
+        assert not status.overdue, (year, month, status.key_age_days)
         assert [key.state for key in status.keys] == ["retired"] * rotations + ["previous", "current"]
 
 

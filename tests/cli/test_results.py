@@ -67,7 +67,7 @@ def test_status_in_words(run: Run, filled: dict[str, str], engine: Engine) -> No
     done = run("status", env=filled)
     assert (done.code, done.stderr) == (0, "")
     assert "key version 1: current, scheme bound, since 20" in done.stdout
-    assert "the current key is 45 days old, more than 30: rotate it" in done.stdout
+    assert "the current key is 45 days old, more than 35: rotate it" in done.stdout
     assert "patient_data: 12 under version 1\n" in done.stdout
     assert "clinical_notes: empty\n" in done.stdout
     assert "rotate it" not in run("status", "--max-age-days", "50", env=filled).stdout

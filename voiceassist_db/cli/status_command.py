@@ -17,7 +17,7 @@ from voiceassist_db.escaping import escaped_sql
 if TYPE_CHECKING:
     from voiceassist_db.status import Rotation, Status
 
-MAX_AGE_DAYS = 30
+MAX_AGE_DAYS = 35
 
 
 @click.command(
