@@ -154,6 +154,15 @@ class Simulation:
                 found,
             )
         assert command != Command.RESUME or found.step in {Step.CONTINUE, Step.NOTHING}
+        if command == Command.RESUME and found.step == Step.NOTHING:
+            left = {each for each in small.runs - found.supersedes if each.kind == "encryption"}
+            assert left == ({found.begun} if found.begun else set()), (
+                "a run stays open, and nobody says so",
+                small,
+                found,
+            )
+        else:
+            assert found.begun is None
         allowed = {
             Command.ROTATE: {Step.BEGIN, Step.CONTINUE},
             Command.RESUME: {Step.CONTINUE, Step.NOTHING},
@@ -341,6 +350,7 @@ def test_the_index_key(  # pytest passes them by name
         assert found.step == (Step.CONTINUE if has_previous else Step.NOTHING if resume_only else Step.BEGIN)
         assert found.to_version == (2 if has_previous and is_registered else 3)
         stays = Run("index", found.from_version, found.to_version)
+        assert found.begun == (stays if is_open and found.step == Step.NOTHING else None)
         assert found.supersedes == {each for each in runs if each.kind == "index"} - {stays}
 
 
@@ -365,6 +375,7 @@ MUTANTS = {
         "    if old in state.rows or new not in state.registry:",
         "    if old in state.rows:",
     ),
+    "a run without a key is not told": ("begun=begun if is_begun else None", "begun=None"),
     "an open run is no rotation": ("return is_begun and not", "return False and not"),
     "an open run of any pair is a rotation": (" and _is_pair(each, secret) for each", " for each"),
     "a retired version is rotated": (" and not state.registry.get(old or 0, False)", ""),

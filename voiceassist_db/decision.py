@@ -118,12 +118,14 @@ class Action:
         from_version: The older key version; 0 where the step has none.
         to_version: The newer one; 0 where the step has none.
         supersedes: The unfinished runs that can never be continued: their keys are no longer those of the secret.
+        begun: The run that was begun and has no key yet, where nothing is done because no key may be made.
     """
 
     step: Step
     from_version: int = 0
     to_version: int = 0
     supersedes: frozenset[Run] = frozenset()
+    begun: Run | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class Refusal:
 
 
 NO_ROTATION: Final = "no rotation is unfinished: nothing to do"
+NO_INDEX_ROTATION: Final = "no rotation of the blind-index key is unfinished: nothing to do"
 NO_PREVIOUS: Final = "the key store holds one key version only: there is nothing to retire"
 
 
@@ -166,7 +169,9 @@ def _rotate(state: State, secret: Secret, *, resume_only: bool) -> Action | Refu
     if refusal := _missing(state, secret):
         return refusal
     if resume_only:
-        return Action(Step.NOTHING, supersedes=_superseded(state, secret))
+        begun = Run("encryption", new, new + 1)
+        is_begun = old is None and begun in state.open_runs
+        return Action(Step.NOTHING, supersedes=_superseded(state, secret), begun=begun if is_begun else None)
     if old is not None and state.registry.get(old, False) and state.needed_by:
         return _needed_by_others(f"key version {old}", state.needed_by, "`rotate_keys.py --retire`")
     if old is not None:
@@ -381,4 +386,16 @@ def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
 def _of_index(step: Step, newest: int, state: IndexState) -> Action:
     mine = Run("index", newest - 1, newest)
     others = frozenset(each for each in state.open_runs if each.kind == "index" and each != mine)
-    return Action(step, newest - 1, newest, others)
+    has_no_key = step is Step.NOTHING and not state.has_previous and mine in state.open_runs
+    return Action(step, newest - 1, newest, others, mine if has_no_key else None)
+
+
+def nothing_to_resume(action: Action, otherwise: str) -> str:
+    """Return the message of a command that may make no key, and has nothing else to do; ``otherwise`` where no run waits for a key."""
+    if action.begun is None:
+        return otherwise
+    of = "blind-index key" if action.begun.kind == "index" else "key"
+    return (
+        f"the rotation of the {of} from version {action.begun.from_version} to {action.begun.to_version} began, and its new key was never "
+        "made: no row was changed. `--resume` makes no key: run this again without it"
+    )

@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import Engine, text
 
 from voiceassist_db import Database, Patient
-from voiceassist_db.errors import DuplicateError, NothingToDoError
-from voiceassist_db.keyring import initialise_keys
-from voiceassist_db.keys import Scheme
+from voiceassist_db.errors import DuplicateError, KeyStoreUnavailableError, NothingToDoError
+from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Progress, retire, rotate, rotate_index_key
 from voiceassist_db.rotation import tokens as tokens_
 from voiceassist_db.schema import allow_direct_format
+from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
 PATIENTS = [
@@ -188,6 +189,33 @@ def test_without_an_unfinished_one_resume_does_nothing(filled: Database, provide
     with pytest.raises(NothingToDoError):
         rotate_index_key(filled.engine, filled.keys, resume_only=True)
     assert before == provider.fetch()
+
+
+def test_resume_says_that_a_run_has_no_key_yet(filled: Database, provider: VaultKeyProvider) -> None:
+    """The key store failed before it had the key. Resuming makes none, and says how to go on; that run is then finished."""
+
+    class Unwritable:
+        def fetch(self) -> KeySet:
+            return provider.fetch()
+
+        def create(self, keys: KeySet) -> None:
+            raise AssertionError
+
+        def replace(self, old: KeySet, new: KeySet) -> None:
+            raise KeyStoreUnavailableError("it is away")
+
+    before = provider.fetch()
+    with pytest.raises(KeyStoreUnavailableError):
+        rotate_index_key(filled.engine, KeyringSource(Unwritable()))
+    with pytest.raises(
+        NothingToDoError,
+        match="rotation of the blind-index key from version 1 to 2 began, and its new key was never made",
+    ):
+        rotate_index_key(filled.engine, filled.keys, resume_only=True)
+    assert before == provider.fetch()
+    assert rotate_index_key(filled.engine, filled.keys).done
+    with filled.engine.connect() as connection:
+        assert [each.state for each in read_status(connection).rotations] == ["finished"]
 
 
 def test_a_row_that_cannot_be_read_is_put_down(filled: Database) -> None:

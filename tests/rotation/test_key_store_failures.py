@@ -21,10 +21,11 @@ from voiceassist_db.errors import (
     KeyStoreForbiddenError,
     KeyStoreSealedError,
     KeyStoreUnavailableError,
+    NothingToDoError,
 )
 from voiceassist_db.keyring import KeyringSource, initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
-from voiceassist_db.rotation import retire, rotate
+from voiceassist_db.rotation import plan, retire, rotate
 from voiceassist_db.status import read_status
 
 READ, WRITE = b"GET /v1/secret/data/", b"POST /v1/secret/data/"
@@ -112,9 +113,22 @@ def goes_on(trial: Trial, *, is_written: bool) -> None:
     assert (2 if is_written else 1) == stored.version
     assert {1: ROWS} == trial.versions()
     assert trial.ask("SELECT version FROM encryption_keys") == [(1,)]
+    if not is_written:
+        resume_says_what_status_says(trial)
     trial.finish()
     assert 2 == trial.provider.fetch().version
     assert not is_written or stored.key == trial.provider.fetch().key
+
+
+def resume_says_what_status_says(trial: Trial) -> None:
+    """Assert that a command which may make no key names the run that has none, where `status` lists it, and makes none."""
+    with trial.engine.connect() as connection:
+        is_listed = bool(read_status(connection).unfinished)
+    told = "from version 1 to 2 began, and its new key was never made" if is_listed else "no rotation is unfinished"
+    for command in (plan, rotate):
+        with pytest.raises(NothingToDoError, match=told):
+            command(trial.engine, KeyringSource(trial.provider), resume_only=True)
+    assert 1 == trial.provider.fetch().version
 
 
 @pytest.mark.parametrize("at", REQUESTS)

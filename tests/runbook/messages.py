@@ -168,7 +168,11 @@ class Code:
                 return part(inner)
             case ast.Call() if (name := _called(node)) and not name.startswith("__"):
                 functions = self._functions.get(name, [])
-                returned = (self._texts(each, to, depth + 1) for to in functions for each in to.returned)
+                returned = (
+                    self._texts(each, to, depth + 1, follows_parameters=True)
+                    for to in functions
+                    for each in to.returned
+                )
                 return set().union(*returned) or {HOLE}
             case ast.Name(id=name):
                 return self._named(name, at, depth, follows_parameters=follows_parameters)

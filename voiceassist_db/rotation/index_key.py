@@ -19,7 +19,16 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine
 
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.decision import Action, Refusal, Remedy, Run, Step, decide_index
+from voiceassist_db.decision import (
+    NO_INDEX_ROTATION,
+    Action,
+    Refusal,
+    Remedy,
+    Run,
+    Step,
+    decide_index,
+    nothing_to_resume,
+)
 from voiceassist_db.errors import (
     DuplicateError,
     MissingKeyError,
@@ -137,7 +146,7 @@ def rotate_index_key(
         require_visible_replicas(connection, pace)
     if action.step is Step.NOTHING:
         close_superseded(engine, action.supersedes)
-        raise NothingToDoError("no rotation of the blind-index key is unfinished: nothing to do")
+        raise NothingToDoError(nothing_to_resume(action, NO_INDEX_ROTATION))
     with Lease.take(engine, Run("index", action.from_version, action.to_version), action.supersedes) as lease:
         finished = False
         work = _Work(engine, keys, lease, pace, stop or threading.Event(), on_progress)

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, delete, func, select
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import Gap, gaps
-from voiceassist_db.decision import NO_ROTATION, Action, Command, Refusal, Run, State, Step, decide
+from voiceassist_db.decision import NO_ROTATION, Action, Command, Refusal, Run, State, Step, decide, nothing_to_resume
 from voiceassist_db.errors import (
     NothingToDoError,
     RotationActiveError,
@@ -79,7 +79,7 @@ def plan(
         require_safe_connection(connection)
         preflight = _Preflight.make(connection, keys.provider, tables, resume_only=resume_only)
         if preflight.action.step is Step.NOTHING:
-            raise NothingToDoError(NO_ROTATION)
+            raise NothingToDoError(nothing_to_resume(preflight.action, NO_ROTATION))
         if active := active_run(connection):
             raise RotationActiveError(f"a rotation is being run by {active.holder_name}: see `voiceassist-db status`")
         require_visible_replicas(connection, pace or Pace())
@@ -150,7 +150,7 @@ def rotate(
         relations = [part for each in preflight.chosen for part in relations_of(connection, each)]
     if action.step is Step.NOTHING:
         close_superseded(engine, action.supersedes)
-        raise NothingToDoError(NO_ROTATION)
+        raise NothingToDoError(nothing_to_resume(preflight.action, NO_ROTATION))
     run_of = Run("encryption", action.from_version, action.to_version)
     with Lease.take(engine, run_of, action.supersedes) as lease:
         tally = Tally()
