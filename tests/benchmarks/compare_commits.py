@@ -10,6 +10,7 @@ version differ by 1 %, whatever they run, for their memory lies elsewhere: so th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import secrets
 import statistics
@@ -26,7 +27,7 @@ ROUNDS = 120
 PAIR_ROUNDS = 30
 """Rounds after which both versions have a new process."""
 
-CALLS = {"get": 100, "find": 60, "update": 60, "add": 60, "add_many": 4, "new connection": 12}
+CALLS = {"get": 100, "find": 60, "update": 60, "add": 60, "add_many": 4, "new connection": 12, "rotate": 1}
 BULK = 200
 """Patients of one call of ``add_many``."""
 
@@ -34,7 +35,30 @@ WARM_UP = 10
 """Calls until the driver has prepared the statement."""
 
 PATIENTS = 2000
+ROTATED = 10_000
+"""Rows of the table that is rotated, which is a database of its own."""
+
 ROOT = Path(__file__).parents[2]
+
+
+class Memory:
+    """A key store in this process: an environment cannot be rotated."""
+
+    def __init__(self) -> None:
+        self._held: Any = None
+
+    def fetch(self) -> Any:
+        from voiceassist_db.errors import KeysNotFoundError
+
+        if self._held is None:
+            raise KeysNotFoundError("no keys yet")
+        return self._held
+
+    def create(self, keys: Any) -> None:
+        self._held = keys
+
+    def replace(self, old: Any, new: Any) -> None:
+        self._held = dataclasses.replace(new, revision=old.revision + 1)
 
 
 class Worker:
@@ -52,6 +76,8 @@ class Worker:
         self._database = Database(self._engine, EnvironmentKeyProvider(os.environ["ENCRYPTION_KEY"]))
         with self._engine.begin() as connection:
             initialise_keys(self._database.keys.provider, connection)
+        self._rotating: Any = None
+        self._name = f"{self._engine.url.database}_{turn}"
         self._added = PATIENTS + turn * 1_000_000
         self._turn = 0
         if turn == 0:
@@ -71,6 +97,8 @@ class Worker:
         """Call an operation so many times, in one transaction; return the seconds."""
         if operation == "new connection":
             return self._connect(calls)
+        if operation == "rotate":
+            return sum(self._rotate() for _ in range(calls))
         self._engine.dispose()  # one server process answers a third slower than another, so each round has new ones
         with self._database.transaction() as tx:
             call = getattr(self, f"_{operation}")
@@ -93,6 +121,33 @@ class Worker:
             with self._engine.connect():
                 pass
         return time.perf_counter() - started
+
+    def _rotate(self) -> float:
+        """Rotate a table, and return the seconds that its rows took; the proof and the retirement are not counted."""
+        from voiceassist_db.rotation import retire, rotate
+
+        database = self._rotating = self._rotating or self._filled()
+        report = rotate(database.engine, database.keys)
+        assert report.rows == ROTATED
+        retire(database.engine, database.keys, grace_days=0)
+        return float(report.seconds)
+
+    def _filled(self) -> Any:
+        from sqlalchemy import text
+
+        from voiceassist_db import Database, create_engine
+        from voiceassist_db.keyring import initialise_keys
+        from voiceassist_db.schema import migrate
+
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"CREATE DATABASE {self._name}"))
+        database = Database(create_engine(self._engine.url.set(database=self._name)), Memory())
+        migrate(database.engine)
+        with database.engine.begin() as connection:
+            initialise_keys(database.keys.provider, connection)
+        with database.transaction() as tx:
+            tx.patients.add_many(map(self._new, range(ROTATED)))
+        return database
 
     @staticmethod
     def _get(tx: Any, number: int) -> None:
