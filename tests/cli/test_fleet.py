@@ -6,10 +6,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 from sqlalchemy import URL, Engine, text
 
 from tests.cli.conftest import ROTATE, Outcome, Run
@@ -61,6 +64,16 @@ class Clinic:
         """Make or register the keys of the secret."""
         with self.engine.begin() as connection:
             initialise_keys(self.provider, connection, join=not first)
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Let its server refuse every connection to it."""
+        self.engine.dispose()
+        for limit in (0, -1):
+            with psycopg.connect(plain(self.url.set(database="postgres")), autocommit=True) as admin:
+                admin.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(sql.Identifier(self.bare), limit))
+            if limit == 0:
+                yield
 
     def versions(self) -> dict[int, int]:
         """Return how many patients there are under each key version."""
@@ -235,6 +248,7 @@ def test_a_run_that_is_active_in_one(rotate: Command, fleet: Fleet) -> None:
     """It is told with its own exit code, and the others are rotated. A dry run changes nothing and says the same."""
     one, two, _ = fleet
     with Lease.take(two.engine, Rotation("encryption", 1, 2)) as lease:
+        lease.keep(dict)
         dry = rotate(*bare(fleet), options=("--dry-run", "--json"))
         assert codes(dry) == [0, 5, 0]
         assert list(one.provider.fetch().versions()) == [1]
@@ -289,14 +303,10 @@ def test_the_other_commands_on_a_fleet(run: Run, secrets: dict[str, str], fleet:
         assert alone.json.keys() | {"exit_code"} == first.keys()
         assert {usual} <= first.keys() & last.keys()
         assert away.keys() == {"error", "exit_code"}
-        words = run(name, *where, env=secrets)
-        assert words.code == 1
-        assert [part.splitlines()[0] for part in words.stdout.split("\n\n")[:3]] == [
-            one.name,
-            two.name_away,
-            three.name,
-        ]
-        assert words.stderr.startswith(f"error: {two.name_away}: "), name
+    words = run("status", *where, env=secrets)
+    assert words.code == 1
+    assert [part.splitlines()[0] for part in words.stdout.split("\n\n")[:3]] == [one.name, two.name_away, three.name]
+    assert words.stderr.startswith(f"error: {two.name_away}: ")
     only = run("status", "--database", one.bare, "--json", env=secrets)
     assert codes(only) == [0]
     assert only.json["databases"][one.name]["tables"]["patient_data"] == {"1": ROWS}
@@ -306,7 +316,7 @@ def test_the_other_commands_on_a_fleet(run: Run, secrets: dict[str, str], fleet:
 def test_a_key_store_that_is_away(rotate: Command, run: Run, secrets: dict[str, str], fleet: Fleet) -> None:
     """Every database tells it, and nothing is changed; `status` needs no key store."""
     secrets |= {"VAULT_ADDR": f"http://{NOBODY}"}
-    for options in ((), ("--index-key",), ("--retire",), ("--dry-run",)):
+    for options in ((), ("--retire",)):
         done = rotate(*bare(fleet), options=(*options, "--json"))
         assert codes(done) == [1, 1, 1], options
         assert all("Vault" in each["error"] for each in done.json["databases"].values())
@@ -315,20 +325,19 @@ def test_a_key_store_that_is_away(rotate: Command, run: Run, secrets: dict[str, 
 
 
 @wide
-def test_the_last_database_ends_the_key(rotate: Command, run: Run, secrets: dict[str, str], fleet: Fleet) -> None:
+def test_the_last_database_ends_the_key(rotate: Command, fleet: Fleet) -> None:
     """With one away the key stays for it, whatever is run; with all there it goes, and a new rotation begins."""
     one, two, three = fleet
     retire = ("--retire", "--grace-days", "0", "--json")
     assert rotate(*bare(fleet)).code == 0
-    partly = rotate(one.bare, two.away, three.bare, options=retire)
-    assert codes(partly) == [0, 1, 0]
-    for clinic in (one, three):
-        report = partly.json["databases"][clinic.name]
-        assert (report["removed"], two.name in report["needed_by"]) == (False, True)
-    assert list(one.provider.fetch().versions()) == [2, 1]
-    still = rotate(one.bare, two.away, three.bare, options=("--json",))
-    assert codes(still) == [0, 1, 0]
-    assert list(one.provider.fetch().versions()) == [2, 1]
+    with two.down():
+        partly = rotate(*bare(fleet), options=retire)
+        assert codes(partly) == [0, 1, 0]
+        for clinic in (one, three):
+            report = partly.json["databases"][clinic.name]
+            assert (report["removed"], two.name in report["needed_by"]) == (False, True)
+        assert codes(rotate(*bare(fleet), options=("--json",))) == [0, 1, 0]
+        assert list(one.provider.fetch().versions()) == [2, 1]
     intact(fleet)
     two_is_left = rotate(*bare(fleet), options=("--json",))
     assert codes(two_is_left) == [1, 1, 1]
@@ -349,8 +358,8 @@ def test_one_new_index_key_for_all(rotate: Command, run: Run, secrets: dict[str,
     """One is away, and every patient is found in all. The same command again ends the older key, and makes no other one."""
     one, two, three = fleet
     before = one.provider.fetch().index_key
-    done = rotate(one.bare, two.away, three.bare, options=("--index-key", "--json"))
-    assert codes(done) == [0, 1, 0]
+    with two.down():
+        assert codes(rotate(*bare(fleet), options=("--index-key", "--json"))) == [0, 1, 0]
     made = one.provider.fetch()
     assert (made.previous_index_key, made.index_key == before) == (before, False)
     intact(fleet)
@@ -361,3 +370,45 @@ def test_one_new_index_key_for_all(rotate: Command, run: Run, secrets: dict[str,
     assert (ended.index_key, ended.previous_index_key) == (made.index_key, None)
     intact(fleet)
     assert codes(run("verify", *named(fleet), "--json", env=secrets)) == [0, 0, 0]
+
+
+@wide
+def test_a_secret_without_a_list_gets_one_before_a_key_ends(rotate: Command, fleet: Fleet) -> None:
+    """It is of an earlier version. The first database would end the key that the others need; and so it would for one that is away."""
+    one, two, _ = fleet
+    provider = one.provider
+    provider.replace(provider.fetch(), replace(provider.fetch(), databases="{}"))
+    with two.down():
+        for options in (("--index-key",), ("--retire", "--grace-days", "0")):
+            before = replace(provider.fetch(), databases="", revision=0)
+            held = rotate(*bare(fleet), options=(*options, "--json"))
+            assert codes(held) == [1, 1, 1]
+            errors = [each["error"] for each in held.json["databases"].values()]
+            assert errors[0] == errors[2]
+            assert errors[0].startswith(
+                f"the secret does not list {two.name}, so a key could leave it that is needed there"
+            )
+            assert before == replace(provider.fetch(), databases="", revision=0)
+    intact(fleet)
+    provider.replace(provider.fetch(), replace(provider.fetch(), databases="{}"))
+    done = rotate(*bare(fleet), options=("--index-key", "--json"))
+    assert codes(done) == [0, 0, 0]
+    assert [len(each["needed_by"]) for each in done.json["databases"].values()] == [2, 1, 0]
+    intact(fleet)
+
+
+@wide
+def test_a_database_under_two_names_is_refused(run: Run, secrets: dict[str, str], fleet: Fleet, tmp_path: Path) -> None:
+    """To the secret it is one, as a copy and its original are; the other database is rotated."""
+    one, two, _ = fleet
+    twin = plain(two.url.set(host="localhost"))
+    file = tmp_path / "fleet"
+    file.touch(mode=0o600)
+    file.write_text(f"{one.bare}\n{two.bare}\n{twin}\n")
+    done = run("--databases", str(file), "--json", env=secrets, command=rotate_command)
+    assert codes(done) == [0, 1, 1]
+    names = list(done.json["databases"])
+    assert names[2] == f"{two.bare} on localhost:{two.url.port}"
+    for name in names[1:]:
+        assert done.json["databases"][name]["error"].startswith(f"{names[1]} and {names[2]} have the same identity")
+    assert two.versions() == {1: ROWS}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 DEFAULT_PORT: Final = "5432"
+DEFAULT_HOST: Final = "the default host"
+"""Libpq's: this machine's socket, or what PGHOST names."""
 
 _BARE: Final = re.compile(r"[^\s:/@=?#%&]+")
 """The name of a database that cannot be a part of an address, or of a login, that was written wrongly."""
@@ -224,5 +226,5 @@ def _host(host: str) -> str:
     if host.startswith(("/", "@")):  # the directory of a socket, whose case counts
         return host
     if not host:
-        return "the default host"
+        return DEFAULT_HOST
     return f"[{host.lower()}]" if ":" in host else host.lower()

@@ -1,26 +1,53 @@
-"""One pair of key versions for several databases on one secret: which of them may make the next key.
+"""Several databases on one secret: what must hold of all of them before the first one is changed.
 
 A database that has not finished the pair of the secret's two keys comes first. If another one made the next key before, the older
-key would have to leave the secret while that database needs it. So first every database is asked what it would do.
+key would have to leave the secret while that database needs it. And no key may end while the secret does not list a database that
+may need it. So first every database is asked who it is, and what it would do.
 
-Owns that rule, as a function without I/O. Asks no database by itself.
+Owns these rules, as functions without I/O. Asks no database by itself.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
-from voiceassist_db.cli.databases import Target
+from voiceassist_db.cli.databases import DEFAULT_HOST, Target
 from voiceassist_db.cli.output import about
 from voiceassist_db.decision import Action, Refusal, Remedy, Step
-from voiceassist_db.errors import VoiceAssistDBError
+from voiceassist_db.errors import RotationError, VoiceAssistDBError
+
+if TYPE_CHECKING:
+    from voiceassist_db.keyring.members import Here, Member
 
 Prospect = Action | Refusal | VoiceAssistDBError
 """What a database would do; or why it could not be asked."""
 
 COMPLETE: Final = "complete already: nothing to do"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of a database before any is changed.
+
+    Attributes:
+        here: Who it is; None where that is not known.
+        prospect: What it would do.
+    """
+
+    here: Here | None
+    prospect: Prospect
+
+    @property
+    def uses_secret(self) -> bool:
+        """Whether it has registered the keys of the secret."""
+        if isinstance(self.prospect, Refusal):
+            return self.prospect.remedy not in {Remedy.RESTORE, Remedy.JOIN, Remedy.INIT_KEYS}
+        return isinstance(self.prospect, Action)
 
 
 class Mode(StrEnum):
@@ -48,9 +75,9 @@ def mode_of(prospects: Iterable[Prospect]) -> Mode:
     return Mode.FINISH if is_pair_live and is_unknown else Mode.BEGIN
 
 
-def lacking(prospects: Mapping[str, Prospect]) -> list[str]:
+def lacking(looks: Mapping[str, Look]) -> list[str]:
     """Return the names of the databases that need a key which the secret lacks."""
-    return [name for name, prospect in prospects.items() if _lacks_key(prospect)]
+    return [name for name, look in looks.items() if _lacks_key(look.prospect)]
 
 
 def _lacks_key(prospect: Prospect) -> bool:
@@ -58,10 +85,10 @@ def _lacks_key(prospect: Prospect) -> bool:
 
 
 def survey(
-    targets: Sequence[Target], ask: Callable[[Target], Prospect], *, is_stopping: Callable[[], bool]
-) -> dict[str, Prospect]:
-    """Ask every database what it would do, until the command shall stop; one that fails stops no other one."""
-    found: dict[str, Prospect] = {}
+    targets: Sequence[Target], ask: Callable[[Target], Look], *, is_stopping: Callable[[], bool]
+) -> dict[str, Look]:
+    """Ask every database who it is and what it would do, until the command shall stop; one that fails stops no other one."""
+    found: dict[str, Look] = {}
     for target in targets:
         if is_stopping():
             break
@@ -69,5 +96,43 @@ def survey(
             try:
                 found[target.name] = ask(target)
             except VoiceAssistDBError as error:
-                found[target.name] = error
-    return found
+                found[target.name] = Look(None, error)
+    return without_copies(found)
+
+
+def without_copies(looks: Mapping[str, Look]) -> dict[str, Look]:
+    """Return what is known, with a refusal for databases that are one to the secret: it would take one of them for done."""
+    names: dict[UUID, list[str]] = {}
+    for name, look in looks.items():
+        if look.here is not None:
+            names.setdefault(look.here.id, []).append(name)
+    told: dict[str, Look] = dict(looks)
+    for same in names.values():
+        for name in same if len(same) > 1 else ():
+            problem = RotationError(
+                f"{' and '.join(same)} have the same identity: they are one database under two names, or a copy and its original, which the "
+                "secret cannot tell apart. Nothing was changed in them. Name each database once, and give a copy a secret of its own"
+            )
+            told[name] = Look(looks[name].here, problem)
+    return told
+
+
+def unlisted(looks: Mapping[str, Look], listed: Mapping[UUID, Member]) -> list[str]:
+    """Return the names of the databases that the secret does not list, so that a key could leave it while they need it.
+
+    One that could not be asked who it is must be listed under the name that its address gives it.
+    """
+    names = {_spelled(each.name) for each in listed.values()}
+    return [
+        name
+        for name, look in looks.items()
+        if (_spelled(name) not in names if look.here is None else look.here.id not in listed)
+    ]
+
+
+def _spelled(name: str) -> str:
+    """Return a name in the list's spelling: without the case of a host, and with this machine's name for its sockets."""
+    database, _, server = name.rpartition(" on ")
+    if server.startswith(("/", "@", DEFAULT_HOST)):
+        server = f"{socket.gethostname()}:{server.rpartition(':')[2]}"
+    return f"{database} on {server.lower()}"

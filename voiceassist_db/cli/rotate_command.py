@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,7 +18,7 @@ from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.fleet import Result, deliver
 from voiceassist_db.cli.numbers import Number
 from voiceassist_db.cli.output import json_option, progress, say, say_error
-from voiceassist_db.cli.prospects import COMPLETE, Mode, Prospect, lacking, mode_of, survey
+from voiceassist_db.cli.prospects import COMPLETE, Look, Mode, lacking, mode_of, survey, unlisted
 from voiceassist_db.cli.rotation_words import show_index_report, show_leftovers, show_plan, show_report, show_retirement
 from voiceassist_db.cli.stopping import stopping
 from voiceassist_db.errors import NothingToDoError, RotationActiveError, RotationError, VoiceAssistDBError
@@ -140,18 +140,12 @@ def command(  # noqa: PLR0917  # click passes them by name
         resume_only=resume_only,
         index_key=index_key,
         dry_run=dry_run,
+        grace_days=grace_days if retires else None,
     )
     targets, options = databases.targets(), config.engine_options()
     places = _Places(options | {"pool_size": workers + POOL_OVER_WORKERS}, config.key_provider())
     try:
-        if retires:
-            deliver(
-                targets,
-                lambda target: _or_nothing(lambda: _retired(places, target, grace_days)),
-                as_json=as_json,
-                code_of=_code_of,
-            )
-        elif not targets[0].name:
+        if not targets[0].name:
             deliver(targets, lambda target: _or_nothing(lambda: _worked(places, target, asked)), as_json=as_json)
         else:
             _rotate_all(places, targets, asked, as_json=as_json)
@@ -169,6 +163,13 @@ class _Asked:
     resume_only: bool
     index_key: bool
     dry_run: bool
+    grace_days: float | None = None
+    """With ``--retire`` only."""
+
+    @property
+    def ends_a_key(self) -> bool:
+        """Whether a key may leave the secret."""
+        return self.grace_days is not None or self.index_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,32 +189,57 @@ class _Places:
 
 
 def _rotate_all(places: _Places, targets: Sequence[Target], asked: _Asked, *, as_json: bool) -> None:
-    """Rotate several databases to one new key: if one has not finished the last one, no key is made."""
-
-    def ask(target: Target) -> Prospect:
-        from voiceassist_db.rotation import next_action
-
-        with places.opened(target) as database:
-            return next_action(database.engine, database.keys)
-
+    """Rotate several databases to one new key, or end the older one in all of them."""
     with nullcontext(threading.Event()) if asked.dry_run else stopping() as stop:
-        prospects: dict[str, Prospect] = {}
-        mode = Mode.BEGIN
-        if asked.index_key:
-            mode = _index_mode(places.provider)
-        elif not asked.resume_only:
-            prospects = survey(targets, ask, is_stopping=stop.is_set)
-            mode = mode_of(prospects.values())
-        fleet = _Fleet(asked, mode, stop, prospects)
+        looks = survey(targets, lambda target: _look(places, target, asked), is_stopping=stop.is_set)
+        fleet = _Fleet(asked, stop, looks, _mode(places.provider, asked, looks), _held(places.provider, asked, looks))
         deliver(targets, lambda target: fleet.work(places, target), as_json=as_json, code_of=_code_of)
 
 
-def _index_mode(provider: KeyProvider) -> Mode:
-    """Return what a rotation of the index key does: the secret alone tells whether one is unfinished."""
-    try:
+def _look(places: _Places, target: Target, asked: _Asked) -> Look:
+    from voiceassist_db.execution import translated
+    from voiceassist_db.keyring import Here
+    from voiceassist_db.rotation import next_action
+
+    with places.opened(target) as database:
+        if asked.dry_run:
+            with translated(), database.engine.connect() as connection:
+                here = Here.of(connection)
+        else:
+            here = Here.known(database.engine)
+        try:
+            return Look(here, next_action(database.engine, database.keys))
+        except VoiceAssistDBError as error:
+            return Look(here, error)
+
+
+def _mode(provider: KeyProvider, asked: _Asked, looks: Mapping[str, Look]) -> Mode:
+    if asked.resume_only or asked.grace_days is not None:
+        return Mode.BEGIN  # which makes no key
+    if not asked.index_key:
+        return mode_of(look.prospect for look in looks.values())
+    try:  # the secret alone tells whether a rotation of the index key is unfinished
         return Mode.FINISH if provider.fetch().previous_index_key is not None else Mode.BEGIN
     except VoiceAssistDBError:
         return Mode.BEGIN  # every database will tell why
+
+
+def _held(provider: KeyProvider, asked: _Asked, looks: Mapping[str, Look]) -> VoiceAssistDBError | None:
+    """Add all databases to the list of the secret; return why none may be changed, where a key could leave it too early."""
+    from voiceassist_db.keyring.members import enlist
+
+    if asked.dry_run:
+        return None
+    try:
+        listed = enlist(provider, [look.here for look in looks.values() if look.here is not None and look.uses_secret])
+    except VoiceAssistDBError as error:
+        return error
+    if listed is None or not asked.ends_a_key or not (names := unlisted(looks, listed)):
+        return None
+    return RotationError(
+        f"the secret does not list {', '.join(names)}, so a key could leave it that is needed there. Nothing was changed. Run `voiceassist-db "
+        "init-keys` there first. Leave a database out of the list if it does not use this secret"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,23 +248,27 @@ class _Fleet:
 
     Attributes:
         asked: What the options ask for.
-        mode: What all may do.
         stop: When it is set, no further database is begun.
-        prospects: What each would do.
+        looks: What is known of each.
+        mode: What all may do.
+        held: Why none may be changed; None where they may.
     """
 
     asked: _Asked
-    mode: Mode
     stop: threading.Event
-    prospects: dict[str, Prospect] = field(default_factory=dict)
+    looks: Mapping[str, Look]
+    mode: Mode
+    held: VoiceAssistDBError | None
 
     def work(self, places: _Places, target: Target) -> Result:
         """Rotate one of them, unless that is known to fail."""
-        prospect = self.prospects.get(target.name)
-        if isinstance(prospect, VoiceAssistDBError):
-            raise prospect
+        look = self.looks.get(target.name)
+        if look is not None and isinstance(look.prospect, VoiceAssistDBError):
+            raise look.prospect
         if self.stop.is_set():
             return _not_begun()
+        if self.held is not None:
+            raise self.held
         if self.mode is Mode.BEGIN:
             return _or_nothing(lambda: _worked(places, target, self.asked, self.stop))
         try:
@@ -247,7 +277,7 @@ class _Fleet:
             pass
         if self.mode is Mode.HOLD:
             raise RotationError(
-                f"no new key was made, because {', '.join(lacking(self.prospects))} needs a key that the secret does not hold: follow its "
+                f"no new key was made, because {', '.join(lacking(self.looks))} needs a key that the secret does not hold: follow its "
                 "message first, or leave it out"
             )
         return _nothing(COMPLETE)
@@ -269,17 +299,8 @@ def _or_nothing(work: Callable[[], Result]) -> Result:
         return _nothing(str(nothing))
 
 
-def _retired(places: _Places, target: Target, grace_days: float) -> Result:
-    from voiceassist_db.rotation import retire
-
-    with places.opened(target) as database:
-        say_skipped(database.engine)
-        done = retire(database.engine, database.keys, grace_days=grace_days)
-    return Result(dataclasses.asdict(done), lambda: show_retirement(done))
-
-
 def _worked(places: _Places, target: Target, asked: _Asked, stop: threading.Event | None = None) -> Result:
-    """Rotate one database, or show the plan for it.
+    """Rotate one database, retire its older key, or show the plan for it.
 
     Args:
         places: Opens it.
@@ -290,7 +311,7 @@ def _worked(places: _Places, target: Target, asked: _Asked, stop: threading.Even
     Raises:
         NothingToDoError: There is nothing to do.
     """
-    from voiceassist_db.rotation import plan, rotate, rotate_index_key
+    from voiceassist_db.rotation import plan, retire, rotate, rotate_index_key
 
     with places.opened(target) as database:
         engine, keys = database.engine, database.keys
@@ -300,6 +321,9 @@ def _worked(places: _Places, target: Target, asked: _Asked, stop: threading.Even
             return Result(dataclasses.asdict(would), lambda: show_plan(would))
         if stop is not None and stop.is_set():
             return _not_begun()
+        if asked.grace_days is not None:
+            done = retire(engine, keys, grace_days=asked.grace_days)
+            return Result(dataclasses.asdict(done), lambda: show_retirement(done))
         with nullcontext(stop) if stop is not None else stopping() as ending, _showing() as show:
             if asked.index_key:
                 renewed = rotate_index_key(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -234,12 +234,29 @@ def store(provider: KeyProvider, change: Callable[[KeySet], KeySet]) -> KeySet:
     raise conflict
 
 
+def enlist(provider: KeyProvider, databases: Iterable[Here]) -> Mapping[UUID, Member] | None:
+    """Add databases that have registered the keys to the list, those that are not in it.
+
+    Returns:
+        The list; None where the key store keeps none.
+    """
+
+    def change(keys: KeySet) -> KeySet:
+        listed = members(keys)
+        for here in databases:
+            keys = keys if here.id in listed else joined(keys, here)
+        return keys
+
+    left = store(provider, change)
+    return None if left.databases is None else members(left)
+
+
 def _tell_of_list(keys: KeySet) -> None:
-    (name,) = (each.name for each in members(keys).values())
+    names = "; ".join(each.name for each in members(keys).values())
     logger.warning(
         "the key store lists from now on which databases use its keys: %s. If another database uses them, run `voiceassist-db init-keys` "
         "there before a key is retired.",
-        name,
+        names,
     )
 
 
