@@ -148,6 +148,17 @@ def plain(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+def leading_to(url: URL, vault: VaultServer, path: str) -> dict[str, str]:
+    """Return the environment of a command that works on this database, with the keys at this path, and on nothing else."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "DATABASE_URL": plain(url),
+        "VAULT_ADDR": vault.address,
+        "VAULT_TOKEN": vault.root_token,
+        "VOICEASSIST_DB_VAULT_PATH": path,
+    }
+
+
 @pytest.fixture(scope="session")
 def new_database(server_url: URL) -> Iterator[Callable[[str | None], URL]]:
     """A function that creates a database, empty or as a copy of another; those that are left at the end are dropped."""
@@ -270,12 +281,7 @@ def environment(database: Database, database_url: URL, vault: VaultServer, vault
     """Environment variables that lead a command to the test's database and keys, and none that lead elsewhere."""
     assert database is not None  # the keys are made and registered
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    return inherited | {
-        "DATABASE_URL": plain(database_url),
-        "VAULT_ADDR": vault.address,
-        "VAULT_TOKEN": vault.root_token,
-        "VOICEASSIST_DB_VAULT_PATH": vault_path,
-    }
+    return leading_to(database_url, vault, vault_path) | inherited
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import click
 import pytest
 from sqlalchemy import URL
 
-from tests.conftest import VaultServer
+from tests.conftest import VaultServer, leading_to
 from voiceassist_db.cli import cli
 from voiceassist_db.cli import run as run_command
 
@@ -127,10 +127,4 @@ def run_process(check: Check) -> Run:
 @pytest.fixture
 def fresh_environment(database_url: URL, vault: VaultServer, vault_path: str) -> dict[str, str]:
     """The way to a migrated database and to a place in the key store, neither of which has a key yet."""
-    return {
-        "PATH": "/usr/bin:/bin",
-        "DATABASE_URL": database_url.set(drivername="postgresql").render_as_string(hide_password=False),
-        "VAULT_ADDR": vault.address,
-        "VAULT_TOKEN": vault.root_token,
-        "VOICEASSIST_DB_VAULT_PATH": vault_path,
-    }
+    return leading_to(database_url, vault, vault_path)

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import URL
 
 from tests.cli.commands import SCRIPTS, every_command
-from tests.conftest import VaultServer, plain
+from tests.conftest import VaultServer, leading_to
 from voiceassist_db import create_engine
 from voiceassist_db.cli.rotate_command import EXIT_REFUSED
 from voiceassist_db.status import read_status
@@ -130,12 +130,7 @@ def test_a_life_ends_alike(
     steps = life(good, broken)
     if form in WHOLE:
         steps += more()
-    env = {
-        "DATABASE_URL": plain(url),
-        "VAULT_ADDR": vault.address,
-        "VAULT_TOKEN": vault.root_token,
-        "VOICEASSIST_DB_VAULT_PATH": vault_path,
-    }
+    env = leading_to(url, vault, vault_path)
     assert ended(form, steps, env, tmp_path) == {" ".join(step): code for code, step in steps}
     engine = create_engine(url)
     with engine.connect() as connection:

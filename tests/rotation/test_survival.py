@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.conftest import VaultServer, plain
+from tests.conftest import VaultServer, leading_to
 from tests.durable import DurableServer, durable_server
 from tests.rotation.conftest import Start, Trial, chance, ended, killed, until
 from voiceassist_db import create_engine
@@ -108,12 +108,7 @@ def test_kill_9_of_the_server_loses_nothing(
 ) -> None:
     """With synchronous commits and without, every row is there under a known key; the run goes on, or the next one does."""
     trial, dice = durable_trial, chance()
-    environment = {
-        "DATABASE_URL": plain(durable.url()),
-        "VAULT_ADDR": vault.address,
-        "VAULT_TOKEN": vault.root_token,
-        "VOICEASSIST_DB_VAULT_PATH": vault_path,
-    }
+    environment = leading_to(durable.url(), vault, vault_path)
     codes: Counter[int] = Counter()
     while codes.total() < kills:
         process = start(*SLOWLY, env=environment)

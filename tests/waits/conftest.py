@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy import URL
 
 from tests.cli.conftest import check, run
-from tests.conftest import FAST, VaultServer, in_memory, plain
+from tests.conftest import FAST, VaultServer, in_memory, leading_to, plain
 from tests.rotation.patients import fill
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
@@ -134,16 +134,7 @@ def env(
     """A function that gives the environment of a command, as one of the roles."""
     assert keys is not None
 
-    def of(role: str) -> dict[str, str]:
-        return {
-            "PATH": "/usr/bin:/bin",
-            "DATABASE_URL": plain(spoilt.url(role, clinic)),
-            "VAULT_ADDR": vault.address,
-            "VAULT_TOKEN": vault.root_token,
-            "VOICEASSIST_DB_VAULT_PATH": vault_path,
-        }
-
-    return of
+    return lambda role: leading_to(spoilt.url(role, clinic), vault, vault_path)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from tests.cli.conftest import Run
-from tests.conftest import VaultServer, plain
+from tests.conftest import VaultServer, leading_to
 from tests.waits.conftest import ROLES, Spoilt
 from voiceassist_db import Database, Patient, config, create_engine
 from voiceassist_db.cli.rotate_command import command as rotate_command
@@ -117,18 +117,9 @@ def test_every_command_under_it(
     lines = [f"PT-{n},9{n:08d},MRN-{n},Zoë \\ '{n}',19{n:02d}-02-28" for n in range(10, 30)]
     file.write_text("patient_id,ssn,mrn,name,date_of_birth\n" + "\n".join(lines))
 
-    def env(role: str) -> dict[str, str]:
-        return {
-            "PATH": "/usr/bin:/bin",
-            "DATABASE_URL": plain(spoilt.url(role, name)),
-            "VAULT_ADDR": vault.address,
-            "VAULT_TOKEN": vault.root_token,
-            "VOICEASSIST_DB_VAULT_PATH": vault_path,
-        }
-
     def done(*arguments: str, role: str, rotates: bool = False) -> dict[str, object]:
         command = {"command": rotate_command} if rotates else {}
-        outcome = run(*arguments, "--json", env=env(role), **command)
+        outcome = run(*arguments, "--json", env=leading_to(spoilt.url(role, name), vault, vault_path), **command)
         assert outcome.code == 0, outcome
         return outcome.json
 
@@ -142,7 +133,7 @@ def test_every_command_under_it(
     assert done("--retire", "--grace-days", "0", role=ROLES.owner, rotates=True)["version"] == 1
     assert done("verify", role=ROLES.rotator)["ok"] is True
     assert done("status", role=ROLES.auditor)["tables"] == {"clinical_notes": {}, "patient_data": {"2": len(lines)}}
-    checked = run("check", "--json", env=env(ROLES.app)).json["checks"]
+    checked = run("check", "--json", env=leading_to(spoilt.url(ROLES.app, name), vault, vault_path)).json["checks"]
     assert [each for each in checked if each["verdict"] == "unsafe"] == []
     assert done("import", str(file), role=ROLES.app)["unchanged"] == len(lines)
 
@@ -152,13 +143,7 @@ def test_an_import_names_the_line_whose_characters_the_encoding_lacks(
 ) -> None:
     """22P05: the line and the field are named, no value is, and the other lines can be imported; a repository says it as well."""
     name = new_clinic(ENCODINGS["LATIN1"], {})
-    env = {
-        "PATH": "/usr/bin:/bin",
-        "DATABASE_URL": plain(spoilt.url(ROLES.owner, name)),
-        "VAULT_ADDR": vault.address,
-        "VAULT_TOKEN": vault.root_token,
-        "VOICEASSIST_DB_VAULT_PATH": vault_path,
-    }
+    env = leading_to(spoilt.url(ROLES.owner, name), vault, vault_path)
     file = tmp_path / "patients.csv"
     file.write_text("patient_id,name\nPT-1,Zoë\nPT-2,Łukasz\nPT-3,Ann\n")
     assert run("init-keys", env=env).code == 0
