@@ -34,7 +34,7 @@ from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import FLOOR_SUFFIX
 from voiceassist_db.qualified import names_tables_of, rendered
 from voiceassist_db.safety import UNPROVEN, is_unproven
-from voiceassist_db.sqlstates import described, raised_by, unopened
+from voiceassist_db.sqlstates import described, raised_by, read_only, unopened
 from voiceassist_db.tracebacks import forget_locals
 
 _CONSTRAINT: Final = {"23502", "23503", "23514", "23P01"}
@@ -150,6 +150,23 @@ def require_transactions(connection: Connection) -> None:
         raise ConfigurationError(
             "this needs a transaction, and the connection has isolation_level AUTOCOMMIT: use an engine or a connection without it"
         )
+
+
+_WRITABLE: Final = text(
+    "SELECT pg_catalog.pg_is_in_recovery() AS is_standby, "
+    "pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' AS is_read_only"
+)
+
+
+def require_writable(connection: Connection) -> None:
+    """Refuse a standby, or a transaction that may only read, before anything is written: to the key store above all.
+
+    Raises:
+        DatabaseError: It is one.
+    """
+    row = execute(connection, _WRITABLE, table="transaction_read_only").one()
+    if row.is_standby or row.is_read_only:
+        raise read_only(is_standby=row.is_standby)
 
 
 def regclass(connection: Connection, table: Table) -> str:

@@ -121,6 +121,11 @@ _MEMORY: Final = Condition(
     "then run it again",
 )
 
+STANDBY: Final = "PreventCommandDuringRecovery"
+"""The function of a standby that refuses what only a primary can do. It does not report each statement that is refused there."""
+
+READ_ONLY: Final = "25006"
+
 CONDITIONS: Final[dict[str, tuple[Condition, ...]]] = {
     # Connections.
     "08": (_REFUSED,),
@@ -188,7 +193,13 @@ CONDITIONS: Final[dict[str, tuple[Condition, ...]]] = {
             source="RevalidateCachedQuery",
         ),
     ),
-    "25006": (
+    READ_ONLY: (
+        Condition(
+            DatabaseError,
+            "this server is a standby, which accepts no writes{on}",
+            "set DATABASE_URL to the primary (with several hosts, target_session_attrs=read-write). Nothing was changed",
+            source=STANDBY,
+        ),
         Condition(
             DatabaseError,
             "the server accepts no writes{on}: it is a standby, or transactions are read-only by default",
@@ -304,6 +315,13 @@ def condition(sqlstate: str, source: str | None = None) -> Condition | None:
             if each.source in {None, source}:
                 return each
     return None
+
+
+def read_only(*, is_standby: bool) -> DatabaseError:
+    """Return the error of a server that accepts no writes, found before one was tried."""
+    known = condition(READ_ONLY, STANDBY if is_standby else None)
+    assert known is not None
+    return known.error(READ_ONLY, "")
 
 
 def described(original: object, sqlstate: str, table: str) -> DatabaseError:

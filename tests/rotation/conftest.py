@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from tests.cli.conftest import ROOT, ROTATE, TIMEOUT_S, Outcome
+from tests.cli.conftest import ROOT, ROTATE, TIMEOUT_S, Outcome, check, run
 from voiceassist_db import Database, Patient
 from voiceassist_db.keyring import KeyringSource, registered_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import RotationReport, retire, rotate
 from voiceassist_db.status import read_status
+
+__all__ = ["check", "run"]
 
 ROWS = 1200
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import text
 
-from tests.conftest import FAST, plain
+from tests.cli.conftest import Run
+from tests.conftest import FAST, VaultServer, leading_to, plain
 from tests.rotation.standby import NAME, Standby
 from voiceassist_db import Database, Patient, create_engine
+from voiceassist_db.cli.rotate_command import command as rotate_command
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.process import poll
 from voiceassist_db.errors import RotationError
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.keyring import fetched, initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, Progress, RotationReport, plan, rotate
+from voiceassist_db.safety import SETTINGS
 from voiceassist_db.schema import migrate
 
 pytestmark = pytest.mark.wide
@@ -247,3 +253,64 @@ def test_a_role_that_may_not_see_lag_is_refused(
         refused(Database(engine, followed.keys.provider), "GRANT pg_read_all_stats")
     finally:
         engine.dispose()
+
+
+@pytest.fixture
+def replayed(primary: EmbeddedPostgres, standby: Standby) -> Callable[[], None]:
+    """A function that waits until the replica has all that the server has."""
+
+    def wait() -> None:
+        ((place,),) = admin(primary, "SELECT pg_current_wal_lsn()")
+        with psycopg.connect(plain(standby.url), autocommit=True) as connection:
+            for _ in poll(PATIENCE_S):
+                if connection.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [place]).fetchone() == (True,):
+                    return
+        raise AssertionError("the replica is behind")
+
+    return wait
+
+
+@pytest.mark.parametrize("has_keys", [True, False], ids=["with keys", "without a key"])
+def test_a_standby_is_told_apart_before_anything_is_written(
+    primary: EmbeddedPostgres,
+    standby: Standby,
+    replayed: Callable[[], None],
+    new_provider: Callable[..., VaultKeyProvider],
+    vault: VaultServer,
+    vault_path: str,
+    run: Run,
+    tmp_path: Path,
+    *,
+    has_keys: bool,
+) -> None:
+    """Every command that writes says that it met a standby, and where to go. The key store is as it was, and readers work."""
+    name, provider = f"followed_{secrets.token_hex(4)}", new_provider()
+    for setting, value in SETTINGS.items():
+        admin(primary, f"ALTER ROLE postgres SET {setting} = {value}")
+    admin(primary, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    file = tmp_path / "patients.csv"
+    file.write_text("patient_id,name\nPT-X,Zoë\n")
+    commands = [["init-keys"], ["init-keys", "--join"]]
+    rotations: list[list[str]] = []
+    if has_keys:
+        engine = create_engine(primary.url(name))
+        with engine.begin() as connection:
+            initialise_keys(provider, connection)
+        engine.dispose()
+        # As one that an earlier version made, to which init-keys adds the list of databases.
+        provider.replace(provider.fetch(), replace(provider.fetch(), databases=""))
+        commands.append(["import", str(file)])
+        rotations += [[], ["--dry-run"], ["--resume"], ["--index-key"], ["--retire", "--grace-days", "0"]]
+    replayed()
+    env = leading_to(standby.url.set(database=name), vault, vault_path)
+    before = fetched(provider)
+    refusals = [run(*options, env=env, command=rotate_command) for options in rotations]
+    refusals += [run(*command, env=env) for command in commands]
+    for done in refusals:
+        assert re.fullmatch(
+            r"error: this server is a standby, which accepts no writes( on \w+)? \(SQLSTATE 25006\): set DATABASE_URL to the primary "
+            r"\(with several hosts, target_session_attrs=read-write\)\. Nothing was changed",
+            done.error,
+        )
+    assert before == fetched(provider)
+    assert run("status", env=env).code == 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, Final
 
 from voiceassist_db.database import Database
+from voiceassist_db.execution import require_writable
 from voiceassist_db.importing.columns import BY_HEADER, BadRowError, Layout, Reading, known, recognise
 from voiceassist_db.importing.dialects import first_row
 from voiceassist_db.importing.encodings import UTF8, Encoding
@@ -74,7 +75,9 @@ def import_patients(
     committed = True
     try:
         with database.transaction() as tx:
-            driver: Any = connection_of(tx.session, PatientRow).connection.driver_connection
+            connection = connection_of(tx.session, PatientRow)
+            require_writable(connection)
+            driver: Any = connection.connection.driver_connection
             encoding = Encoding.of(driver.info.parameter_status("server_encoding") or "UTF8")
             batches = Ahead(_batches(_lines(layout, rows, encoding)))
             while batch := batches.take():

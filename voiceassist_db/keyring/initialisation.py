@@ -18,6 +18,7 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
     WrongKeyError,
 )
+from voiceassist_db.execution import require_writable
 from voiceassist_db.keyring.members import ATTEMPTS, Here, joined, members
 from voiceassist_db.keyring.observation import explained, fetched, observe, refused
 from voiceassist_db.keyring.registry import RegisteredKey, prove, register, registered_keys
@@ -65,6 +66,7 @@ def initialise_keys(
         WrongKeyError: The store's keys are not those that the database has registered.
         ConfigurationError: They are those of other databases, and ``join`` is not given.
     """
+    require_writable(connection)
     here = Here.made(connection)
     known = registered_keys(connection)
     # Rows matter while no key is registered: later the newest registered version must be held anyway.

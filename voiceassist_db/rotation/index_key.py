@@ -38,7 +38,7 @@ from voiceassist_db.errors import (
     TransactionConflictError,
     TriggerError,
 )
-from voiceassist_db.execution import see_all_rows, translated
+from voiceassist_db.execution import require_writable, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, index_state, open_runs, register, retire_index_keys
 from voiceassist_db.keyring.members import Here, done_with_index, index_needed_by, joined, store
 from voiceassist_db.keys import Key, KeySet
@@ -136,6 +136,7 @@ def rotate_index_key(
     """
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
+        require_writable(connection)
         require_local_tables(connection)
         require_safe_connection(connection)
         tables = [each for each in encrypted_tables(connection) if indexed(each)]

@@ -19,7 +19,7 @@ from voiceassist_db.catalogue import encrypted_tables, foreign_tables
 from voiceassist_db.constraints import set_floor, set_format, validate
 from voiceassist_db.decision import NO_PREVIOUS, Action, Command, Refusal, Remedy, Run, Step, decide
 from voiceassist_db.errors import NothingToDoError, RotationError, TransactionConflictError
-from voiceassist_db.execution import execute, regclass, see_all_rows, translated
+from voiceassist_db.execution import execute, regclass, require_writable, see_all_rows, translated
 from voiceassist_db.keyring import (
     KeyringSource,
     assemble,
@@ -95,6 +95,7 @@ def retire(
     require_number("grace_days", grace_days, most=MAX_GRACE_DAYS)
     require_number("patience_s", patience_s)
     with translated(), engine.connect() as connection:
+        require_writable(connection)
         require_local_tables(connection)
         tables = encrypted_tables(connection)
         require_all_rows(connection, tables)

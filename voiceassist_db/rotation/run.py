@@ -22,7 +22,7 @@ from voiceassist_db.errors import (
     RotationActiveError,
     RotationError,
 )
-from voiceassist_db.execution import execute, see_all_rows, translated
+from voiceassist_db.execution import execute, require_writable, see_all_rows, translated
 from voiceassist_db.keyring import (
     Keyring,
     KeyringSource,
@@ -75,6 +75,7 @@ def plan(
         RotationError: It would be refused, and why.
     """
     with translated(), engine.connect() as connection:
+        require_writable(connection)
         require_local_tables(connection)
         require_safe_connection(connection)
         preflight = _Preflight.make(connection, keys.provider, tables, resume_only=resume_only)
@@ -142,6 +143,7 @@ def rotate(
     """
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
+        require_writable(connection)
         require_local_tables(connection)
         require_safe_connection(connection)
         preflight = _Preflight.make(connection, keys.provider, tables, resume_only=resume_only)
