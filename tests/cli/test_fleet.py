@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import time
@@ -412,3 +413,52 @@ def test_a_database_under_two_names_is_refused(run: Run, secrets: dict[str, str]
     for name in names[1:]:
         assert done.json["databases"][name]["error"].startswith(f"{names[1]} and {names[2]} have the same identity")
     assert two.versions() == {1: ROWS}
+
+
+KILLS = 60
+"""Of the long trial."""
+
+RUNS = ((), ("--retire", "--grace-days", "0"), ("--index-key",))
+
+
+def run_until(command: list[str], env: dict[str, str], fleet: Fleet, killed_after_s: float | None) -> tuple[int, float]:
+    """Run a command, killed some time after its first connection; return its exit code and how long it had connections, in seconds."""
+    for clinic in fleet:
+        clinic.engine.dispose()
+    query = "SELECT FROM pg_stat_activity WHERE datname = ANY(%s)"
+    with psycopg.connect(plain(fleet[0].url.set(database="postgres")), autocommit=True) as admin:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not admin.execute(query, [list(bare(fleet))]).rowcount:
+            time.sleep(0.01)
+    began = time.monotonic()
+    try:
+        process.wait(killed_after_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return process.wait(), time.monotonic() - began
+
+
+@pytest.mark.long
+def test_a_fleet_that_is_killed_again_and_again(
+    rotate: Command, run: Run, secrets: dict[str, str], fleet: Fleet, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At random moments of every kind of run: each patient can be read after each kill, and the same command ends it."""
+    chance = random.Random(13)  # noqa: S311  # of when to kill
+    lasts = dict.fromkeys(RUNS, 1.0)
+    died = 0
+    for number in range(KILLS):
+        options = RUNS[number % len(RUNS)]
+        command = [*ROTATE, *named(fleet), *options]
+        code, _ = run_until(command, secrets, fleet, chance.random() * lasts[options])
+        died += code == -signal.SIGKILL
+        intact(fleet)
+        code, lasted = run_until(command, secrets, fleet, None)
+        intact(fleet)
+        lasts[options] = max(lasts[options], lasted)
+        assert code == 0 or "retire it first" in rotate(*bare(fleet)).stderr  # all was done before the kill
+    held = fleet[0].provider.fetch()
+    assert (held.previous_version, held.previous_index_key) == (None, None)
+    assert codes(run("verify", *named(fleet), "--json", env=secrets)) == [0, 0, 0]
+    with capfd.disabled():
+        print(f"{died} of {KILLS} runs were killed, which last {lasts} s; the key version is {held.version}")
+    assert died
