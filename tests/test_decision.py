@@ -33,6 +33,7 @@ class Small(NamedTuple):
     is_grace_over: bool
     is_stranger: bool = False
     others_wait: bool = False
+    is_listed: bool = True
 
 
 def registries(most: int) -> Iterator[tuple[tuple[int, bool], ...]]:
@@ -71,6 +72,7 @@ def space(most: int) -> Iterator[Small]:
                 yield small._replace(is_stranger=True)
             if len(secret) > 1:
                 yield small._replace(others_wait=True)
+                yield small._replace(is_listed=False)
 
 
 class Simulation:
@@ -107,6 +109,7 @@ class Simulation:
             assert command != Command.INIT_KEYS or found.remedy in {Remedy.RESTORE, Remedy.JOIN}
             assert command != Command.JOIN or found.remedy == Remedy.RESTORE
             assert found.remedy != Remedy.JOIN or (small.is_stranger and not small.registry)
+            assert found.remedy != Remedy.LIST or not small.is_listed
             if found.remedy == Remedy.OTHERS:
                 assert small.others_wait
                 assert "clinic_b" in found.happened
@@ -128,6 +131,7 @@ class Simulation:
             assert (found.to_version, found.from_version) == small.secret, (small, command, found)
         if found.step in {Step.RETIRE, Step.FORGET}:
             assert not set(small.rows) - {found.to_version}, (small, command, found)
+            assert small.is_listed, ("nobody knows who else needs the key", small, command, found)
             assert found.step == Step.FORGET or small.is_grace_over
             assert (found.step == Step.FORGET) == dict(small.registry).get(found.from_version, False)
         assert command == Command.JOIN or not small.is_stranger or small.registry, (
@@ -185,6 +189,7 @@ class Simulation:
                 is_grace_over=small.is_grace_over,
                 used_by=("clinic_a",) if small.is_stranger else (),
                 needed_by=("clinic_b",) if small.others_wait else (),
+                is_listed=small.is_listed,
             )
             self._last = small, state
         return self._last[1]
@@ -209,6 +214,7 @@ class Simulation:
                 rows=tuple(sorted(rows)),
                 runs=runs,
                 is_grace_over=False,
+                is_listed=True,
             )
         if action.step in {Step.RETIRE, Step.FORGET}:
             registry[old] = True
@@ -220,7 +226,8 @@ class Simulation:
         if action.step in {Step.CREATE, Step.REGISTER}:
             secret = small.secret or (1,)
             registry = dict.fromkeys(secret, False) | registry
-            return small._replace(secret=secret, registry=tuple(sorted(registry.items())), runs=runs, is_stranger=False)
+            known = tuple(sorted(registry.items()))
+            return small._replace(secret=secret, registry=known, runs=runs, is_stranger=False, is_listed=True)
         newest, *older = small.secret
         stays = {Run("retirement", older[0], newest)} if older else {Run("encryption", newest, newest + 1)}
         assert not {each for each in runs if each.kind != "index"} - stays, ("open for ever", small, action)
@@ -268,16 +275,25 @@ class Simulation:
             Remedy.RETIRE: Command.RETIRE,
             Remedy.INIT_KEYS: Command.INIT_KEYS,
             Remedy.JOIN: Command.JOIN,
+            Remedy.LIST: Command.INIT_KEYS,
         }[refusal.remedy]
-        acted = self.decided(small, other)
-        if isinstance(acted, self.rules.Refusal):  # only the grace period can be in the way
-            assert (other, acted.remedy) == (Command.RETIRE, Remedy.WAIT), (small, command, acted)
-            small = small._replace(is_grace_over=True)
+        acted, before = self.decided(small, other), 0
+        while isinstance(
+            acted, self.rules.Refusal
+        ):  # only the grace period, and a list that was lost, can be in the way
+            assert (other, acted.remedy) in {(Command.RETIRE, Remedy.WAIT), (Command.RETIRE, Remedy.LIST)}, (
+                small,
+                acted,
+            )
+            if acted.remedy == Remedy.WAIT:
+                small = small._replace(is_grace_over=True)
+            else:
+                small, before = self.done(small, self.decided(small, Command.INIT_KEYS)), before + 1
             acted = self.decided(small, other)
         reached = self.done(small, acted)
         assert reached != small, ("the remedy changes nothing", small, command, refusal)
         more = self.remedies(reached, command)
-        yield more[0] + 1, more[1]
+        yield more[0] + before + 1, more[1]
 
 
 def check(most: int, rules: Any = decision) -> tuple[int, dict[str, int]]:
@@ -354,7 +370,23 @@ def test_the_index_key(  # pytest passes them by name
         assert found.supersedes == {each for each in runs if each.kind == "index"} - {stays}
 
 
+@pytest.mark.parametrize("has_previous", [True, False])
+@pytest.mark.parametrize("is_previous_retired", [True, False])
+def test_the_index_key_of_unknown_databases(has_previous: bool, is_previous_retired: bool) -> None:
+    """A rotation of the index key ends with the loss of the older one, so it does not begin where nobody knows who needs that."""
+    state = IndexState(True, has_previous, True, 2, frozenset(), is_previous_retired, (), is_listed=False)
+    found = decide_index(state, resume_only=False)
+    assert isinstance(found, Refusal)
+    assert (found.remedy, "init-keys` here and in every other" in found.happened) == (Remedy.LIST, True)
+    resumed = decide_index(state, resume_only=True)
+    assert isinstance(resumed, Refusal) if has_previous else resumed == Action(Step.NOTHING, 2, 3)
+
+
 MUTANTS = {
+    "a key is taken from databases that nobody knows": (
+        "    if not state.is_listed:\n        return",
+        "    if False:\n        return",
+    ),
     "a new key is made without the keys of rows": (
         "return _restore(state) if _lacks_keys(state, secret) else None",
         "return None",

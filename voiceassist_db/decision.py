@@ -60,6 +60,7 @@ class Remedy(StrEnum):
     INIT_KEYS = "init-keys"
     JOIN = "init-keys --join"
     OTHERS = "retire in the other databases"
+    LIST = "init-keys in every database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class State:
         is_grace_over: Whether the previous version may be retired by now.
         used_by: Names of other databases that the secret lists, where it does not list this one.
         needed_by: Names of other databases that the secret lists and that may need its previous version.
+        is_listed: Whether the secret lists this database, or the key store keeps no list.
     """
 
     secret: Secret | None
@@ -107,6 +109,7 @@ class State:
     is_grace_over: bool = True
     used_by: tuple[str, ...] = ()
     needed_by: tuple[str, ...] = ()
+    is_listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,8 @@ def _retire(state: State, secret: Secret) -> Action | Refusal:
         return refusal
     if old is None:
         return Action(Step.NOTHING, supersedes=_superseded(state, secret))
+    if not state.is_listed:
+        return _unlisted(f"key version {old}")
     if state.registry.get(old, False):
         return Action(Step.FORGET, old, new, _superseded(state, secret))
     if not state.is_grace_over:
@@ -226,6 +231,15 @@ def _joining(state: State) -> Refusal:
 
 def _needed_by_others(what: str, names: tuple[str, ...], command: str) -> Refusal:
     return Refusal(Remedy.OTHERS, f"{what} {waiting_for(names, command)}")
+
+
+def _unlisted(what: str) -> Refusal:
+    """Refuse what would take a key from databases that nobody knows: the secret lost its list, or is of the time before."""
+    return Refusal(
+        Remedy.LIST,
+        f"the key store does not list this database, so its list does not say who else needs {what}. Run `voiceassist-db init-keys` here and "
+        "in every other database that uses these keys, then run this again. Nothing was changed.",
+    )
 
 
 def waiting_for(names: tuple[str, ...], command: str) -> str:
@@ -356,6 +370,7 @@ class IndexState:
         open_runs: The unfinished runs of every kind.
         is_previous_retired: Whether no token of this database is of the key before it any more.
         needed_by: Names of other databases that the secret lists and that may need the key before it.
+        is_listed: Whether the secret lists this database, or the key store keeps no list.
     """
 
     has_key: bool
@@ -365,6 +380,7 @@ class IndexState:
     open_runs: frozenset[Run] = frozenset()
     is_previous_retired: bool = False
     needed_by: tuple[str, ...] = ()
+    is_listed: bool = True
 
 
 def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
@@ -373,6 +389,8 @@ def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
         return Refusal(
             Remedy.INIT_KEYS, "the key store holds no index_key: run `voiceassist-db init-keys`, which adds it"
         )
+    if not state.is_listed and (state.has_previous or not resume_only):
+        return _unlisted("the blind-index key that this ends")
     if state.has_previous and state.is_previous_retired and state.needed_by:
         if resume_only:
             return _of_index(Step.NOTHING, state.registered, state)

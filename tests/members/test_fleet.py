@@ -6,17 +6,27 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from tests.conftest import drop, plain
 from tests.members.conftest import Clinic, NewClinic
 from tests.members.killing import mortal
 from voiceassist_db.errors import ConfigurationError, MalformedKeyError, NothingToDoError, RotationError
 from voiceassist_db.keyring import Here, forget, initialise_keys, registered_keys
-from voiceassist_db.keyring.members import Member, members, needing
+from voiceassist_db.keyring.members import (
+    Member,
+    done_with,
+    done_with_index,
+    joined,
+    members,
+    needing,
+    registered_as,
+)
+from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import plan, retire, rotate, rotate_index_key
 
@@ -134,6 +144,8 @@ def test_a_secret_of_the_time_before_lists_each_database_that_rotates(
         with clinic.engine.begin() as connection:
             connection.execute(text("DELETE FROM database_identity"))
     _without_list(secret)
+    with pytest.raises(RotationError, match="does not list this database"):  # it would take the key from the others
+        index_rotated(fleet[0])
     for clinic in fleet:
         assert plan(clinic.engine, clinic.keys).to_version == 2
         rotated(clinic)
@@ -142,6 +154,24 @@ def test_a_secret_of_the_time_before_lists_each_database_that_rotates(
     assert not retire(fleet[0].engine, fleet[0].keys, grace_days=0).removed
     for clinic in fleet:
         clinic.assert_readable()
+
+
+def test_a_list_that_somebody_lost(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
+    """No key is removed for a database that the list lacks: nobody knows then which others it lacks."""
+    first, second = new_clinic(), new_clinic()
+    rotated(first)
+    for left in ("{}", json.dumps({str(here(second).id): {"name": "second", "oldest": 2}})):
+        held = secret.fetch()
+        secret.replace(held, replace(held, databases=left))
+        with pytest.raises(RotationError, match=r"`voiceassist-db init-keys` here and in every other database"):
+            retired(first)
+        assert list(secret.fetch().versions()) == [2, 1]
+    second.assert_readable()
+    for clinic in (first, second):
+        with clinic.engine.begin() as connection:
+            initialise_keys(clinic.provider, connection)
+    assert retire(first.engine, first.keys, grace_days=0).needed_by == (second.name,)
+    second.assert_readable()
 
 
 def _without_list(secret: VaultKeyProvider) -> None:
@@ -288,6 +318,57 @@ def test_a_list_may_be_an_object(fleet: list[Clinic], secret: VaultKeyProvider) 
     fields = with_keys(RawSecret(), held)
     fields.expose()["databases"] = json.loads(fields.expose()["databases"])
     assert members(key_set(fields, revision=1, where="here")) == members(held)
+
+
+def test_what_a_database_needs_is_what_its_registry_says() -> None:
+    """A backup of the time before a rotation is listed as done with keys that it needs again."""
+    keys = replace(KeySet.generate(), version=2, previous_version=1, previous_key=Key.generate())
+    keys = replace(keys, previous_index_key=Key.generate())
+    assert keys.index_key is not None
+    assert keys.previous_index_key is not None
+    identity = uuid4()
+    done = done_with_index(done_with(replace(keys, databases=""), Here(identity, "b"), 2), Here(identity, "b"))
+    done = replace(
+        done, **{each: getattr(keys, each) for each in ("previous_version", "previous_key", "previous_index_key")}
+    )
+    before = members(done)[identity]
+    assert (before.oldest, before.is_done_with_index(keys)) == (2, True)
+    index_keys = frozenset({registered_as(keys.previous_index_key)})
+    for retired_, oldest in ((frozenset({1}), 2), (frozenset[int](), 1)):
+        for index_retired, index in ((index_keys, before.index), (frozenset[bytes](), None)):
+            there = Here(identity, "b", retired_, index_retired)
+            assert members(joined(done, there))[identity] == Member("b", oldest, index)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("tool", ["init-keys", "rotate", "index"])
+def test_a_restored_database_keeps_its_keys(
+    fleet: list[Clinic], secret: VaultKeyProvider, server_url: URL, tool: str
+) -> None:
+    """One is restored from before both rotations, and a tool works in it; then the last of the others ends both."""
+    first, second, third = fleet
+    second.engine.dispose()
+    backup = f"{second.url.database}_backup"
+    with psycopg.connect(plain(server_url), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {backup} TEMPLATE {second.url.database}")
+        for clinic in fleet:
+            rotated(clinic)
+        for clinic in (first, second):
+            retired(clinic)
+            index_rotated(clinic)
+        second.engine.dispose()
+        admin.execute(f"DROP DATABASE {second.url.database} WITH (FORCE)")
+        admin.execute(f"ALTER DATABASE {backup} RENAME TO {second.url.database}")
+    second.assert_readable()
+    if tool == "init-keys":
+        with second.engine.begin() as connection:
+            initialise_keys(second.provider, connection)
+    else:
+        (rotated if tool == "rotate" else index_rotated)(second)
+    retired(third)
+    index_rotated(third)
+    second.assert_readable()
+    second.assert_verified()
 
 
 def test_rows_under_a_key_that_was_done_with_need_it_again(new_clinic: NewClinic) -> None:

@@ -20,12 +20,14 @@ from sqlalchemy import Connection, Engine, func, insert, select, text
 from voiceassist_db.errors import ConfigurationError, KeyStoreConflictError, MalformedKeyError
 from voiceassist_db.execution import execute, require_transactions, translated
 from voiceassist_db.keys import Key, KeyProvider, KeySet
-from voiceassist_db.models import DatabaseIdentityRow, table_of
+from voiceassist_db.models import DatabaseIdentityRow, EncryptionKeyRow, IndexKeyRow, table_of
 from voiceassist_db.waits import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
 _IDENTITY: Final = table_of(DatabaseIdentityRow)
+_KEYS: Final = table_of(EncryptionKeyRow)
+_INDEX_KEYS: Final = table_of(IndexKeyRow)
 
 ATTEMPTS: Final = 20
 """Writes that are tried while other processes write the same secret: each of them, too, writes a few times and ends."""
@@ -56,16 +58,25 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The database that a connection leads to."""
+    """The database that a connection leads to.
+
+    Attributes:
+        id: Its identity.
+        name: What people call it.
+        retired: The key versions that are retired in it.
+        retired_index_keys: The blind-index keys that are, by their check values in the registry.
+    """
 
     id: UUID
     name: str
+    retired: frozenset[int] = frozenset()
+    retired_index_keys: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, connection: Connection) -> Here | None:
         """Return who this database is; None while it has no identity."""
         found: UUID | None = execute(connection, select(_IDENTITY.c.id), table=_IDENTITY.name).scalar()
-        return None if found is None else cls(found, _name(connection))
+        return None if found is None else cls._with(connection, found)
 
     @classmethod
     def known(cls, engine: Engine) -> Here:
@@ -86,9 +97,20 @@ class Here:
         if (found := cls.of(connection)) is not None:
             return found
         execute(connection, text("SET LOCAL synchronous_commit = on"), table=_IDENTITY.name)
-        made = cls(uuid4(), _name(connection))
+        made = cls._with(connection, uuid4())
         execute(connection, insert(_IDENTITY).values(id=made.id), table=_IDENTITY.name)
         return made
+
+    @classmethod
+    def _with(cls, connection: Connection, identity: UUID) -> Here:
+        keys = select(_KEYS.c.version).where(_KEYS.c.state == "retired")
+        index_keys = select(_INDEX_KEYS.c.check_value).where(_INDEX_KEYS.c.state == "retired")
+        return cls(
+            identity,
+            _name(connection),
+            frozenset(execute(connection, keys, table=_KEYS.name).scalars()),
+            frozenset(execute(connection, index_keys, table=_INDEX_KEYS.name).scalars()),
+        )
 
 
 def _name(connection: Connection) -> str:
@@ -136,6 +158,11 @@ def _written(listed: Mapping[UUID, Member]) -> str:
     return json.dumps(entries, separators=(",", ":"), sort_keys=True)
 
 
+def is_listed(keys: KeySet, here: Here | None) -> bool:
+    """Say whether the key store lists this database, or keeps no list."""
+    return keys.databases is None or (here is not None and here.id in members(keys))
+
+
 def used_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
     """Return the names of the databases that are listed, where this one is not."""
     listed = members(keys)
@@ -161,17 +188,22 @@ def _others(keys: KeySet, here: Here | None, is_done: Callable[[Member, KeySet],
 
 
 def joined(keys: KeySet, here: Here) -> KeySet:
-    """Return the keys with this database in their list. It may need all of them, unless it was listed as done with one."""
+    """Return the keys with this database in their list.
+
+    It may need all of them, unless it was listed as done with one and its own registry agrees: it may be a backup of the time before.
+    """
     if keys.databases is None:
         return keys
     listed = members(keys)
     before = listed.get(here.id)
     oldest = keys.previous_version or keys.version
     if before is not None:
-        oldest = before.oldest
-    index = before.index if before is not None else None
+        oldest = before.oldest if keys.previous_version in {None, *here.retired} else min(before.oldest, oldest)
+    index: str | None = None
     if keys.index_key is not None and keys.previous_index_key is None:
         index = _index_check_value(keys.index_key)
+    elif before is not None and (key := keys.previous_index_key) and registered_as(key) in here.retired_index_keys:
+        index = before.index
     return replace(keys, databases=_written(listed | {here.id: Member(here.name, oldest, index)}))
 
 
@@ -200,6 +232,11 @@ def _changed(keys: KeySet, here: Here, change: Callable[[Member], Member]) -> Ke
     if here.id not in listed:
         return keys
     return replace(keys, databases=_written(listed | {here.id: change(listed[here.id])}))
+
+
+def registered_as(key: Key) -> bytes:
+    """Return the check value of a blind-index key in the registry."""
+    return key.check_value("index_keys")
 
 
 def _index_check_value(key: Key) -> str:

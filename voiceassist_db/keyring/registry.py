@@ -16,7 +16,8 @@ from voiceassist_db.decision import IndexState, Run
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
-from voiceassist_db.keyring.members import Here, index_needed_by
+from voiceassist_db.keyring.members import Here, index_needed_by, is_listed
+from voiceassist_db.keyring.members import registered_as as _index_check_value
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
 from voiceassist_db.moments import moment_as_text
@@ -162,6 +163,7 @@ def index_state(connection: Connection, keys: KeySet, open_runs: frozenset[Run])
     known = _registered_index_keys(connection)
     current = keys.index_key
     previous = keys.previous_index_key
+    here = Here.of(connection)
     return IndexState(
         has_key=current is not None,
         has_previous=previous is not None,
@@ -169,7 +171,8 @@ def index_state(connection: Connection, keys: KeySet, open_runs: frozenset[Run])
         registered=len(known),
         open_runs=open_runs,
         is_previous_retired=previous is not None and known.get(_index_check_value(previous)) == "retired",
-        needed_by=index_needed_by(keys, Here.of(connection)),
+        needed_by=index_needed_by(keys, here),
+        is_listed=is_listed(keys, here),
     )
 
 
@@ -224,10 +227,6 @@ def _live_index_keys(connection: Connection, keys: KeySet) -> dict[bytes, Key]:
 
 def _check_value(version: int, key: Key, scheme: Scheme) -> bytes:
     return key.check_value(f"encryption_keys:{version}:{scheme.value}")
-
-
-def _index_check_value(key: Key) -> bytes:
-    return key.check_value("index_keys")
 
 
 def _prove(version: int, key: Key, known: Mapping[int, RegisteredKey]) -> None:
