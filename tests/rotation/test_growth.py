@@ -101,7 +101,7 @@ def test_who_holds_an_old_snapshot_is_named(
 
     That one is told from the rotation's own even where it has the same name, as an application with the same engine has.
     """
-    monkeypatch.setattr("voiceassist_db.rotation.throttle.HOLDER_PATIENCE_S", 0.5)
+    monkeypatch.setattr("voiceassist_db.rotation.horizon.HOLDER_PATIENCE_S", 0.5)
     notes: set[str] = set()
     address = plain(filled.engine.url)
     with psycopg.connect(address, application_name=application) as holder:

@@ -52,10 +52,11 @@ _UPDATED: Final = Prepared(
         f"""
         SELECT pg_catalog.pg_stat_get_xact_tuples_updated(CAST(:oid AS pg_catalog.oid)) AS rows,
                pg_catalog.pg_stat_get_xact_tuples_hot_updated(CAST(:oid AS pg_catalog.oid)) AS hot_rows,
+               CAST(CAST(pg_catalog.pg_current_xact_id() AS pg_catalog.text) AS pg_catalog.int8) AS xid,
                EXISTS (SELECT FROM pg_catalog.pg_trigger t
                        WHERE t.tgrelid OPERATOR(pg_catalog.=) CAST(:oid AS pg_catalog.oid) AND {CHANGES_UPDATES}) AS has_triggers
         """  # noqa: S608  # of constants
-    ).columns(rows=BigInteger, hot_rows=BigInteger, has_triggers=Boolean),
+    ).columns(rows=BigInteger, hot_rows=BigInteger, xid=BigInteger, has_triggers=Boolean),
     table="pg_stat_xact_user_tables",
 )
 """Of the counts, only their difference within a transaction means anything, and only where the server counts (``track_counts``)."""
@@ -75,6 +76,7 @@ class Tally:
         rows: Rows re-encrypted, as far as the server acknowledged them.
         hot_rows: How many of them stayed on their page, of those that were counted.
         counted_rows: How many were counted.
+        last_xid: The newest committed transaction of those that re-encrypted rows; 0 if there is none.
         quarantined: The rows that were left as they are, by table and row id, and why.
         note: Who or what holds the run back.
     """
@@ -83,13 +85,16 @@ class Tally:
     rows: int = 0
     hot_rows: int = 0
     counted_rows: int = 0
+    last_xid: int = 0
     quarantined: dict[tuple[str, str], str] = field(default_factory=dict)
     note: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, rows: int, hot_rows: int | None = None) -> None:
-        """Count a batch that is committed."""
+    def add(self, rows: int, hot_rows: int | None = None, *, xid: int = 0) -> None:
+        """Count a batch that is committed, by the number of its transaction."""
         with self._lock:
+            if rows:
+                self.last_xid = max(self.last_xid, xid)
             self.rows += rows
             if hot_rows is not None:
                 self.hot_rows += min(hot_rows, rows)
@@ -243,22 +248,22 @@ class Batches:
     def _counted(self, work: Callable[..., int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> tuple[int, int | None]:
         """Run a batch that re-encrypts, count it, and return its rows and how many stayed on their page."""
 
-        def batch(connection: Connection) -> tuple[int, int, int]:
+        def batch(connection: Connection) -> tuple[int, int, int, int]:
             before = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
-            self._is_guarded = self._is_guarded or before[2]
+            self._is_guarded = self._is_guarded or before[3]
             rows = work(connection, is_guarded=self._is_guarded)
             after = _UPDATED.rows(connection, {"oid": self._relation.oid})[0]
             # After the UPDATE, whose lock keeps other transactions from adding a trigger.
-            if after[2] and not self._is_guarded:
+            if after[3] and not self._is_guarded:
                 self._is_guarded = True
                 raise TransactionConflictError(
                     f"{self._relation.table.name} has triggers: the batch is done again, guarded"
                 )
-            return rows, after[0] - before[0], after[1] - before[1]
+            return rows, after[0] - before[0], after[1] - before[1], after[2]
 
-        rows, updated, hot_rows = self._run(batch, lock_timeout_ms, AWAY)
+        rows, updated, hot_rows, xid = self._run(batch, lock_timeout_ms, AWAY)
         hot = hot_rows if updated == rows else None
-        self._tally.add(rows, hot)
+        self._tally.add(rows, hot, xid=xid)
         return rows, hot
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:

@@ -14,7 +14,6 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from voiceassist_db.errors import DatabaseError, RotationError
 from voiceassist_db.execution import execute, translated
-from voiceassist_db.rotation.lease import APPLICATION
 from voiceassist_db.rotation.report import Pace
 from voiceassist_db.rotation.statements import NAP_S
 
@@ -28,9 +27,6 @@ by more than this part."""
 
 MAX_SLOT_BYTES: Final = 16 << 30
 """WAL that a replication slot may retain, 16 GiB, before the rotation pauses: it would go on filling the server's disk."""
-
-HOLDER_PATIENCE_S: Final = 10.0
-"""How long the rotation waits, once, for a transaction that keeps pages from being cleaned; then it goes on and lets them grow."""
 
 _SLOTS: Final = text(
     """
@@ -47,18 +43,6 @@ _REPLICAS: Final = text(
            (r.replay_lsn OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::bigint AS replayed,
            (now.lsn OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn)::bigint AS written
     FROM pg_catalog.pg_stat_replication r, pg_catalog.pg_current_wal_lsn() now (lsn)
-    """
-)
-_HOLDER: Final = text(
-    """
-    SELECT a.pid, a.usename, a.application_name, a.state,
-           extract(epoch FROM (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.xact_start))::int AS seconds, a.xact_start
-    FROM pg_catalog.pg_stat_activity a
-    WHERE a.backend_xmin IS NOT NULL AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
-      AND a.xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '1 s')
-      AND a.application_name OPERATOR(pg_catalog.<>) :own
-      AND (a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() OR a.datname IS NULL)
-    ORDER BY pg_catalog.age(a.backend_xmin) DESC LIMIT 1
     """
 )
 
@@ -102,7 +86,6 @@ class Throttle:
         self._reason = ""
         self._written: list[tuple[float, int]] = []
         self._seen: set[str] = set()
-        self._awaited: set[tuple[int, object]] = set()
 
     @property
     def nap_share(self) -> float:
@@ -197,27 +180,3 @@ class Throttle:
             if lag_s > limit_s:
                 return f"paused: replica {replica.name} is {lag_s:.1f} s behind"
         return ""
-
-    def wait_for_old_snapshots(self) -> bool:
-        """Wait a while, once each, for a transaction that keeps dead rows from being removed.
-
-        Returns:
-            Whether one still does. A role that may not see others' transactions sees none.
-        """
-        until = time.monotonic() + HOLDER_PATIENCE_S
-        while not self._is_stopping():
-            with translated(), self._engine.begin() as connection:
-                holder = execute(connection, _HOLDER, {"own": APPLICATION}, table="pg_stat_activity").first()
-            if holder is None:
-                self._on_hold("")
-                return False
-            who = f"pid {holder.pid} ({holder.usename}, {holder.application_name or 'no name'}, {holder.state})"
-            self._on_hold(f"{who} has a transaction open for {holder.seconds} s: pages cannot be cleaned, tables grow")
-            if (holder.pid, holder.xact_start) in self._awaited:
-                return True
-            if time.monotonic() > until:
-                with self._lock:
-                    self._awaited.add((holder.pid, holder.xact_start))
-                return True
-            time.sleep(0.2)
-        return False

@@ -21,10 +21,11 @@ from voiceassist_db.models import EncryptedTable
 from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto.codec import row_id
 from voiceassist_db.rotation.batches import Batches, Tally, is_of_a_row
+from voiceassist_db.rotation.horizon import Horizon
 from voiceassist_db.rotation.lease import Lease
 from voiceassist_db.rotation.relations import Relation, relations_of
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
-from voiceassist_db.rotation.schedule import HOT_ENOUGH, Overlaps, Schedule, first_passes, turns
+from voiceassist_db.rotation.schedule import Overlaps, Schedule, first_passes, turns
 from voiceassist_db.rotation.statements import Key, Part, Statements
 from voiceassist_db.rotation.throttle import Throttle
 from voiceassist_db.rotation.transactions import persistently
@@ -111,6 +112,7 @@ class Work:
         self._names = ""
         self._waits_for: set[str] = set()
         self.throttle = Throttle(engine, pace, is_stopping=self.is_stopping, on_hold=self._held)
+        self._horizon = Horizon(engine, patience_s=pace.patience_s, is_stopping=self.is_stopping, on_hold=self._held)
 
     def _batches_of(self, relation: Relation) -> Batches:
         statements = self._statements.get(relation) or Statements(relation.table, self._keyring)
@@ -162,30 +164,27 @@ class Work:
 
     def _rotate_groups(self, relation: Relation, schedule: Schedule) -> Iterator[None]:
         batches = self._batches[relation]
-        is_held = False
         for group in schedule.groups():
-            left_page = False
-            committed: dict[int, float] = {}
+            committed: dict[int, tuple[float, int]] = {}
             for part in batches.spread(group):
+                is_held = False
                 if part.first in committed:
-                    self._overlaps.wait_for_earlier(committed[part.first], is_stopping=self.is_stopping)
+                    moment, xid = committed[part.first]
+                    self._overlaps.wait_for_earlier(moment, is_stopping=self.is_stopping)
+                    is_held = self._horizon.wait_for(xid)
                     if self.is_stopping():
                         return
                 started = time.monotonic()
                 with self._overlaps.batch():
                     rows, hot_rows, whole = batches.rotate(part, nap_share=self.throttle.nap_share)
-                committed[part.first] = time.monotonic()
-                seconds = committed[part.first] - started
+                committed[part.first] = time.monotonic(), self._tally.last_xid
+                seconds = time.monotonic() - started
                 if whole:
                     schedule.learn(part, rows=rows, hot_rows=hot_rows, seconds=seconds, is_held=is_held)
-                    left_page = left_page or (hot_rows is not None and hot_rows < HOT_ENOUGH * rows)
                 else:
                     schedule.shrink()
                 self.throttle.after(rows, seconds=seconds)
                 yield
-            is_held = left_page and self.throttle.wait_for_old_snapshots()
-            if not is_held:
-                self._held("")
 
     # --- sweep ---------------------------------------------------------------------------------------------------------
 
@@ -209,7 +208,11 @@ class Work:
             writing = self._ask(lambda connection: writers(connection, relation))
             left = self._left_in(relation)
             keys = [key for _, key in left]
-            done = sum(batches.rotate_given(turn) for turn in turns(left, first_passes(relation.fillfactor)))
+            done = 0
+            for turn in turns(left, first_passes(relation.fillfactor)):
+                if done:
+                    self._horizon.wait_for(self._tally.last_xid)
+                done += batches.rotate_given(turn)
             if keys and not done and rounds >= SWEEP_ROUNDS_BEFORE_WAITING:
                 # One alone: who waits while it holds other rows may be in a deadlock, out of which the server may choose the
                 # application.
