@@ -116,12 +116,13 @@ def blocker(engine: Engine, holders: Container[int]) -> int:
     raise AssertionError("nobody waited for a row")
 
 
-def test_the_sweep_waits_for_a_row_without_holding_another(filled: Database) -> None:
+def test_the_sweep_waits_for_a_row_without_holding_another(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three held rows, two are let go in turn; who holds the third gets the first at once, and no deadlock with the sweep.
 
     A sweep that held the first while it waited would make the holder of the third wait, then wait for it in its turn; and the
     server would end the one who has waited longer.
     """
+    monkeypatch.setattr("voiceassist_db.rotation.horizon.HOLDER_PATIENCE_S", 0.1)  # the passes do not wait for them
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         rows = ["PT-0010", "PT-0020", "PT-0030"]
         held = [stack.enter_context(holding(filled.engine, row)) for row in rows]
