@@ -94,6 +94,19 @@ def test_an_address_has_a_name_without_its_login(address: str, name: str) -> Non
 
 
 @pytest.mark.parametrize(
+    "password", [f"a@{SECRET}", f"{SECRET}@b", f"a@b/{SECRET}", f"a@{SECRET}/b?c", f"a?b@{SECRET}"]
+)
+def test_a_password_with_an_at_sign_is_no_host(password: str, file: Path) -> None:
+    """Its end would be the host of a name that every report shows."""
+    file.write_text(f"postgresql://me:{password}@db1/clinic")
+    assert "more than one @: write %40" in refused(file=file)
+    file.write_text(
+        f"postgresql://me:{password.replace('@', '%40').replace('/', '%2F').replace('?', '%3F')}@db1/clinic"
+    )
+    assert names(file=file) == ["clinic on db1:5432"]
+
+
+@pytest.mark.parametrize(
     "again",
     [
         "postgresql://rotator@db1.EXAMPLE.org:5432/main",

@@ -129,6 +129,8 @@ class _Entry:
 
     def target(self) -> Target:
         """Parse it."""
+        if self.text.count("@") > 1:  # the end of a password would count as the host, and be shown in the report
+            raise click.UsageError(f"{self.where} has more than one @: write %40 for an @ of a password or of a name")
         url = self._url()
         parameters = _parameters(url) if url is not None else None
         if url is None or parameters is None:
