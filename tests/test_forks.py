@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_asyn
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AssertionPool, NullPool, Pool, SingletonThreadPool, StaticPool
 
-from tests.conftest import FAST, VaultServer, in_memory
+from tests.conftest import VaultServer, throwaway_server
 from tests.forking import Child, ChildError, HungError, fork_in_c
 from tests.tls import certified
 from voiceassist_db import AsyncDatabase, Database, Patient, Repositories, create_async_engine, create_engine, uuid7
@@ -107,9 +107,7 @@ def server() -> Iterator[EmbeddedPostgres]:
     """A server that speaks TLS."""
     with ExitStack() as stack:
         tls = stack.enter_context(certified("forks", HOST))
-        with in_memory():
-            made = EmbeddedPostgres(settings=FAST | tls.settings)
-        yield stack.enter_context(made)
+        yield stack.enter_context(throwaway_server(tls.settings))
 
 
 @pytest.fixture(scope="module", params=["plain", "TLS"])

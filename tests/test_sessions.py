@@ -23,9 +23,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import immutabledict
 
-from tests.conftest import FAST, VaultServer, in_memory
+from tests.conftest import VaultServer, throwaway_server
 from voiceassist_db import AsyncDatabase, Database, Patient, Repositories, create_engine
-from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.errors import ConfigurationError, DatabaseError, DuplicateError, TransactionFailedError
 from voiceassist_db.keyring import initialise_keys, register
 from voiceassist_db.models import Base, ClinicalNoteRow, EncryptionKeyRow, PatientRow, table_of
@@ -568,10 +567,7 @@ def test_what_needs_a_transaction_refuses_autocommit(database: Database) -> None
 @pytest.fixture(scope="module")
 def two_phase(vault: VaultServer) -> Iterator[Database]:
     """A database on a server that keeps prepared transactions."""
-    with ExitStack() as stack:
-        with in_memory():
-            server = EmbeddedPostgres(settings=FAST | {"max_prepared_transactions": "5"})
-        stack.enter_context(server)
+    with throwaway_server({"max_prepared_transactions": "5"}) as server:
         engine = create_engine(server.url(), poolclass=NullPool)
         migrate(engine)
         provider = VaultKeyProvider(vault.address, TokenLogin(vault.root_token), mount="secret", path="test/two-phase")

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from tests.conftest import VaultServer
+from tests.conftest import VaultServer, in_memory
 from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.errors import BindingError, ConstraintError, DecryptionError
@@ -51,7 +51,9 @@ def filled(database: Database) -> Database:
 
 def test_no_plaintext_is_in_any_file_of_the_server(new_provider: Callable[..., VaultKeyProvider]) -> None:
     """Heap, TOAST, indexes and write-ahead log, read as raw files, hold no value in any of its usual spellings."""
-    with tempfile.TemporaryDirectory(prefix="voiceassist-test-") as parent:
+    with in_memory():
+        temporary = tempfile.TemporaryDirectory(prefix="voiceassist-test-")
+    with temporary as parent:
         Path(parent).chmod(0o711)  # PostgreSQL's own user must get through
         directory = Path(parent) / "server"
         with EmbeddedPostgres(directory) as server:

@@ -12,10 +12,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from tests.conftest import FAST
+from tests.conftest import throwaway_server
 from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db import verification as module
-from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreUnavailableError, MissingKeyError
 from voiceassist_db.examination import UNINDEXED
 from voiceassist_db.keyring import KeyringSource, initialise_keys
@@ -310,7 +309,7 @@ def test_a_token_of_another_length_or_key_fails(ward: Ward) -> None:
 
 def test_rows_that_an_index_lacks_are_missed_by_name(new_provider: Callable[..., VaultKeyProvider]) -> None:
     """A damaged index of the primary key, made as a superuser can: rows that it lacks are not walked, and counted."""
-    with EmbeddedPostgres(settings=FAST | {"enable_seqscan": "off"}) as server:
+    with throwaway_server({"enable_seqscan": "off"}) as server:
         engine = create_engine(server.url())
         migrate(engine)
         provider = new_provider()

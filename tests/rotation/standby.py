@@ -10,7 +10,7 @@ from typing import Self
 import psycopg
 from sqlalchemy import URL
 
-from tests.conftest import FAST, plain
+from tests.conftest import FAST, in_memory, plain
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.accounts import server_account
 from voiceassist_db.embedded.binaries import find_postgres
@@ -36,7 +36,8 @@ class Standby:
         self._port = free_port()
         self._guard: GuardedProcess | None = None
         self._home = GuardedProcess()
-        self._directory = temporary_home("standby", self._account)
+        with in_memory():
+            self._directory = temporary_home("standby", self._account)
 
     @property
     def url(self) -> URL:

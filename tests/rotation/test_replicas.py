@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.cli.conftest import Run
-from tests.conftest import FAST, VaultServer, leading_to, plain
+from tests.conftest import VaultServer, leading_to, plain, throwaway_server
 from tests.rotation.standby import NAME, Standby
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.cli.rotate_command import command as rotate_command
@@ -40,7 +40,7 @@ TEMPLATE = "migrated"
 @pytest.fixture(scope="module")
 def primary() -> Iterator[EmbeddedPostgres]:
     """A server that replicas may follow, with a migrated database to copy."""
-    with EmbeddedPostgres(settings={**FAST, "wal_level": "replica"}) as server:
+    with throwaway_server({"wal_level": "replica"}) as server:
         admin(server, f"CREATE DATABASE {TEMPLATE}")
         engine = create_engine(server.url(TEMPLATE))
         migrate(engine)
@@ -62,7 +62,7 @@ def followed(
     """A database on that server, with patients, and a throttle that looks often."""
     monkeypatch.setattr("voiceassist_db.rotation.throttle.PROBE_EVERY_S", 0.1)
     name = f"followed_{secrets.token_hex(4)}"
-    admin(primary, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    admin(primary, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
     engine = create_engine(primary.url(name))
     with engine.begin() as connection:
         initialise_keys(provider := new_provider(), connection)

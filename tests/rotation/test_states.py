@@ -9,12 +9,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import URL, Engine, text
 
-from tests.conftest import FAST
+from tests.conftest import throwaway_server
 from tests.rotation.conftest import Trial, until
 from tests.rotation.standby import Standby
 from tests.rotation.test_replicas import admin
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.errors import KeyNotRegisteredError, NothingToDoError, RotationError, WrongKeyError
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.keys import Key
@@ -195,7 +194,7 @@ def test_a_key_of_the_same_number_is_not_named(filled: Database, provider: Vault
 @pytest.mark.wide
 def test_a_standby_that_lost_the_tail_is_promoted(new_provider: Callable[..., VaultKeyProvider]) -> None:
     """The secret holds version 2 only, and rows are under 1: refused before the key store is touched; the remedy ends it."""
-    with EmbeddedPostgres(settings={**FAST, "wal_level": "replica"}) as primary:
+    with throwaway_server({"wal_level": "replica"}) as primary:
         admin(primary, "CREATE DATABASE clinic")
         for name, value in SETTINGS.items():
             admin(primary, f"ALTER ROLE postgres SET {name} = {value}")

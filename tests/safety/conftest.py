@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, Engine
 
-from tests.conftest import FAST, VaultServer, in_memory, plain
+from tests.conftest import VaultServer, plain, throwaway_server
 from tests.tls import certified
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
@@ -104,10 +104,8 @@ def deployed(vault: VaultServer) -> Iterator[Deployment]:
     with ExitStack() as stack:
         tls = stack.enter_context(certified("safety", HOST, OWN_ADDRESS))
         modules = "auto_explain,pgaudit" if has_pgaudit() else "auto_explain"
-        settings = FAST | TALKATIVE | tls.settings | {"shared_preload_libraries": modules, "wal_level": "replica"}
-        with in_memory():
-            server = EmbeddedPostgres(settings=settings)
-        stack.enter_context(server)
+        settings = TALKATIVE | tls.settings | {"shared_preload_libraries": modules, "wal_level": "replica"}
+        server = stack.enter_context(throwaway_server(settings))
         provider = VaultKeyProvider(
             vault.address, TokenLogin(vault.root_token), mount="secret", path=f"test/{secrets.token_hex(6)}"
         )

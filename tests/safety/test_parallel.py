@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tests.conftest import FAST, VaultServer, in_memory, plain
+from tests.conftest import VaultServer, plain, throwaway_server
 from tests.safety.conftest import ROLES, Deployment
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.accounts import server_account
 from voiceassist_db.embedded.binaries import find_postgres
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
@@ -28,7 +27,6 @@ def parallel(vault: VaultServer) -> Iterator[Deployment]:
     """A server that runs whatever it can in parallel, with its shared memory in files, and says when it starts a worker."""
     major = find_postgres(server_account()).major
     settings = {
-        **FAST,
         "dynamic_shared_memory_type": "mmap",
         "debug_parallel_query" if major >= 16 else "force_parallel_mode": "on",
         "min_parallel_table_scan_size": "0",
@@ -37,9 +35,7 @@ def parallel(vault: VaultServer) -> Iterator[Deployment]:
         "max_parallel_workers_per_gather": "2",
         "log_min_messages": "debug1",
     }
-    with in_memory():
-        server = EmbeddedPostgres(settings=settings)
-    with server:
+    with throwaway_server(settings) as server:
         path = f"test/{secrets.token_hex(6)}"
         provider = VaultKeyProvider(vault.address, TokenLogin(vault.root_token), mount="secret", path=path)
         made = Deployment(server, provider, server.log)

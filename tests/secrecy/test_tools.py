@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Text
 from sqlalchemy.orm import Session
 
-from tests.conftest import VaultServer
+from tests.conftest import VaultServer, throwaway_server
 from tests.secrecy.scanner import Scanner
 from tests.secrecy.tools import TAKES_ALL, TOOLS, plain_traceback, rich_traceback, sent_to_sentry, shown
 from voiceassist_db import AsyncDatabase, ClinicalNote, Database, Patient, config, create_async_engine
@@ -71,7 +71,7 @@ class Things:
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[EmbeddedPostgres, EmbeddedOpenBao]]:
     """Servers with passwords."""
-    with EmbeddedPostgres() as postgres, EmbeddedOpenBao() as openbao:
+    with throwaway_server() as postgres, EmbeddedOpenBao() as openbao:
         yield postgres, openbao
 
 

@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy import URL
 
 from tests.cli.conftest import check, run
-from tests.conftest import FAST, VaultServer, in_memory, leading_to, plain
+from tests.conftest import VaultServer, leading_to, plain, throwaway_server
 from tests.rotation.patients import fill
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
@@ -26,7 +26,6 @@ __all__ = ["check", "run"]
 ROLES = Roles()
 ROWS = 40
 SETTINGS = {
-    **FAST,
     "max_prepared_transactions": "5",
     "wal_level": "logical",
     "max_connections": "20",
@@ -63,9 +62,7 @@ class Spoilt:
 @pytest.fixture(scope="session")
 def spoilt() -> Iterator[Spoilt]:
     """A server of its own, with the four roles of a deployment and a migrated template."""
-    with in_memory():
-        server = EmbeddedPostgres(settings=SETTINGS)
-    with server:
+    with throwaway_server(SETTINGS) as server:
         made = Spoilt(server)
         with made.admin() as admin:
             admin.execute("CREATE DATABASE template_of_waits")
@@ -90,7 +87,9 @@ def clinic(spoilt: Spoilt) -> Iterator[str]:
     """Name of a migrated database on that server."""
     name = f"clinic_{secrets.token_hex(4)}"
     with spoilt.admin() as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template_of_waits").format(sql.Identifier(name)))
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE template_of_waits STRATEGY file_copy").format(sql.Identifier(name))
+        )
         # Of a copy the rights of the database itself are the default ones.
         statement = sql.SQL("GRANT CREATE, TEMPORARY ON DATABASE {} TO {}")
         admin.execute(statement.format(sql.Identifier(name), sql.Identifier(ROLES.owner)))
