@@ -54,7 +54,7 @@ def new_clinic(spoilt: Spoilt) -> Iterator[NewClinic]:
         name = f"clinic_{secrets.token_hex(4)}"
         with spoilt.admin() as admin:
             try:
-                admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}".encode())
+                admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy {options}".encode())
             except psycopg.errors.FeatureNotSupported:
                 pytest.skip(
                     "this server was built without ICU: run the test with VOICEASSIST_DB_POSTGRES_BIN of Debian's"
