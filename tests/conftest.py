@@ -30,6 +30,7 @@ from psycopg import sql
 from sqlalchemy import URL, Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from tests.scram import quick_verifier
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
 from voiceassist_db.keyring import initialise_keys
@@ -125,7 +126,7 @@ def server_url() -> Iterator[URL]:
             password = secrets.token_hex(16)
             with psycopg.connect(plain(server.url()), autocommit=True) as admin:
                 create = sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE PASSWORD {}")
-                admin.execute(create.format(sql.Identifier(OWNER), sql.Literal(password)))
+                admin.execute(create.format(sql.Identifier(OWNER), sql.Literal(quick_verifier(password))))
             yield server.url().set(username=OWNER, password=password)
 
 
@@ -186,26 +187,41 @@ def leading_to(url: URL, vault: VaultServer, path: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def new_database(server_url: URL) -> Iterator[Callable[[str | None], URL]]:
-    """A function that creates a database, empty or as a copy of another; those that are left at the end are dropped."""
-    created: list[str] = []
+class Databases:
+    """Makes and drops databases, all by one connection.
 
-    def create(template: str | None = None) -> URL:
+    Args:
+        server_url: Address of the server, as a role that may create databases.
+    """
+
+    def __init__(self, server_url: URL) -> None:
+        self._server_url = server_url
+        self._admin = psycopg.connect(plain(server_url), autocommit=True)
+        self._made: set[str] = set()
+
+    def create(self, template: str | None = None) -> URL:
+        """Create a database, empty or as a copy of another, and return its address."""
         name = f"voiceassist_test_{secrets.token_hex(6)}"
-        with psycopg.connect(plain(server_url), autocommit=True) as admin:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8' STRATEGY file_copy")
-            admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template or "template0")))
-        created.append(name)
-        return server_url.set(database=name)
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8' STRATEGY file_copy")
+        self._admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template or "template0")))
+        self._made.add(name)
+        return self._server_url.set(database=name)
 
-    yield create
-    for name in created:
-        drop(server_url.set(database=name), server_url)
+    def drop(self, url: URL) -> None:
+        """Drop a database, if it is still there."""
+        assert url.database is not None
+        _drop(self._admin, url.database)
+        self._made.discard(url.database)
+
+    def close(self) -> None:
+        """Drop what is left."""
+        for name in list(self._made):
+            self.drop(self._server_url.set(database=name))
+        self._admin.close()
 
 
 def drop(url: URL, server_url: URL) -> None:
-    """Drop a database, if it is still there."""
+    """Drop a database, if it is still there, by a connection to this server."""
     assert url.database is not None
     with psycopg.connect(plain(server_url), autocommit=True) as admin:
         _drop(admin, url.database)
@@ -226,6 +242,20 @@ def _drop(admin: psycopg.Connection[Any], name: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def databases(server_url: URL) -> Iterator[Databases]:
+    """What makes the databases of this process."""
+    made = Databases(server_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def new_database(databases: Databases) -> Callable[[str | None], URL]:
+    """A function that creates a database, empty or as a copy of another; those that are left at the end are dropped."""
+    return databases.create
+
+
+@pytest.fixture(scope="session")
 def template(new_database: Callable[[str | None], URL]) -> str:
     """Name of a migrated database without any connection, from which each test's is copied."""
     url = new_database(None)
@@ -237,11 +267,11 @@ def template(new_database: Callable[[str | None], URL]) -> str:
 
 
 @pytest.fixture
-def empty_url(new_database: Callable[[str | None], URL], server_url: URL) -> Iterator[URL]:
+def empty_url(databases: Databases) -> Iterator[URL]:
     """Address of an empty database."""
-    url = new_database(None)
+    url = databases.create()
     yield url
-    drop(url, server_url)
+    databases.drop(url)
 
 
 @dataclass(frozen=True)
@@ -267,15 +297,13 @@ def registered(new_database: Callable[[str | None], URL], template: str, vault: 
 
 
 @pytest.fixture
-def database_url(
-    request: pytest.FixtureRequest, new_database: Callable[[str | None], URL], server_url: URL, template: str
-) -> Iterator[URL]:
+def database_url(request: pytest.FixtureRequest, databases: Databases, template: str) -> Iterator[URL]:
     """Address of a migrated database that holds no row, and has registered keys in a test that uses ``provider``."""
     if "provider" in request.fixturenames:
         template = request.getfixturevalue("registered").template
-    url = new_database(template)
+    url = databases.create(template)
     yield url
-    drop(url, server_url)
+    databases.drop(url)
 
 
 @pytest.fixture

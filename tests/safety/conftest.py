@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import URL, Engine
 
 from tests.conftest import VaultServer, plain, throwaway_server
+from tests.scram import quick_verifier
 from tests.tls import certified
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
@@ -70,7 +71,7 @@ class Deployment:
             provision(connection, ROLES)
         superuser.dispose()
         for role in ROLES.names():
-            self.admin.execute(f"ALTER ROLE {role} PASSWORD '{PASSWORD}'")
+            self.admin.execute(f"ALTER ROLE {role} PASSWORD '{quick_verifier(PASSWORD)}'")
         owner = create_engine(self.url(ROLES.owner))
         with owner.begin() as connection:
             initialise_keys(provider, connection)

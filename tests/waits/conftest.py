@@ -14,6 +14,7 @@ from sqlalchemy import URL
 from tests.cli.conftest import check, run
 from tests.conftest import VaultServer, leading_to, plain, throwaway_server
 from tests.rotation.patients import fill
+from tests.scram import quick_verifier
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.keyring import initialise_keys
@@ -72,7 +73,7 @@ def spoilt() -> Iterator[Spoilt]:
         with made.admin() as admin:
             for role in ROLES.names():
                 statement = sql.SQL("ALTER ROLE {} PASSWORD {}")
-                admin.execute(statement.format(sql.Identifier(role), sql.Literal(made.password)))
+                admin.execute(statement.format(sql.Identifier(role), sql.Literal(quick_verifier(made.password))))
         owner = create_engine(made.url(ROLES.owner, "template_of_waits"))
         migrate(owner)
         owner.dispose()
