@@ -229,7 +229,7 @@ def drop(url: URL, server_url: URL) -> None:
 
 def _drop(admin: psycopg.Connection[Any], name: str) -> None:
     """Drop a database; a role that is no superuser must wait for the connections of others to end."""
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 120
     while True:
         try:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))

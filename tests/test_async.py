@@ -23,7 +23,9 @@ TASKS = 10
 @pytest.fixture
 async def async_database(database_url: URL, provider: VaultKeyProvider) -> AsyncIterator[AsyncDatabase]:
     """A database for one event loop."""
-    async with AsyncDatabase(create_async_engine(database_url), provider) as made:
+    # 500 tasks that keep a busy machine's loop from its new connections are no server that does not answer.
+    engine = create_async_engine(database_url, connect_args={"connect_timeout": 120})
+    async with AsyncDatabase(engine, provider) as made:
         yield made
 
 
@@ -37,7 +39,7 @@ async def test_tasks_that_start_at_once_all_get_keys(async_database: AsyncDataba
     """The first use by many tasks at once fetches the keys and deadlocks none of them."""
     with database.transaction() as tx:
         tx.patients.add(Patient(patient_id="PT-001", ssn="123-45-6789"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         found = await asyncio.gather(*(read(async_database, "PT-001") for _ in range(TASKS)))
     assert found == ["123-45-6789"] * TASKS
 
@@ -52,7 +54,7 @@ async def test_tasks_that_meet_a_new_key_at_once_all_learn_it(
     change_key(engine, provider)
     with Database(engine, provider).transaction() as tx:
         tx.patients.add(Patient(patient_id="PT-002", ssn="123-45-6780"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         found = await asyncio.gather(*(read(async_database, f"PT-00{1 + n % 2}") for n in range(TASKS)))
     assert found == ["123-45-6789", "123-45-6780"] * (TASKS // 2)
 
@@ -67,7 +69,7 @@ async def test_a_slow_key_store_does_not_stop_the_loop(
 
     def slow_fetch() -> KeySet:
         loop.call_soon_threadsafe(fetching.set)
-        assert ticked.wait(20), "the loop stood still"
+        assert ticked.wait(120), "the loop stood still"
         return fetch()
 
     monkeypatch.setattr(provider, "fetch", slow_fetch)
@@ -100,10 +102,10 @@ async def test_a_full_executor_of_the_loop_stops_no_task(
     done = threading.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(1))
-    job = loop.run_in_executor(None, done.wait, 90)
+    job = loop.run_in_executor(None, done.wait, 300)
     try:
         wanted = "PT-002" if meets_new_key else "PT-001"
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             found = await asyncio.gather(*(read(async_database, wanted) for _ in range(500)))
     finally:
         done.set()

@@ -105,7 +105,7 @@ def run_alembic(*arguments: str, address: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -370,7 +370,7 @@ def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> No
         first.execute("SELECT pg_advisory_lock(x'766F6963'::bigint)")
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         # Of one process, only one is in Alembic at a time.
         while first.execute(waiting).fetchone() != (1 if kind == "threads" else 3,):
             assert time.monotonic() < deadline

@@ -76,7 +76,7 @@ def answers(address: str) -> bool:
 
 def assert_all_gone(outer: dict[str, str], inner: dict[str, Any]) -> None:
     """Neither server answers, no process of theirs is left, and no file."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while (processes(outer["TMPDIR"]) or os.listdir(outer["TMPDIR"])) and time.monotonic() < deadline:  # noqa: PTH208
         time.sleep(0.05)
     assert processes(outer["TMPDIR"]) == []
@@ -105,7 +105,7 @@ def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run_proce
     voiceassist = " ".join(f"'{word}'" for word in COMMAND)
     script = f"{voiceassist} status --json && {voiceassist} verify --json && python3 -c '{SHOW}' && exit 7"
     done = run_process(*dev("/bin/sh", "-c", script), env=outer | stray)
-    assert (done.code, done.stderr) == (7, "")
+    assert (done.code, done.said) == (7, "")
     status, verified, inner = map(json.loads, done.stdout.splitlines())
     assert [key["version"] for key in status["keys"]] == [1]
     assert verified["ok"] is True
@@ -166,14 +166,14 @@ def test_sigterm_stops_all(outer: dict[str, str], child: str) -> None:
         os.write(
             ours, f'python3 -c "import os, json, time; {write}; time.sleep({60 * (child == "busy shell")})"\n'.encode()
         )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not ready.exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     inner = json.loads(ready.read_text())
     assert answers(inner["DATABASE_URL"])
     process.send_signal(signal.SIGTERM)
-    code = process.wait(20)
+    code = process.wait(120)
     assert code == 128 + (signal.SIGTERM if child == "command" else signal.SIGHUP)
     if child != "command":
         os.close(ours)
@@ -193,7 +193,7 @@ def test_a_command_that_is_not_there_is_wrong_usage(run_process: Run, outer: dic
 def test_the_demo_shows_all_that_it_promises(run_process: Run, outer: dict[str, str]) -> None:
     """It ends having read rows of both versions in the midst of a rotation, and leaves nothing."""
     done = run_process("demo", env=outer)
-    assert (done.code, done.stderr) == (0, "")
+    assert (done.code, done.said) == (0, "")
     assert re.search(r"under key version 2: ssn '9\d\d-\d\d-\d{4}'", done.stdout)
     assert re.search(r"under key version 1: ssn '9\d\d-\d\d-\d{4}'", done.stdout)
     assert "key version 1 → 2: 5,000 rows" in done.stdout

@@ -23,7 +23,7 @@ from voiceassist_db.errors import EmbeddedServerError
 
 ROOT = Path(voiceassist_db.__file__).parents[1]
 SITE_PACKAGES = Path(psycopg.__file__).parents[1]
-GONE_TIMEOUT_S = 10.0
+GONE_TIMEOUT_S = 120.0
 
 BOTH = """
 import json, os, sys, time

@@ -16,9 +16,9 @@ from sqlalchemy.pool import NullPool
 from voiceassist_db import create_engine
 from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import KeySet
-from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider
+from voiceassist_db.providers.vault import AppRoleLogin, KubernetesLogin, TokenLogin, VaultKeyProvider, tokens
 
-HUNG_S: Final = 120
+HUNG_S: Final = 300
 """Seconds after which a child is taken for hung. A healthy one needs well under one."""
 
 CHILDREN: Final = 3
@@ -133,6 +133,7 @@ def fork_often(provider: VaultKeyProvider) -> None:
 
 
 if __name__ == "__main__":
+    tokens.LOG_IN_AGAIN = 1.0  # type: ignore[misc]  # each fetch logs in, however long its token lives
     way, address, ca_file, path, url, kind, *given = sys.argv[1:]
     known = VaultKeyProvider(
         address, login_of(kind, *given), path=path, ca_file=Path(ca_file) if ca_file else None, timeout_s=HUNG_S

@@ -100,9 +100,9 @@ def authority(request: pytest.FixtureRequest) -> trustme.CA | None:
 
 @pytest.fixture
 def app_role(admin: hvac.Client, policy: str, secrets: set[str]) -> tuple[str, ...]:
-    """An AppRole whose tokens live so short that each fetch logs in."""
+    """An AppRole, by which each fetch of the other process logs in."""
     approle = admin.auth.approle
-    approle.create_or_update_approle(policy, token_policies=[policy], token_ttl="1s")
+    approle.create_or_update_approle(policy, token_policies=[policy], token_ttl="1h")
     secret_id = approle.generate_secret_id(policy)["data"]["secret_id"]
     secrets.add(secret_id)
     return "AppRoleLogin", approle.read_role_id(policy)["data"]["role_id"], secret_id

@@ -153,8 +153,8 @@ def chance() -> random.Random:
     return random.Random(seed)  # noqa: S311  # nothing here is a secret
 
 
-def until(condition: Callable[[], object], *, seconds: float = 30) -> None:
-    """Wait for a condition."""
+def until(condition: Callable[[], object], *, seconds: float = 300) -> None:
+    """Wait for a condition; after so long it is taken for one that never comes."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

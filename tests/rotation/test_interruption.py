@@ -38,7 +38,7 @@ def test_a_signal_ends_the_run_after_the_batch_under_way(
     process.send_signal(number)
     interrupted = ended(process)
     assert 6 == interrupted.code
-    assert "stopping after the batches that are under way; once more to stop at once\n" == interrupted.stderr
+    assert "stopping after the batches that are under way; once more to stop at once\n" == interrupted.said
     report = interrupted.json
     assert (True, report["rows"]) == (report["interrupted"], trial.versions()[2])
     assert (True, trial.rows - report["rows"]) == (report["remaining"] > 0, report["remaining"])
@@ -65,7 +65,7 @@ def test_resume_begins_nothing(trial: Trial, environment: dict[str, str], start:
         trial.retire()
     before = state_of_all(trial)
     done = ended(start("--resume", env=environment))
-    assert (0, "") == (done.code, done.stderr)
+    assert (0, "") == (done.code, done.said)
     assert "no rotation is unfinished: nothing to do\n" == done.stdout
     assert before == state_of_all(trial)
 
@@ -82,7 +82,7 @@ def test_dry_run_changes_nothing(trial: Trial, environment: dict[str, str], star
     before = state_of_all(trial)
     left = trial.versions()[1]
     done = ended(start("--dry-run", "--json", env=environment))
-    assert (0, "") == (done.code, done.stderr)
+    assert (0, "") == (done.code, done.said)
     plan = done.json
     assert (1, 2, is_unfinished) == (plan["from_version"], plan["to_version"], plan["unfinished"])
     assert {"patient_data": left, "clinical_notes": 0} == plan["rows"]

@@ -106,7 +106,7 @@ def test_a_transaction_that_ends_in_time_is_part_of_the_run(filled: Database) ->
 def blocker(engine: Engine, holders: Container[int]) -> int:
     """Wait until somebody waits for one of these processes of the server; return which one."""
     query = text("SELECT unnest(pg_blocking_pids(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 300
     while time.monotonic() < give_up:
         with engine.connect() as connection:
             found: list[int] = [pid for pid in connection.execute(query).scalars() if pid in holders]
@@ -135,7 +135,7 @@ def test_the_sweep_waits_for_a_row_without_holding_another(filled: Database, mon
                 sweeping.set()
 
         running = pool.submit(rotate, filled.engine, filled.keys, pace=Pace(patience_s=20.0), on_progress=tell)
-        assert sweeping.wait(20)
+        assert sweeping.wait(300)
         first, first_row = left.pop(blocker(filled.engine, left))
         first.rollback()
         second, _ = left.pop(blocker(filled.engine, left))

@@ -213,7 +213,7 @@ def run_check(deployment: Deployment, *arguments: str, **environment: str) -> su
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
