@@ -116,7 +116,7 @@ def test_status_tells_of_a_run_in_progress(run: Run, filled: dict[str, str], eng
     try:
         deadline = time.monotonic() + 300
         told: dict[str, object] = {}
-        while time.monotonic() < deadline and not told.get("rows"):
+        while time.monotonic() < deadline and not told.get("rows_per_second"):
             assert process.poll() is None
             rotations = run("status", "--json", env=filled).json["rotations"]
             told = rotations[0] if rotations else {}
