@@ -381,6 +381,32 @@ def test_rows_under_a_key_that_was_done_with_need_it_again(new_clinic: NewClinic
     assert needed[here(clinic).id] == Member(clinic.name, 1, needed[here(clinic).id].index)
 
 
+@pytest.mark.wide
+def test_a_key_is_not_added_in_the_place_of_one_that_others_need(
+    new_clinic: NewClinic, secret: VaultKeyProvider
+) -> None:
+    """Rows of an old backup need key 1, and another database is under key 2: that one is named, and no command that takes key 2 away."""
+    other, restored = new_clinic(), new_clinic()
+    with restored.engine.connect() as connection:
+        old = connection.execute(text("SELECT ssn_encrypted FROM patient_data WHERE patient_id = 'PT-1'")).scalar_one()
+    for operation in (rotated, retired):
+        for clinic in (other, restored):
+            operation(clinic)
+    rotated(restored)
+    with restored.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE patient_data DROP CONSTRAINT patient_data_key_version_floor"))
+        again = "UPDATE patient_data SET ssn_encrypted = :old, key_version = 1 WHERE patient_id = 'PT-1'"
+        connection.execute(text(again), {"old": old})
+    with pytest.raises(RotationError, match=rf"Key version 2 stays in the key store for {other.name}") as refused:
+        rotated(restored)
+    assert "patch" not in str(refused.value)
+    rotated(other)
+    retired(other)
+    with pytest.raises(RotationError, match=r"add it to the newest: `vault kv get .* \| vault kv patch"):
+        rotated(restored)
+    other.assert_verified()
+
+
 def test_dumps_carry_the_identity_along(new_clinic: NewClinic, server_url: object) -> None:
     """A copy of a database is the same database to the key store."""
     clinic = new_clinic()

@@ -191,6 +191,23 @@ def test_a_key_of_the_same_number_is_not_named(filled: Database, provider: Vault
         rotate(filled.engine, filled.keys)
 
 
+def test_a_version_with_another_index_key_is_not_named(filled: Database, provider: VaultKeyProvider) -> None:
+    """The index key was rotated after the tail was lost: a version of the secret that has both keys and that one would be refused."""
+    engine, keys = filled.engine, filled.keys
+    stop = threading.Event()
+    stop.set()
+    rotate(engine, keys, stop=stop)
+    both = provider.fetch()
+    provider.replace(both, replace(both, index_key=Key.generate()))
+    later = provider.fetch()
+    provider.replace(later, replace(later, previous_version=None, previous_key=None))
+    with pytest.raises(RotationError, match=rf"Version {both.revision} of the secret holds key version 1 and 2:"):
+        rotate(engine, keys)
+    roll_back(provider, both.revision)
+    assert rotate(engine, keys).done
+    assert_all_read(filled)
+
+
 @pytest.mark.wide
 def test_a_standby_that_lost_the_tail_is_promoted(new_provider: Callable[..., VaultKeyProvider]) -> None:
     """The secret holds version 2 only, and rows are under 1: refused before the key store is touched; the remedy ends it."""

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, func, or_, select
 
 from voiceassist_db.constraints import floor
-from voiceassist_db.decision import Refusal, Remedy, Run, Secret, State
+from voiceassist_db.decision import Refusal, Remedy, Run, Secret, State, waiting_for
 from voiceassist_db.errors import (
     KeyNotRegisteredError,
     KeysNotFoundError,
@@ -23,7 +23,7 @@ from voiceassist_db.errors import (
 )
 from voiceassist_db.execution import execute, see_all_rows
 from voiceassist_db.keyring.members import Here, is_listed, members, needed_by, used_by
-from voiceassist_db.keyring.registry import proves, registered_keys
+from voiceassist_db.keyring.registry import proves, proves_index_keys, registered_keys
 from voiceassist_db.keys import KeyHistory, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 
@@ -124,6 +124,7 @@ def _restoring(needs: frozenset[int], provider: KeyProvider, keys: KeySet | None
     if keys is None or not isinstance(provider, KeyHistory):
         return unknown
     registry = registered_keys(connection)
+    holding = 0
     partly: list[tuple[KeySet, int]] = []
     for revision in range(keys.revision - 1, max(0, keys.revision - 1 - SEARCHED), -1):
         try:
@@ -135,17 +136,25 @@ def _restoring(needs: frozenset[int], provider: KeyProvider, keys: KeySet | None
         if earlier is None or not proves(earlier, registry, raises=False):
             continue
         if needs <= earlier.versions().keys():
-            return f"Version {revision} of the secret holds key version {needed}: `{provider.restoring(revision)}`."
+            if proves_index_keys(connection, earlier):
+                return _rolling_back(provider, revision, needed)
+            holding = holding or revision
         partly += [(earlier, version) for version in needs - keys.versions().keys() if version in earlier.versions()]
+    if holding:  # the blind-index key is another one there, which is said next
+        return _rolling_back(provider, holding, needed)
     missing = needs - keys.versions().keys()
     if len(missing) == 1 and partly and partly[0][1] < keys.version and keys.version in needs:
-        return _adding(provider, *partly[0])
+        return _adding(provider, *partly[0], keys, needed_by(keys, Here.of(connection)))
     return f"No earlier version of the secret that can be read holds key version {needed}. {unknown}"
 
 
-def _adding(provider: KeyHistory, earlier: KeySet, version: int) -> str:
+def _rolling_back(provider: KeyHistory, revision: int, needed: str) -> str:
+    return f"Version {revision} of the secret holds key version {needed}: `{provider.restoring(revision)}`."
+
+
+def _adding(provider: KeyHistory, earlier: KeySet, version: int, keys: KeySet, others: tuple[str, ...]) -> str:
     field = "key" if version == earlier.version else "previous_key"
-    return (
-        f"Version {earlier.revision} of the secret holds key version {version}. No version holds both keys that are needed, so add "
-        f"it to the newest: `{provider.adding(earlier.revision, field, version)}`."
-    )
+    told = f"Version {earlier.revision} of the secret holds key version {version}. No version holds both keys that are needed"
+    if others:  # it would take the place of a key that they need
+        return f"{told}. Key version {keys.previous_version} {waiting_for(others, '`rotate_keys.py --retire`')}"
+    return f"{told}, so add it to the newest: `{provider.adding(earlier.revision, field, version)}`."

@@ -146,6 +146,15 @@ def proves(keys: KeySet, known: Mapping[int, RegisteredKey], *, raises: bool = T
     return True
 
 
+def proves_index_keys(connection: Connection, keys: KeySet) -> bool:
+    """Say whether a store's blind-index keys are those that this database's tokens are of."""
+    try:
+        _live_index_keys(connection, keys)
+    except WrongKeyError:
+        return False
+    return True
+
+
 def take_back(connection: Connection, version: int) -> None:
     """Record that a retired version is needed again, because rows are under it. The caller commits."""
     again = update(_KEYS).where(_KEYS.c.version == version, _KEYS.c.state == "retired")
