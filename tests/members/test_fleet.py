@@ -371,6 +371,34 @@ def test_a_restored_database_keeps_its_keys(
     second.assert_verified()
 
 
+@pytest.mark.wide
+def test_an_emergency_while_a_database_is_down(
+    fleet: list[Clinic], secret: VaultKeyProvider, new_provider: Callable[..., VaultKeyProvider]
+) -> None:
+    """As the runbook says: it gets a copy of the secret and is forgotten, the others go on, and it is rotated when it is back."""
+    first, second, down = fleet
+    for operation in (rotated, retired):
+        for clinic in (first, second):
+            operation(clinic)
+    with pytest.raises(RotationError, match=f"stays in the key store for {down.name}"):
+        rotated(first)
+    copy = new_provider("/copy")
+    copy.create(secret.fetch())
+    forget(secret, here(first), down.name)
+    assert retire(first.engine, first.keys, grace_days=0).removed
+    for clinic in (first, second):
+        rotated(clinic)
+    with pytest.raises(RotationError, match=r"6 rows need key version 1.*use this secret, too: do not change it"):
+        plan(down.engine, down.keys)
+    down.provider = copy
+    down.assert_readable()
+    for operation in (rotated, retired):
+        operation(down)
+    for clinic in fleet:
+        clinic.assert_verified()
+        clinic.assert_readable()
+
+
 def test_rows_under_a_key_that_was_done_with_need_it_again(new_clinic: NewClinic) -> None:
     """A restored database rotates again: until then the key stays for it."""
     clinic = new_clinic()

@@ -199,11 +199,13 @@ def joined(keys: KeySet, here: Here) -> KeySet:
     oldest = keys.previous_version or keys.version
     if before is not None:
         oldest = before.oldest if keys.previous_version in {None, *here.retired} else min(before.oldest, oldest)
-    index: str | None = None
-    if keys.index_key is not None and keys.previous_index_key is None:
-        index = _index_check_value(keys.index_key)
-    elif before is not None and (key := keys.previous_index_key) and registered_as(key) in here.retired_index_keys:
-        index = before.index
+    index = before.index if before is not None else None
+    if keys.index_key is not None:
+        current, older = _index_check_value(keys.index_key), keys.previous_index_key
+        if older is None:
+            index = current
+        elif index == current and registered_as(older) not in here.retired_index_keys:
+            index = None
     return replace(keys, databases=_written(listed | {here.id: Member(here.name, oldest, index)}))
 
 
