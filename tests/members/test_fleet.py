@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import requests
 from sqlalchemy import URL, text
 
-from tests.conftest import drop, plain
+from tests.conftest import VaultServer, drop, plain
 from tests.members.conftest import Clinic, NewClinic
 from tests.members.killing import mortal
 from voiceassist_db.errors import ConfigurationError, MalformedKeyError, NothingToDoError, RotationError
@@ -307,6 +308,40 @@ def test_a_list_that_somebody_spoiled(fleet: list[Clinic], secret: VaultKeyProvi
                 operation(fleet[0])
         with pytest.raises(MalformedKeyError, match="the field `databases`"), fleet[1].engine.begin() as connection:
             initialise_keys(secret, connection)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("remedy", ["restore", "empty"])
+def test_a_spoiled_list_is_repaired_as_the_message_says(
+    new_clinic: NewClinic, secret: VaultKeyProvider, vault: VaultServer, vault_path: str, remedy: str
+) -> None:
+    """By the field of an earlier version, or by an empty one and `init-keys` in each database; then each key waits for both."""
+    first, second = new_clinic(), new_clinic()
+    sound = secret.fetch().databases
+    secret.replace(secret.fetch(), replace(secret.fetch(), databases="spoiled"))
+    with pytest.raises(
+        MalformedKeyError, match=r"vault kv patch SECRET databases=-`.*vault kv patch SECRET databases=`"
+    ):
+        rotated(first)
+    given = {"databases": sound if remedy == "restore" else ""}
+    with requests.Session() as session:  # as `vault kv patch` sends it
+        sent = session.patch(
+            f"{vault.address}/v1/{vault_path.replace('/', '/data/', 1)}",
+            json={"data": given},
+            headers={"X-Vault-Token": vault.root_token, "Content-Type": "application/merge-patch+json"},
+        )
+    assert sent.ok
+    if remedy == "empty":
+        with pytest.raises(RotationError, match="init-keys"):
+            index_rotated(first)
+        for clinic in (first, second):
+            with clinic.engine.begin() as connection:
+                initialise_keys(secret, connection)
+    assert set(listed(secret)) == {first.name, second.name}
+    rotated(first)
+    assert retire(first.engine, first.keys, grace_days=0).needed_by == (second.name,)
+    for clinic in (first, second):
+        clinic.assert_verified()
 
 
 def test_a_list_may_be_an_object(fleet: list[Clinic], secret: VaultKeyProvider) -> None:

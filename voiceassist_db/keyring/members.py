@@ -138,7 +138,9 @@ def members(keys: KeySet) -> dict[UUID, Member]:
     if problem:
         raise MalformedKeyError(
             f"the field `databases` of the secret is not the list that `voiceassist-db init-keys` writes ({problem}), and it says until "
-            "when keys are needed: restore it from an earlier version of the secret (`vault kv get -version=…`). Nothing was changed."
+            "when keys are needed. Restore it from an earlier version of the secret (`vault kv get -version=… -field=databases SECRET | vault kv "
+            "patch SECRET databases=-`). If none has it, empty it (`vault kv patch SECRET databases=`), and run `voiceassist-db init-keys` in "
+            "every database that uses the secret. Nothing was changed."
         )
     return listed
 
