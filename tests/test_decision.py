@@ -105,6 +105,8 @@ class Simulation:
             assert found.happened
             assert (found.remedy == Remedy.RESTORE) == bool(found.needs), (small, command, found)
             assert len(found.needs) <= 2, (small, command, found)
+            if found.remedy == Remedy.RESTORE:
+                self._names_its_cause(small, found)
             assert found.remedy != Remedy.RESTORE or not found.needs <= set(small.secret), (small, command, found)
             assert command != Command.INIT_KEYS or found.remedy in {Remedy.RESTORE, Remedy.JOIN}
             assert command != Command.JOIN or found.remedy == Remedy.RESTORE
@@ -177,6 +179,16 @@ class Simulation:
         assert found.step in allowed[command]
         assert Run("index", 1, 2) not in found.supersedes
         return found
+
+    def _names_its_cause(self, small: Small, refusal: Any) -> None:
+        lost, known = set(small.rows) - set(small.secret), max(dict(small.registry), default=0)
+        named = {version for version in small.rows if f"7 rows need key version {version}" in refusal.happened}
+        assert named == lost, (small, refusal)
+        causes = [(known, "was encrypted with version"), (small.floor, "the tables accept key version")]
+        missing = [version for version, cause in causes if f"{cause} {version}" in refusal.happened]
+        assert len(missing) == (not lost), (small, refusal)
+        assert not {0, *small.secret} & set(missing), ("it is there", small, refusal)
+        assert refusal.is_ahead == (small.secret != () and small.secret[0] > known), (small, refusal)
 
     def _state(self, small: Small) -> Any:
         if self._last[0] is not small:  # each is decided for every command
@@ -451,6 +463,10 @@ MUTANTS = {
     "a retirement is never over": ('return run.kind == "retirement" and not _is_pair(run, secret)', "return False"),
     "only one key is asked for": ("        needed.add(max(others))", "        pass"),
     "a remedy names no key": ("frozenset(needed), is_ahead)", "frozenset(), is_ahead)"),
+    "a key that is there is called missing": ("    elif known and known not in held:", "    elif known:"),
+    "a floor that is kept is called missing": ("    elif known and known not in held:", "    elif known and False:"),
+    "rows are no cause": ("    if lost:", "    if False:"),
+    "every secret is ahead": ("state.secret.current > known", "state.secret.current > 0"),
     "a refusal says nothing": ('f"{happened}. Nothing was changed."', '""'),
 }
 

@@ -330,16 +330,15 @@ def _restore(state: State) -> Refusal:
         others := [version for version in lost if version not in needed] or _others(state, needed)
     ):
         needed.add(max(others))
-    newest = max(needed)
+    known = max(state.registry, default=0)
     if lost:
         rows = "; ".join(f"{state.rows[each]:,} rows need key version {each}" for each in lost)
         happened = f"{rows}: the key store does not hold {'it' if len(lost) == 1 else 'them'}"
-    elif newest in state.registry or newest not in held | {state.floor}:
-        known = max(state.registry)
+    elif known and known not in held:
         happened = f"this database was encrypted with version {known}, and the key store does not hold that key"
     else:
         happened = f"the tables accept key version {state.floor} and later only, and the key store does not hold it"
-    is_ahead = state.secret is not None and state.secret.current > max([0, *state.registry])
+    is_ahead = state.secret is not None and state.secret.current > known
     return Refusal(Remedy.RESTORE, f"{happened}. Nothing was changed.", frozenset(needed), is_ahead)
 
 
