@@ -99,7 +99,7 @@ def _shared(keys: KeySet | None, connection: Connection) -> str:
     listed = {} if keys is None else members(keys)
     others = [member.name for each, member in listed.items() if here is None or each != here.id]
     if others:
-        told = f"But {', '.join(others)} use this secret, too: do not change it."
+        told = f"But this secret is also that of {', '.join(others)}: do not change it."
     else:
         told = "If another database uses this secret, do not change it."
     return f"{told} Write the older version to another path, and set VOICEASSIST_DB_VAULT_PATH for this database."
