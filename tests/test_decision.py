@@ -322,6 +322,7 @@ def check(most: int, rules: Any = decision) -> tuple[int, dict[str, int]]:
             if is_possible(small):
                 worst[command] = max(worst[command], remedies)
                 assert remedies <= MOST_REMEDIES, (small, command, remedies)
+                assert restored <= 1, ("the first restored version did not hold all that rows need", small, command)
     return count, {str(command): most for command, most in worst.items()}
 
 
@@ -462,6 +463,10 @@ MUTANTS = {
     "every run is superseded": ("return frozenset(filter(is_over, state.open_runs))", "return state.open_runs"),
     "a retirement is never over": ('return run.kind == "retirement" and not _is_pair(run, secret)', "return False"),
     "only one key is asked for": ("        needed.add(max(others))", "        pass"),
+    "a key that the secret holds is not asked for": (
+        "others := [version for version in lost if version not in needed] or _others(state, needed)",
+        "others := [version for version in lost if version not in needed]",
+    ),
     "a remedy names no key": ("frozenset(needed), is_ahead)", "frozenset(), is_ahead)"),
     "a key that is there is called missing": ("    elif known and known not in held:", "    elif known:"),
     "a floor that is kept is called missing": ("    elif known and known not in held:", "    elif known and False:"),
