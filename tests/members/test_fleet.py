@@ -16,6 +16,7 @@ from sqlalchemy import URL, text
 from tests.conftest import VaultServer, drop, plain
 from tests.members.conftest import Clinic, NewClinic
 from tests.members.killing import mortal
+from voiceassist_db import create_engine
 from voiceassist_db.errors import ConfigurationError, MalformedKeyError, NothingToDoError, RotationError
 from voiceassist_db.keyring import Here, forget, initialise_keys, registered_keys
 from voiceassist_db.keyring.members import (
@@ -468,6 +469,25 @@ def test_a_key_is_not_added_in_the_place_of_one_that_others_need(
     with pytest.raises(RotationError, match=r"add it to the newest: `vault kv get .* \| vault kv patch"):
         rotated(restored)
     other.assert_verified()
+
+
+@pytest.mark.wide
+def test_a_backup_beside_a_fleet_takes_no_key_from_it(
+    new_clinic: NewClinic, secret: VaultKeyProvider, new_database: Callable[[str | None], URL]
+) -> None:
+    """The message names the version of the secret, and no command that would bring it back for all."""
+    other, mine = new_clinic(), new_clinic()
+    mine.engine.dispose()
+    backup = create_engine(new_database(mine.url.database))
+    for operation in (rotated, retired, rotated, retired):
+        for clinic in (other, mine):
+            operation(clinic)
+    told = rf"Version \d+ of the secret holds key version 1\. But this secret is also that of {other.name}: do not change it"
+    for command in (plan, rotate, retire):
+        with pytest.raises(RotationError, match=told) as refused:
+            command(backup, mine.keys)
+        assert "rollback" not in str(refused.value)
+    backup.dispose()
 
 
 def test_dumps_carry_the_identity_along(new_clinic: NewClinic, server_url: object) -> None:

@@ -88,21 +88,27 @@ def explained(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, conn
     """Return the message of a refusal: what happened, and what to do now."""
     if refusal.remedy is not Remedy.RESTORE:
         return refusal.happened
-    told = f"{refusal.happened} {_restoring(refusal.needs, provider, keys, connection)} Then run this again."
-    if refusal.is_ahead:
-        told += f" {_shared(keys, connection)}"
+    others = _others(keys, connection) if refusal.is_ahead and keys is not None else []
+    told = f"{refusal.happened} {_restoring(refusal.needs, provider, keys, connection, others)} Then run this again."
+    if refusal.is_ahead and not others:
+        told += (
+            " If another database uses this secret, do not change it. Write the older version to another path, and set "
+            "VOICEASSIST_DB_VAULT_PATH for this database."
+        )
     return told
 
 
-def _shared(keys: KeySet | None, connection: Connection) -> str:
+def _others(keys: KeySet, connection: Connection) -> list[str]:
     here = Here.of(connection)
-    listed = {} if keys is None else members(keys)
-    others = [member.name for each, member in listed.items() if here is None or each != here.id]
-    if others:
-        told = f"But this secret is also that of {', '.join(others)}: do not change it."
-    else:
-        told = "If another database uses this secret, do not change it."
-    return f"{told} Write the older version to another path, and set VOICEASSIST_DB_VAULT_PATH for this database."
+    return [member.name for each, member in members(keys).items() if here is None or each != here.id]
+
+
+def _keeping(others: list[str]) -> str:
+    """Return a warning where a version of the secret that goes back would take a key from other databases."""
+    return (
+        f"But this secret is also that of {', '.join(others)}: do not change it. Write that version to another path, and set "
+        "VOICEASSIST_DB_VAULT_PATH for this database."
+    )
 
 
 def refused(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, connection: Connection) -> VoiceAssistDBError:
@@ -115,16 +121,20 @@ def refused(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, connec
     return RotationError(message)
 
 
-def _restoring(needs: frozenset[int], provider: KeyProvider, keys: KeySet | None, connection: Connection) -> str:
+def _restoring(
+    needs: frozenset[int], provider: KeyProvider, keys: KeySet | None, connection: Connection, others: list[str]
+) -> str:
     needed = " and ".join(map(str, sorted(needs)))
     unknown = (
         f"Restore the version of the secret that holds key version {needed} (`vault kv rollback -version=…`), or the secret "
         "itself from a backup; or correct VAULT_ADDR, VAULT_NAMESPACE and VOICEASSIST_DB_VAULT_PATH."
     )
+    if others:
+        unknown = f"{unknown} {_keeping(others)}"
     if keys is None or not isinstance(provider, KeyHistory):
         return unknown
     registry = registered_keys(connection)
-    holding = 0
+    holding: KeySet | None = None
     partly: list[tuple[KeySet, int]] = []
     for revision in range(keys.revision - 1, max(0, keys.revision - 1 - SEARCHED), -1):
         try:
@@ -137,19 +147,22 @@ def _restoring(needs: frozenset[int], provider: KeyProvider, keys: KeySet | None
             continue
         if needs <= earlier.versions().keys():
             if proves_index_keys(connection, earlier):
-                return _rolling_back(provider, revision, needed)
-            holding = holding or revision
+                return _rolling_back(provider, earlier, keys, needed, others)
+            holding = holding or earlier
         partly += [(earlier, version) for version in needs - keys.versions().keys() if version in earlier.versions()]
-    if holding:  # the blind-index key is another one there, which is said next
-        return _rolling_back(provider, holding, needed)
+    if holding is not None:  # the blind-index key is another one there, which is said next
+        return _rolling_back(provider, holding, keys, needed, others)
     missing = needs - keys.versions().keys()
     if len(missing) == 1 and partly and partly[0][1] < keys.version and keys.version in needs:
         return _adding(provider, *partly[0], keys, needed_by(keys, Here.of(connection)))
     return f"No earlier version of the secret that can be read holds key version {needed}. {unknown}"
 
 
-def _rolling_back(provider: KeyHistory, revision: int, needed: str) -> str:
-    return f"Version {revision} of the secret holds key version {needed}: `{provider.restoring(revision)}`."
+def _rolling_back(provider: KeyHistory, earlier: KeySet, keys: KeySet, needed: str, others: list[str]) -> str:
+    told = f"Version {earlier.revision} of the secret holds key version {needed}"
+    if others and not keys.versions().keys() <= earlier.versions().keys():
+        return f"{told}. {_keeping(others)}"
+    return f"{told}: `{provider.restoring(earlier.revision)}`."
 
 
 def _adding(provider: KeyHistory, earlier: KeySet, version: int, keys: KeySet, others: tuple[str, ...]) -> str:
