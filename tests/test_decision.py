@@ -34,6 +34,7 @@ class Small(NamedTuple):
     is_stranger: bool = False
     others_wait: bool = False
     is_listed: bool = True
+    is_lost_to_others: bool = False
 
 
 def registries(most: int) -> Iterator[tuple[tuple[int, bool], ...]]:
@@ -72,7 +73,10 @@ def space(most: int) -> Iterator[Small]:
                 yield small._replace(is_stranger=True)
             if len(secret) > 1:
                 yield small._replace(others_wait=True)
+            if most < 4 and len(secret) > 1:
                 yield small._replace(is_listed=False)
+            elif most < 4 and registry and secret and secret[0] > 1:  # without a registry, init-keys comes first
+                yield small._replace(is_lost_to_others=True)
 
 
 class Simulation:
@@ -121,10 +125,11 @@ class Simulation:
         if found.step in {Step.BEGIN, Step.CREATE, Step.RETIRE, Step.FORGET}:
             assert not lost, ("a row needs a key that the secret lacks", small, command, found)
         if found.step == Step.BEGIN:
-            assert (found.from_version, found.to_version, len(small.secret)) == (
+            assert (found.from_version, found.to_version, len(small.secret), small.is_lost_to_others) == (
                 small.secret[0],
                 small.secret[0] + 1,
                 1,
+                False,
             )
             assert all(version < found.to_version for version, _ in small.registry)
         if found.step == Step.CREATE:
@@ -185,6 +190,8 @@ class Simulation:
         named = {version for version in small.rows if f"7 rows need key version {version}" in refusal.happened}
         assert named == lost, (small, refusal)
         causes = [(known, "was encrypted with version"), (small.floor, "the tables accept key version")]
+        if small.is_lost_to_others:
+            causes.append((small.secret[0] - 1, "clinic_b needs key version"))
         missing = [version for version, cause in causes if f"{cause} {version}" in refusal.happened]
         assert len(missing) == (not lost), (small, refusal)
         assert not {0, *small.secret} & set(missing), ("it is there", small, refusal)
@@ -202,6 +209,7 @@ class Simulation:
                 used_by=("clinic_a",) if small.is_stranger else (),
                 needed_by=("clinic_b",) if small.others_wait else (),
                 is_listed=small.is_listed,
+                lost_to=(("clinic_b", small.secret[0] - 1),) if small.is_lost_to_others else (),
             )
             self._last = small, state
         return self._last[1]
@@ -271,8 +279,9 @@ class Simulation:
             history = [each for each in self._histories if refusal.needs <= set(each)]
             assert history, ("no secret can hold what is needed", small, refusal)
             for each in history:
-                waits = small.others_wait and len(each) > 1
-                more = self.remedies(small._replace(secret=each, others_wait=waits), command)
+                waits = (small.others_wait or small.is_lost_to_others) and len(each) > 1
+                left = small._replace(secret=each, others_wait=waits, is_lost_to_others=False)
+                more = self.remedies(left, command)
                 yield more[0] + 1, more[1] + 1
             return
         if refusal.remedy == Remedy.OTHERS:  # the last of them removes the key
@@ -396,6 +405,7 @@ def test_the_index_key_of_unknown_databases(has_previous: bool, is_previous_reti
 
 
 MUTANTS = {
+    "a new key is made without the key of others": ("    if state.lost_to:\n", "    if False:\n"),
     "a key is taken from databases that nobody knows": (
         "    if not state.is_listed:\n        return",
         "    if False:\n        return",

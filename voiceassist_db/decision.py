@@ -99,6 +99,7 @@ class State:
         used_by: Names of other databases that the secret lists, where it does not list this one.
         needed_by: Names of other databases that the secret lists and that may need its previous version.
         is_listed: Whether the secret lists this database, or the key store keeps no list.
+        lost_to: Names of other databases that the secret lists, and the version that each needs and the secret lacks.
     """
 
     secret: Secret | None
@@ -110,6 +111,7 @@ class State:
     used_by: tuple[str, ...] = ()
     needed_by: tuple[str, ...] = ()
     is_listed: bool = True
+    lost_to: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ def _rotate(state: State, secret: Secret, *, resume_only: bool) -> Action | Refu
             f"key version {old} is still in the key store since the rotation to {new}, which is complete. At most two "
             "versions are live: retire it first (`rotate_keys.py --retire`).",
         )
+    if state.lost_to:
+        return _lost(state.lost_to, secret)
     return Action(Step.BEGIN, new, new + 1, _superseded(state, secret))
 
 
@@ -340,6 +344,17 @@ def _restore(state: State) -> Refusal:
         happened = f"the tables accept key version {state.floor} and later only, and the key store does not hold it"
     is_ahead = state.secret is not None and state.secret.current > known
     return Refusal(Remedy.RESTORE, f"{happened}. Nothing was changed.", frozenset(needed), is_ahead)
+
+
+def _lost(lost_to: tuple[tuple[str, int], ...], secret: Secret) -> Refusal:
+    """Refuse a new key, which would take the slot of one that another database needs: no secret could serve both then."""
+    needs = "; ".join(f"{name} needs key version {version}" for name, version in lost_to)
+    return Refusal(
+        Remedy.RESTORE,
+        f"{needs}: the key store does not hold that. Nothing was changed. If a database no longer exists, remove it by `voiceassist-db "
+        "init-keys --forget DATABASE`.",
+        frozenset({secret.current, max(version for _, version in lost_to)}),
+    )
 
 
 def _others(state: State, needed: set[int]) -> list[int]:

@@ -158,6 +158,26 @@ def test_a_secret_of_the_time_before_lists_each_database_that_rotates(
         clinic.assert_readable()
 
 
+@pytest.mark.wide
+def test_a_key_that_somebody_removed(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
+    """A new key would take its slot: it is refused, and the message adds the key again from the history of the secret."""
+    first, second = new_clinic(), new_clinic()
+    rotated(first)
+    retired(first)
+    held = secret.fetch()
+    secret.replace(held, replace(held, previous_version=None, previous_key=None))
+    with pytest.raises(
+        RotationError, match=rf"{second.name} needs key version 1: .*`vault kv rollback .*-version={held.revision} "
+    ):
+        rotated(first)
+    lost = secret.fetch()
+    secret.replace(lost, replace(held, revision=lost.revision))
+    second.assert_readable()
+    secret.replace(restored := secret.fetch(), replace(lost, revision=restored.revision))
+    forget(secret, here(first), second.name)
+    assert rotate(first.engine, first.keys).to_version == 3
+
+
 def test_a_list_that_somebody_lost(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
     """No key is removed for a database that the list lacks: nobody knows then which others it lacks."""
     first, second = new_clinic(), new_clinic()
@@ -424,7 +444,9 @@ def test_an_emergency_while_a_database_is_down(
     assert retire(first.engine, first.keys, grace_days=0).removed
     for clinic in (first, second):
         rotated(clinic)
-    with pytest.raises(RotationError, match=r"6 rows need key version 1.*use this secret, too: do not change it"):
+    with pytest.raises(
+        RotationError, match=rf"6 rows need key version 1.*also that of .*{first.name}.*: do not change it"
+    ):
         plan(down.engine, down.keys)
     down.provider = copy
     down.assert_readable()

@@ -176,6 +176,13 @@ def needed_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
     return () if keys.previous_version is None else _others(keys, here, Member.is_done_with)
 
 
+def lost_to(keys: KeySet, here: Here | None) -> tuple[tuple[str, int], ...]:
+    """Return the names of the other databases that need an older key than any that is left, and its version: somebody removed it by hand."""
+    oldest = min(keys.versions())
+    others = (member for each, member in members(keys).items() if here is None or each != here.id)
+    return tuple((member.name, member.oldest) for member in others if member.oldest < oldest)
+
+
 def index_needed_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
     """Return the names of the other databases that may need the previous blind-index key."""
     return () if keys.previous_index_key is None else _others(keys, here, Member.is_done_with_index)

@@ -22,7 +22,7 @@ from voiceassist_db.errors import (
     VoiceAssistDBError,
 )
 from voiceassist_db.execution import execute, see_all_rows
-from voiceassist_db.keyring.members import Here, is_listed, members, needed_by, used_by
+from voiceassist_db.keyring.members import Here, is_listed, lost_to, members, needed_by, used_by
 from voiceassist_db.keyring.registry import proves, proves_index_keys, registered_keys
 from voiceassist_db.keys import KeyHistory, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
@@ -69,6 +69,7 @@ def observe(connection: Connection, keys: KeySet | None, tables: Iterable[Encryp
         used_by=() if keys is None else used_by(keys, here),
         needed_by=() if keys is None else needed_by(keys, here),
         is_listed=keys is None or is_listed(keys, here),
+        lost_to=() if keys is None else lost_to(keys, here),
     )
 
 
