@@ -104,6 +104,10 @@ def test_a_run_of_a_lost_primary_is_closed(filled: Database, provider: VaultKeyP
     assert before == provider.fetch()
     assert runs(engine) - done == {("encryption", 1, 2, "superseded"), ("retirement", 1, 2, "superseded")}
     lose_primary(engine, 1, 2)
+    with pytest.raises(NothingToDoError, match="nothing to retire"):
+        retire(engine, keys, grace_days=0)
+    assert "running" not in {each[3] for each in runs(engine)}
+    lose_primary(engine, 1, 2)
     assert rotate(engine, keys).to_version == 3
     assert retire(engine, keys, grace_days=0).version == 2
 
