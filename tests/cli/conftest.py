@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).parents[2]
 COMMAND: Final = [sys.executable, "-c", "from voiceassist_db.cli import main; main()"]
 ROTATE: Final = [sys.executable, str(ROOT / "scripts" / "rotate_keys.py")]
 TIMEOUT_S: Final = 300
-PROGRESS: Final = re.compile(r"\w+: [0-9,]+( of [0-9,]+)? \w+, [0-9,]+/s")
+PROGRESS: Final = re.compile(r".*\w+: [0-9,]+( of [0-9,]+)? \w+, [0-9,]+/s")
 
 
 @dataclass(frozen=True)

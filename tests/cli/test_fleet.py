@@ -161,7 +161,7 @@ def intact(fleet: Fleet) -> None:
 def test_a_fleet_gets_one_new_key(rotate: Command, fleet: Fleet) -> None:
     """The first database makes it, the others take it; the report has each one's usual object under its name."""
     done = rotate(*bare(fleet), options=("--json",))
-    assert (done.code, done.stderr, codes(done)) == (0, "", [0, 0, 0])
+    assert (done.code, done.said, codes(done)) == (0, "", [0, 0, 0])
     assert list(done.json["databases"]) == [each.name for each in fleet]
     for report in done.json["databases"].values():
         known = {"from_version": 1, "to_version": 2, "rows": ROWS, "remaining": 0, "verified": True, "exit_code": 0}
@@ -183,7 +183,7 @@ def test_a_fleet_in_words(run: Run, secrets: dict[str, str], fleet: Fleet, tmp_p
         assert part.splitlines()[1].startswith(f"key version 1 → 2: {ROWS} rows in ")
     assert parts[3] == f"2 of 3 databases succeeded; {two.name_away} ended with exit code 1\n"
     assert done.code == 1
-    (error,) = done.stderr.splitlines()
+    (error,) = done.said.splitlines()
     assert error.startswith(f"error: {two.name_away}: no server answers at the address of its entry in the list")
 
 
@@ -230,7 +230,7 @@ def test_an_interruption_in_the_second(rotate: Command, run: Run, secrets: dict[
         "not_begun": "not begun, because the command was interrupted: run it again",
         "exit_code": 6,
     }
-    assert stderr.startswith(f"{two.name}: stopping after the batches that are under way")
+    assert done.said.startswith(f"{two.name}: stopping after the batches that are under way")
     assert three.versions() == {1: ROWS}
     intact(fleet)
     dry = rotate(*bare(fleet), options=("--dry-run", "--json"))
@@ -307,7 +307,7 @@ def test_the_other_commands_on_a_fleet(run: Run, secrets: dict[str, str], fleet:
     words = run("status", *where, env=secrets)
     assert words.code == 1
     assert [part.splitlines()[0] for part in words.stdout.split("\n\n")[:3]] == [one.name, two.name_away, three.name]
-    assert words.stderr.startswith(f"error: {two.name_away}: ")
+    assert words.said.startswith(f"error: {two.name_away}: ")
     only = run("status", "--database", one.bare, "--json", env=secrets)
     assert codes(only) == [0]
     assert only.json["databases"][one.name]["tables"]["patient_data"] == {"1": ROWS}

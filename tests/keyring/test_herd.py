@@ -33,7 +33,12 @@ LASTS_S: Final = 1.3
 """How long the herd reads: longer than a pause between two fetches."""
 
 TIMEOUT_S: Final = 3.0
-POOL: Final[dict[str, Any]] = {"pool_size": 5, "max_overflow": 0, "pool_timeout": 20}
+POOL: Final[dict[str, Any]] = {
+    "pool_size": 5,
+    "max_overflow": 0,
+    "pool_timeout": 20,
+    "connect_args": {"connect_timeout": 120},
+}
 EXPECTED: Final[dict[str, set[type[Exception]]]] = {
     HEALTHY: set(),
     SLOW: set(),
