@@ -15,7 +15,7 @@ from voiceassist_db.keys import KeyProvider
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.verification import verify
 
-PATIENTS = 6
+PATIENTS = 3
 
 
 @dataclass
