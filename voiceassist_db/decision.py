@@ -382,7 +382,7 @@ class IndexState:
         is_registered: Whether the database knows the current one.
         registered: How many index keys the database has had.
         open_runs: The unfinished runs of every kind.
-        is_previous_retired: Whether no token of this database is of the key before it any more.
+        is_previous_retired: Whether no token of this database is of the key before it any more, and the key store knows so.
         needed_by: Names of other databases that the secret lists and that may need the key before it.
         is_listed: Whether the secret lists this database, or the key store keeps no list.
     """

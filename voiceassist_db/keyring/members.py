@@ -188,6 +188,12 @@ def index_needed_by(keys: KeySet, here: Here | None) -> tuple[str, ...]:
     return () if keys.previous_index_key is None else _others(keys, here, Member.is_done_with_index)
 
 
+def is_listed_as_done_with_index(keys: KeySet, here: Here | None) -> bool:
+    """Say whether the key store has been told that this database needs the current blind-index key only."""
+    member = members(keys).get(here.id) if here is not None else None
+    return member is not None and member.is_done_with_index(keys)
+
+
 def _others(keys: KeySet, here: Here | None, is_done: Callable[[Member, KeySet], bool]) -> tuple[str, ...]:
     return tuple(
         member.name

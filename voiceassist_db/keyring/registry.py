@@ -16,7 +16,7 @@ from voiceassist_db.decision import IndexState, Run
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
-from voiceassist_db.keyring.members import Here, index_needed_by, is_listed
+from voiceassist_db.keyring.members import Here, index_needed_by, is_listed, is_listed_as_done_with_index
 from voiceassist_db.keyring.members import registered_as as _index_check_value
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
@@ -179,7 +179,10 @@ def index_state(connection: Connection, keys: KeySet, open_runs: frozenset[Run])
         is_registered=current is not None and _index_check_value(current) in known,
         registered=len(known),
         open_runs=open_runs,
-        is_previous_retired=previous is not None and known.get(_index_check_value(previous)) == "retired",
+        # One that died before it told the key store goes on, and tells it.
+        is_previous_retired=previous is not None
+        and known.get(_index_check_value(previous)) == "retired"
+        and is_listed_as_done_with_index(keys, here),
         needed_by=index_needed_by(keys, here),
         is_listed=is_listed(keys, here),
     )
