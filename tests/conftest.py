@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import psycopg
@@ -274,6 +274,13 @@ def empty_url(databases: Databases) -> Iterator[URL]:
     databases.drop(url)
 
 
+AT_HOME: Final = """
+    UPDATE database_identity SET place = pg_catalog.concat((SELECT system_identifier FROM pg_catalog.pg_control_system()), '/',
+        (SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()))
+"""
+"""Lets a copy keep the identity of its template, whose secret is copied with it."""
+
+
 @dataclass(frozen=True)
 class Registered:
     """A migrated database that has registered keys, without any connection, and the fields of its secret."""
@@ -302,6 +309,9 @@ def database_url(request: pytest.FixtureRequest, databases: Databases, template:
     if "provider" in request.fixturenames:
         template = request.getfixturevalue("registered").template
     url = databases.create(template)
+    if "provider" in request.fixturenames:
+        with psycopg.connect(plain(url), autocommit=True) as connection:
+            connection.execute(AT_HOME)
     yield url
     databases.drop(url)
 

@@ -142,12 +142,14 @@ class Refusal:
         happened: What is wrong, in words.
         needs: The key versions that the secret must hold, with :attr:`Remedy.RESTORE`.
         is_ahead: Whether the secret holds a version that the database does not know: another database may use it.
+        is_of_others: Whether only other databases need those versions.
     """
 
     remedy: Remedy
     happened: str
     needs: frozenset[int] = field(default_factory=frozenset)
     is_ahead: bool = False
+    is_of_others: bool = False
 
 
 NO_ROTATION: Final = "no rotation is unfinished: nothing to do"
@@ -354,6 +356,7 @@ def _lost(lost_to: tuple[tuple[str, int], ...], secret: Secret) -> Refusal:
         f"{needs}: the key store does not hold that. Nothing was changed. If a database no longer exists, remove it by `voiceassist-db "
         "init-keys --forget DATABASE`.",
         frozenset({secret.current, max(version for _, version in lost_to)}),
+        is_of_others=True,
     )
 
 

@@ -20,6 +20,7 @@ def upgrade() -> None:
         "database_identity",
         sa.Column("is_only", sa.Boolean(), server_default=sa.true(), nullable=False),
         sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("place", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("is_only", name="database_identity_is_only"),
         sa.PrimaryKeyConstraint("is_only", name=op.f("pk_database_identity")),

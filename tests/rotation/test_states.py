@@ -168,7 +168,7 @@ def test_keys_that_no_version_of_the_secret_holds_together(filled: Database, pro
 def test_a_restored_backup_beside_the_database(
     filled: Database, provider: VaultKeyProvider, new_database: Callable[[str | None], URL]
 ) -> None:
-    """The message names the older version of the secret, and warns: the database itself needs the newest one."""
+    """It is another database to the secret. The message names the version that serves both, and followed it opens both."""
     engine, keys = filled.engine, filled.keys
     assert engine.url.database is not None
     engine.dispose()
@@ -179,10 +179,18 @@ def test_a_restored_backup_beside_the_database(
     restored = Database(backup, provider)
     for command in (rotate, retire, plan):
         with pytest.raises(
-            RotationError, match=rf"-version={first + 1} .*another database uses this secret, do not change it"
+            RotationError, match=rf"Version {first + 1} of the secret holds key version 1: `vault kv rollback"
         ):
             command(backup, restored.keys)
     assert list(provider.fetch().versions()) == [2]
+    roll_back(provider, first + 1)
+    for each in (engine, backup):
+        assert_all_read(Database(each, provider))
+    rotate(backup, restored.keys)
+    assert not retire(backup, restored.keys, grace_days=0).removed
+    assert retire(engine, keys, grace_days=0).removed
+    for each in (engine, backup):
+        assert_all_read(Database(each, provider))
     backup.dispose()
 
 

@@ -81,7 +81,7 @@ def lacking(looks: Mapping[str, Look]) -> list[str]:
 
 
 def _lacks_key(prospect: Prospect) -> bool:
-    return isinstance(prospect, Refusal) and prospect.remedy is Remedy.RESTORE
+    return isinstance(prospect, Refusal) and prospect.remedy is Remedy.RESTORE and not prospect.is_of_others
 
 
 def survey(
@@ -110,7 +110,7 @@ def without_copies(looks: Mapping[str, Look]) -> dict[str, Look]:
     for same in names.values():
         for name in same if len(same) > 1 else ():
             problem = RotationError(
-                f"{' and '.join(same)} have the same identity: they are one database under two names, or a copy and its original, which the "
+                f"{' and '.join(same)} have the same identity: they are one database under two names, or a snapshot of a server and its original, which the "
                 "secret cannot tell apart. Nothing was changed in them. Name each database once, and give a copy a secret of its own"
             )
             told[name] = Look(looks[name].here, problem)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Engine, func, insert, select, text
+from sqlalchemy import Connection, Engine, func, insert, select, text, update
 
 from voiceassist_db.errors import ConfigurationError, KeyStoreConflictError, MalformedKeyError
 from voiceassist_db.execution import execute, require_transactions, translated
@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 _IDENTITY: Final = table_of(DatabaseIdentityRow)
 _KEYS: Final = table_of(EncryptionKeyRow)
 _INDEX_KEYS: Final = table_of(IndexKeyRow)
+
+_MAY_ASK: Final = text("SELECT pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
+_SERVER: Final = text("SELECT system_identifier FROM pg_catalog.pg_control_system()")
+_NUMBER: Final = text(
+    "SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+)
 
 ATTEMPTS: Final = 20
 """Writes that are tried while other processes write the same secret: each of them, too, writes a few times and ends."""
@@ -74,9 +80,9 @@ class Here:
 
     @classmethod
     def of(cls, connection: Connection) -> Here | None:
-        """Return who this database is; None while it has no identity."""
-        found: UUID | None = execute(connection, select(_IDENTITY.c.id), table=_IDENTITY.name).scalar()
-        return None if found is None else cls._with(connection, found)
+        """Return who this database is; None while it has no identity of its own, as a copy of another one has not."""
+        found = execute(connection, select(_IDENTITY.c.id, _IDENTITY.c.place), table=_IDENTITY.name).first()
+        return None if found is None or found.place != _place(connection) else cls._with(connection, found.id)
 
     @classmethod
     def known(cls, engine: Engine) -> Here:
@@ -98,7 +104,9 @@ class Here:
             return found
         execute(connection, text("SET LOCAL synchronous_commit = on"), table=_IDENTITY.name)
         made = cls._with(connection, uuid4())
-        execute(connection, insert(_IDENTITY).values(id=made.id), table=_IDENTITY.name)
+        values = {"id": made.id, "place": _place(connection), "created_at": func.now()}
+        if not execute(connection, update(_IDENTITY).values(values), table=_IDENTITY.name).rowcount:
+            execute(connection, insert(_IDENTITY).values(values), table=_IDENTITY.name)
         return made
 
     @classmethod
@@ -111,6 +119,16 @@ class Here:
             frozenset(execute(connection, keys, table=_KEYS.name).scalars()),
             frozenset(execute(connection, index_keys, table=_INDEX_KEYS.name).scalars()),
         )
+
+
+def _place(connection: Connection) -> str:
+    """Return what tells this database from a copy of it: its server, by the identifier of its cluster, and its number there.
+
+    A physical replica has both of the original. A server that keeps its identifier to itself tells copies on one server apart.
+    """
+    may_ask: bool = execute(connection, _MAY_ASK, table="pg_control").scalar_one()
+    server = str(execute(connection, _SERVER, table="pg_control").scalar_one()) if may_ask else ""
+    return f"{server}/{execute(connection, _NUMBER, table='pg_database').scalar_one()}"
 
 
 def _name(connection: Connection) -> str:
@@ -195,8 +213,9 @@ def is_listed_as_done_with_index(keys: KeySet, here: Here | None) -> bool:
 
 
 def _others(keys: KeySet, here: Here | None, is_done: Callable[[Member, KeySet], bool]) -> tuple[str, ...]:
+    # Two entries of one name are this database and what it was before it was restored: only their identities tell them apart.
     return tuple(
-        member.name
+        f"{member.name} (identity {each})" if here is not None and member.name == here.name else member.name
         for each, member in members(keys).items()
         if (here is None or each != here.id) and not is_done(member, keys)
     )
@@ -336,7 +355,12 @@ def forget(provider: KeyProvider, here: Here | None, which: str) -> tuple[Member
                 f"{'several databases are' if found else 'no database is'} called {which} in the key store. Name one by its identity. It "
                 f"lists {known}. Nothing was changed."
             )
-        if here is None or found[0] == here.id or here.id not in listed:
+        if here is None or here.id not in listed:
+            raise ConfigurationError(
+                f"{which} cannot be forgotten here, because the key store does not list this database: run `voiceassist-db init-keys` first. "
+                "Nothing was changed."
+            )
+        if found[0] == here.id:
             raise ConfigurationError(
                 f"{which} cannot be forgotten here: let DATABASE_URL name another database that uses the same keys. Nothing was changed."
             )

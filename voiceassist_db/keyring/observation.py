@@ -163,7 +163,24 @@ def _rolling_back(provider: KeyHistory, earlier: KeySet, keys: KeySet, needed: s
     told = f"Version {earlier.revision} of the secret holds key version {needed}"
     if others and not keys.versions().keys() <= earlier.versions().keys():
         return f"{told}. {_keeping(others)}"
-    return f"{told}: `{provider.restoring(earlier.revision)}`."
+    return f"{told}: `{provider.restoring(earlier.revision)}`.{_then(_unlisted(earlier, keys))}"
+
+
+def _then(unlisted: list[str]) -> str:
+    """Return what follows a rollback to a version that does not list all databases: a key could leave the secret while they need it."""
+    if not unlisted:
+        return ""
+    return (
+        f" That version does not list {', '.join(unlisted)}: run `voiceassist-db init-keys` there before anything else."
+    )
+
+
+def _unlisted(earlier: KeySet, keys: KeySet) -> list[str]:
+    try:
+        before = members(earlier)
+    except MalformedKeyError:
+        before = {}
+    return [member.name for each, member in members(keys).items() if each not in before]
 
 
 def _adding(provider: KeyHistory, earlier: KeySet, version: int, keys: KeySet, others: tuple[str, ...]) -> str:

@@ -44,13 +44,18 @@ class IndexKeyRow(Base):
 
 
 class DatabaseIdentityRow(Base):
-    """What a database is called in the key store, whose list of databases says who needs its keys. Dumps and replicas carry it along."""
+    """What a database is called in the key store, whose list of databases says who needs its keys.
+
+    Replicas and their promotion keep it. ``place`` is the server and the database that it was given in: elsewhere, in a copy or a
+    restored dump, it is the identity of the original.
+    """
 
     __tablename__ = "database_identity"
     __table_args__ = (CheckConstraint("is_only", name="database_identity_is_only"),)
 
     is_only: Mapped[bool] = mapped_column(primary_key=True, server_default=true())
     id: Mapped[UUID]
+    place: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
