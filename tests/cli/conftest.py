@@ -98,18 +98,20 @@ def run(check: Check, capfd: pytest.CaptureFixture[str]) -> Run:
     What a process of its own would add is the import of everything, most of a second; see ``run_process``.
     """
 
-    def call(*arguments: str, env: dict[str, str], command: click.Command = cli) -> Outcome:
+    def call(
+        *arguments: str, env: dict[str, str], command: click.Command = cli, progress_every_s: float = math.inf
+    ) -> Outcome:
         capfd.readouterr()
         # As in a process that has just begun: pytest has put its own handlers there.
         log = patch.object(logging.root, "handlers", list[logging.Handler]())
         argv = patch.object(sys, "argv", ["voiceassist-db", *arguments])
-        # A run on a busy machine would print its progress, too.
-        quiet = patch.object(output, "PLAIN_LINE_EVERY_S", math.inf)
+        # By default none: a run on a busy machine would print its progress, and on an idle one would not.
+        progress = patch.object(output, "PLAIN_LINE_EVERY_S", progress_every_s)
         with (
             patch.dict(os.environ, env, clear=True),
             argv,
             log,
-            quiet,
+            progress,
             own_streams(),
             pytest.raises(SystemExit) as ended,
         ):

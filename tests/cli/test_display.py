@@ -62,12 +62,11 @@ def hostile(environment: dict[str, str], database: Database, engine: Engine) -> 
 
 
 @pytest.fixture
-def seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def seen(run: Run) -> Run:
     """A function that runs a command, every progress line included, and requires that all it prints can be seen."""
-    monkeypatch.setattr(output, "PLAIN_LINE_EVERY_S", 0.0)
 
     def call(*arguments: str, env: dict[str, str], **options: click.Command) -> Outcome:
-        done = run(*arguments, env=env, **options)
+        done = run(*arguments, env=env, progress_every_s=0.0, **options)
         require_visible(done.stdout)
         require_visible(done.stderr)
         return done
