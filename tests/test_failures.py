@@ -55,7 +55,7 @@ def test_no_pgcrypto(database: Database, attempt: str) -> None:
         tx.patients.add(PATIENT)
     with database.engine.begin() as connection:
         connection.execute(text("DROP EXTENSION pgcrypto CASCADE"))
-    with pytest.raises(PgcryptoMissingError, match="alembic upgrade head") as caught:
+    with pytest.raises(PgcryptoMissingError, match="voiceassist-db migrate") as caught:
         _attempt(database, attempt)
     assert_clean(caught.value)
 
@@ -76,7 +76,7 @@ def _attempt(database: Database, what: str) -> None:
 def test_no_tables(empty_url: URL, provider: VaultKeyProvider, attempt: str) -> None:
     """A database that was never migrated says so, and how to do it."""
     engine = create_engine(empty_url)
-    with pytest.raises(SchemaNotMigratedError, match="alembic upgrade head") as caught:
+    with pytest.raises(SchemaNotMigratedError, match="voiceassist-db migrate") as caught:
         _attempt(Database(engine, provider), attempt)
     assert_clean(caught.value)
     engine.dispose()

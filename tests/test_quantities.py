@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import voiceassist_db
 from voiceassist_db import AsyncDatabase, Database, create_async_engine, create_engine, keyring, rotation
 from voiceassist_db.cli import cli
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.providers import vault
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider

@@ -137,6 +137,6 @@ def test_an_auditor_needs_no_key_and_no_write(database: Database) -> None:
 def test_a_database_that_was_not_migrated_is_our_error(empty_url: URL) -> None:
     """It says what to run."""
     engine = create_engine(empty_url)
-    with pytest.raises(SchemaNotMigratedError, match="alembic upgrade head"):
+    with pytest.raises(SchemaNotMigratedError, match="voiceassist-db migrate"):
         status(engine)
     engine.dispose()

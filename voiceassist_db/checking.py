@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from voiceassist_db import safety
 from voiceassist_db.catalogue import changers, encrypted_tables, foreign_tables, system_names
+from voiceassist_db.commands import MIGRATE, ROTATE
 from voiceassist_db.constraints import gaps
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.escaping import escaped_sql
@@ -310,7 +311,7 @@ def _functions(connection: Connection, session: safety.Session) -> Iterator[Line
     )
     if installed != "pgcrypto":
         where = f"is in the schema {installed}" if installed else "is not installed"
-        yield Line("pgcrypto", Verdict.UNSAFE, where, "Run `alembic upgrade head`, which says what it needs.")
+        yield Line("pgcrypto", Verdict.UNSAFE, where, f"Run `{MIGRATE}`, which says what it needs.")
         return
     shadows = _named(
         connection,
@@ -414,7 +415,7 @@ def _with_ciphers(connection: Connection, line: Line) -> Line:
         return Line(line.subject, verdict, "; ".join(said), line.remedy)
     said += [f"{each.table}.{each.field} has values of this kind: {each.values:,} ({each.weakness})" for each in found]
     remedy = (
-        f"Rotate the key first: scripts/rotate_keys.py. {line.remedy}"
+        f"Rotate the key first: `{ROTATE}`. {line.remedy}"
         if line.remedy
         else "This server may not open them: rotate the key on one before its update, such as a restored backup, and use that one's data."
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from voiceassist_db.commands import RETIRE, ROTATE_INDEX
+
 
 class Command(StrEnum):
     """What is asked for."""
@@ -180,12 +182,12 @@ def _rotate(state: State, secret: Secret, *, resume_only: bool) -> Action | Refu
         is_begun = old is None and begun in state.open_runs
         return Action(Step.NOTHING, supersedes=_superseded(state, secret), begun=begun if is_begun else None)
     if old is not None and state.registry.get(old, False) and state.needed_by:
-        return _needed_by_others(f"key version {old}", state.needed_by, "`rotate_keys.py --retire`")
+        return _needed_by_others(f"key version {old}", state.needed_by, f"`{RETIRE}`")
     if old is not None:
         return Refusal(
             Remedy.RETIRE,
             f"key version {old} is still in the key store since the rotation to {new}, which is complete. At most two "
-            "versions are live: retire it first (`rotate_keys.py --retire`).",
+            f"versions are live: retire it first (`{RETIRE}`).",
         )
     if state.lost_to:
         return _lost(state.lost_to, secret)
@@ -411,7 +413,7 @@ def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
     if state.has_previous and state.is_previous_retired and state.needed_by:
         if resume_only:
             return _of_index(Step.NOTHING, state.registered, state)
-        return _needed_by_others("the blind-index key before this one", state.needed_by, "`rotate_keys.py --index-key`")
+        return _needed_by_others("the blind-index key before this one", state.needed_by, f"`{ROTATE_INDEX}`")
     if state.has_previous:
         newest = state.registered if state.is_registered else state.registered + 1
         return _of_index(Step.CONTINUE, newest, state)

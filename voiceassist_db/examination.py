@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db.commands import ROTATE_INDEX
 from voiceassist_db.errors import BindingError, ValueFormatError
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
@@ -19,7 +20,7 @@ _BOUND: Final = Scheme.BOUND
 
 UNINDEXED: Final = (
     "has no blind index: no search finds it, and another row may have the same value where each may stand only once. Write it again with "
-    "update(), or run rotate_keys.py --index-key"
+    f"update(), or run `{ROTATE_INDEX}`"
 )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import alembic.command
 import alembic.config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine
 
@@ -21,6 +24,34 @@ _ALEMBIC: Final = ProcessLock()
 """Alembic keeps what it works on in module globals: one thread of a process at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One migration.
+
+    Attributes:
+        id: Its revision id.
+        summary: What it does, in a sentence.
+    """
+
+    id: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What a migration did, or would do.
+
+    Attributes:
+        before: Revisions that the database was at; none for a database without this package's tables.
+        after: Revisions that it is at now.
+        steps: The migrations between them, in order.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    steps: tuple[Revision, ...]
+
+
 def migrations_directory() -> Path:
     """Return where the migrations are: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
@@ -28,23 +59,41 @@ def migrations_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def migrate(engine: Engine) -> None:
-    """Bring a database to the newest version of the schema, as ``alembic upgrade head`` does.
+def migrate(engine: Engine, *, dry_run: bool = False) -> Migrated:
+    """Bring a database to the newest version of the schema, as ``alembic upgrade head`` does in a checkout.
+
+    Args:
+        engine: An engine of the role that owns the tables.
+        dry_run: Whether to change nothing, and only return what would be done.
 
     Raises:
         MigrationError: A migration needs something first; the message says what.
     """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    problem = None
+    problem = ""
     with _ALEMBIC, translated(), engine.connect() as connection:
         config.attributes["connection"] = connection
         try:
-            alembic.command.upgrade(config, "head")
+            return _upgraded(config, is_dry=dry_run)
         except CommandError as error:
             problem = escaped_sql(str(error))
-    if problem is not None:
-        raise MigrationError(problem)
+    raise MigrationError(problem)
+
+
+def _upgraded(config: alembic.config.Config, *, is_dry: bool) -> Migrated:
+    script = ScriptDirectory.from_config(config)
+    seen: dict[str, Any] = {}
+
+    def steps(before: tuple[str, ...], _context: MigrationContext) -> list[Any]:
+        found: list[Any] = script._upgrade_revs("heads", before)  # type: ignore[arg-type]  # noqa: SLF001  # as alembic.command does
+        seen.update(before=tuple(before), steps=found)
+        return [] if is_dry else found
+
+    with EnvironmentContext(config, script, fn=steps, destination_rev="heads", dont_mutate=is_dry):
+        script.run_env()
+    revisions = tuple(Revision(each.revision.revision, each.revision.doc) for each in seen["steps"])
+    return Migrated(seen["before"], tuple(script.get_heads()) if revisions else seen["before"], revisions)
 
 
 def complete_tables(connection: Connection) -> list[Gap]:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from voiceassist_db.commands import MIGRATE
 from voiceassist_db.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -107,12 +108,12 @@ _CRASHED: Final = Condition(
 _NO_PGCRYPTO: Final = Condition(
     PgcryptoMissingError,
     "pgcrypto is not installed in the schema pgcrypto, or this role may not use it",
-    "run `alembic upgrade head`, which says what to ask an administrator for",
+    f"run `{MIGRATE}`, which says what to ask an administrator for",
 )
 _NOT_MIGRATED: Final = Condition(
     SchemaNotMigratedError,
     "{table} is not in the database, is not in the search_path of this role, or is older than this version",
-    "run `alembic upgrade head`; where the table is in another schema, name that schema in the role's search_path instead",
+    f"run `{MIGRATE}`; where the table is in another schema, name that schema in the role's search_path instead",
 )
 _MEMORY: Final = Condition(
     DatabaseError,

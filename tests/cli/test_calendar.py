@@ -16,7 +16,6 @@ from sqlalchemy import Engine, text
 
 from tests.cli.conftest import ROOT, Run
 from voiceassist_db import Database, Patient
-from voiceassist_db.cli.rotate_command import command as rotate_command
 from voiceassist_db.errors import RotationError
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import retire, rotate
@@ -98,11 +97,11 @@ def test_thirty_days_would_be_refused() -> None:
 
 
 def documented() -> list[list[str]]:
-    """Return the options of each command of the runbook's monthly rotation."""
+    """Return the arguments of each command of the runbook's monthly rotation."""
     section = RUNBOOK.read_text().partition("## The monthly rotation")[2]
     block = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[0]
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
-    return [options for name, *options in lines if name == "scripts/rotate_keys.py"]
+    return [arguments for name, *arguments in lines if name == "voiceassist-db" and arguments != ["status"]]
 
 
 def pass_a_month(engine: Engine, days: int) -> None:
@@ -129,13 +128,13 @@ def test_the_documented_commands_run_month_after_month(
     months: list[tuple[int, int]], run: Run, environment: dict[str, str], database: Database, provider: VaultKeyProvider
 ) -> None:
     """On real servers: each command ends with 0, and at most two versions are live."""
-    assert documented() == [["--retire"], ["--dry-run"], []]
+    assert documented() == [["retire"], ["rotate", "--dry-run"], ["rotate"]]
     with database.transaction() as tx:
         tx.patients.add_many([Patient(patient_id=f"PT-{number}", name="Zoë") for number in range(20)])
     for rotations, (year, month) in enumerate(months):
-        for options in documented():
-            done = run(*options, env=environment, command=rotate_command)
-            assert (done.code, done.stderr) == (0, ""), (year, month, options)
+        for arguments in documented():
+            done = run(*arguments, env=environment)
+            assert (done.code, done.stderr) == (0, ""), (year, month, arguments)
         assert provider.fetch().version == rotations + 2
         pass_a_month(database.engine, calendar.monthrange(year, month)[1])
         with database.engine.connect() as connection:

@@ -22,8 +22,8 @@ from tests.rotation.shapes import run as execute
 from voiceassist_db import Database
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.cli import output
-from voiceassist_db.cli.rotate_command import EXIT_ACTIVE, EXIT_QUARANTINED
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
+from voiceassist_db.cli.rotating import EXIT_ACTIVE, EXIT_QUARANTINED
 from voiceassist_db.errors import DatabaseUnavailableError, DecryptionError, UnsafeConnectionError
 from voiceassist_db.models import Kind
 

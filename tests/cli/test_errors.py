@@ -11,7 +11,7 @@ from sqlalchemy import URL
 
 from tests.cli.conftest import ROTATE, Run
 from tests.conftest import plain
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 NEEDS_KEYS = ["init-keys", "verify", "import", "rotate"]
@@ -61,7 +61,7 @@ def test_the_database_was_not_migrated(error: Error, environment: dict[str, str]
     """An empty database is told apart from a broken one."""
     for name in NEEDS_DATABASE:
         message = error(name, environment | {"DATABASE_URL": plain(empty_url)})
-        assert "alembic upgrade head" in message
+        assert "voiceassist-db migrate" in message
 
 
 def test_the_address_is_of_another_kind(error: Error, environment: dict[str, str]) -> None:

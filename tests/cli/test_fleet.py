@@ -20,7 +20,7 @@ from tests.cli.conftest import ROTATE, Outcome, Run
 from tests.conftest import drop, plain
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.cli.prospects import COMPLETE
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.decision import Run as Rotation
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider

@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 from sqlalchemy import make_url
 
-from voiceassist_db.cli import rotate_command
+from voiceassist_db.cli import rotating
 from voiceassist_db.cli.databases import Target
 from voiceassist_db.cli.fleet import WORST_FIRST, Result, deliver, worst
 from voiceassist_db.cli.output import VisibleFormatter, about, say, say_error
@@ -26,7 +26,7 @@ def target(name: str, *, has_own_address: bool = False) -> Target:
 
 def test_every_exit_code_of_a_rotation_has_its_rank() -> None:
     """A code without a rank would end a fleet in a traceback."""
-    codes = {value for name, value in vars(rotate_command).items() if name.startswith("EXIT_")}
+    codes = {value for name, value in vars(rotating).items() if name.startswith("EXIT_")}
     assert codes | {0} == set(WORST_FIRST)
 
 

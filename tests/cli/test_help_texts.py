@@ -41,7 +41,7 @@ def words(text: str) -> list[str]:
 def test_every_command_is_found() -> None:
     """The commands of the group and the two scripts are among what is checked."""
     assert {"voiceassist-db", "voiceassist-db dev", "rotate_keys.py", "benchmark.py"} <= set(COMMANDS)
-    assert len(COMMANDS) == 9 + len(SCRIPTS)
+    assert len(COMMANDS) == 12 + len(SCRIPTS)
 
 
 @everywhere

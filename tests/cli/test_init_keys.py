@@ -154,5 +154,5 @@ def test_nothing_is_created_before_the_database_is_ready(
 ) -> None:
     """Without our tables, it fails before Vault is written, and says to migrate."""
     environment = fresh_environment | {"DATABASE_URL": plain(empty_url)}
-    assert "alembic upgrade head" in run("init-keys", env=environment).error
+    assert "voiceassist-db migrate" in run("init-keys", env=environment).error
     new_provider().create(KeySet.generate())  # conflicts if anything was created

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from tests.cli.commands import SCRIPTS, every_command
 from tests.conftest import VaultServer, leading_to
 from voiceassist_db import create_engine
-from voiceassist_db.cli.rotate_command import EXIT_REFUSED
+from voiceassist_db.cli.rotating import EXIT_REFUSED
 from voiceassist_db.status import read_status
 
 pytestmark = pytest.mark.wide
@@ -73,6 +73,7 @@ def life(good: Path, broken: Path) -> list[tuple[int, list[str]]]:
         (3, [VDB, "import", str(broken)]),
         (0, [ROTATE]),
         (EXIT_REFUSED, [ROTATE, "--retire"]),
+        (EXIT_REFUSED, [VDB, "retire"]),
         (0, [ROTATE, "--retire", "--grace-days", "0"]),
         (0, [VDB, "status"]),
     ]
@@ -83,6 +84,8 @@ def more() -> list[tuple[int, list[str]]]:
     return [
         (0, [ROTATE, "--dry-run"]),
         (0, [ROTATE, "--index-key"]),
+        (0, [VDB, "rotate", "--dry-run"]),
+        (0, [VDB, "migrate"]),
         (0, [VDB, "verify"]),
         (1, [VDB, "check"]),
         (0, [VDB, "provision", "--print"]),

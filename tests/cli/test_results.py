@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from tests.cli.conftest import COMMAND, ROTATE, Run
 from voiceassist_db import Database, Patient
 from voiceassist_db.cli import cli
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.examination import UNINDEXED
 
 PATIENTS = [

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from tests.cli.conftest import ROTATE, Run
 from voiceassist_db import Database, Patient
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.providers.vault import VaultKeyProvider
 
 ROWS = 4000

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from tests.cli.conftest import ROTATE, Run
 from voiceassist_db import Database, Patient
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.status import read_status
 
@@ -131,4 +131,4 @@ def test_status_tells_of_a_run_in_progress(run: Run, filled: dict[str, str], eng
         connection.execute(text("UPDATE key_rotations SET lease_until = heartbeat_at"))
     ended = run("status", env=filled).stdout
     assert "rotation 1 → 2: died" in ended
-    assert "run scripts/rotate_keys.py to go on" in ended
+    assert "run `voiceassist-db rotate` to go on" in ended

@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, make_url, text
 from tests.cli.conftest import Run
 from tests.conftest import drop, plain
 from voiceassist_db import Database, Patient
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.keyring import registered_keys
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.pgcrypto.expressions import OPTIONS
@@ -50,7 +50,7 @@ def test_a_second_database_joins_and_is_forgotten(
     assert run(env=environment, command=rotate_command).code == 0
     retired = run("--retire", "--grace-days", "0", env=environment, command=rotate_command)
     assert retired.code == 0
-    assert f"It stays in the key store for {name_of(second)}: run `rotate_keys.py --retire` there." in retired.stdout
+    assert f"It stays in the key store for {name_of(second)}: run `voiceassist-db retire` there." in retired.stdout
     assert "no longer holds" not in retired.stdout
     assert list(provider.fetch().versions()) == [2, 1]
     assert f"stays in the key store for {name_of(second)}" in run(env=environment, command=rotate_command).error
@@ -73,7 +73,7 @@ def test_a_database_is_forgotten_by_its_identity(run: Run, environment: dict[str
     done = run("init-keys", "--forget", joined["database"], env=environment)
     assert done.stdout.splitlines() == [
         f"{name_of(second)} is forgotten. Databases that use these keys: {name_of(environment)}",
-        "if nothing else needs the older key, run `rotate_keys.py --retire` or `rotate_keys.py --index-key` again, which removes it",
+        "if nothing else needs the older key, run `voiceassist-db retire` or `voiceassist-db rotate --index-key` again, which removes it",
     ]
 
 

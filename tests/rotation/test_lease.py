@@ -33,7 +33,7 @@ WANTED = Run("encryption", 1, 2)
 HASTY = """
 from sqlalchemy import func, text
 from voiceassist_db.cli import run
-from voiceassist_db.cli.rotate_command import command
+from voiceassist_db.cli.rotate_command import rotate_keys as command
 from voiceassist_db.rotation import lease
 lease.HEARTBEAT_S = 0.3
 lease._UNTIL = func.clock_timestamp() + text("interval '1 second'")

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from voiceassist_db import Database, Patient
-from voiceassist_db.cli.rotate_command import exit_code
+from voiceassist_db.cli.rotating import exit_code
 from voiceassist_db.rotation import Pace, Progress, rotate
 from voiceassist_db.status import read_status
 

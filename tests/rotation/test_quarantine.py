@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from tests.cli.conftest import ROTATE
 from tests.rotation.patients import FIELDS, fill
 from voiceassist_db import Database
-from voiceassist_db.cli.rotate_command import exit_code
+from voiceassist_db.cli.rotating import exit_code
 from voiceassist_db.pgcrypto.expressions import OPTIONS
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, RotationReport, retire, rotate, rotate_index_key

@@ -19,7 +19,7 @@ from tests.cli.conftest import Run
 from tests.conftest import VaultServer, leading_to, plain, throwaway_server
 from tests.rotation.standby import NAME, Standby
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.process import poll
 from voiceassist_db.errors import RotationError

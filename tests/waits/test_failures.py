@@ -14,8 +14,8 @@ from sqlalchemy import text
 from tests.cli.conftest import Run
 from tests.waits.conftest import ROLES, Spoilt, changed
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.cli.rotate_command import command as rotate_command
-from voiceassist_db.cli.rotate_command import exit_code
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
+from voiceassist_db.cli.rotating import exit_code
 from voiceassist_db.errors import DatabaseError, DatabaseUnavailableError, TransactionConflictError
 from voiceassist_db.execution import execute
 from voiceassist_db.models import PatientRow
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.wide
 At = Callable[[str], Database]
 Env = Callable[[str], dict[str, str]]
 
-WRONG_CAUSES = ("check the login", "ask for the grant", "alembic upgrade head", "could not be read")
+WRONG_CAUSES = ("check the login", "ask for the grant", "voiceassist-db migrate", "could not be read")
 
 
 def told(message: str, *parts: str) -> None:

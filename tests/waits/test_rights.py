@@ -11,7 +11,7 @@ from tests.cli.conftest import Run
 from tests.waits.conftest import ROLES, ROWS, Spoilt, changed
 from voiceassist_db import Database, create_engine
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.errors import RotationError, SchemaNotMigratedError
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.provisioning import provision

@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 from tests.conftest import VaultServer, leading_to
 from tests.waits.conftest import ROLES, Spoilt
 from voiceassist_db import Database, Patient, config, create_engine
-from voiceassist_db.cli.rotate_command import command as rotate_command
+from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.errors import DatabaseError
 from voiceassist_db.provisioning import provision
 from voiceassist_db.schema import migrate

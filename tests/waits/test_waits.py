@@ -13,7 +13,7 @@ from tests.rotation.conftest import until
 from tests.waits.conftest import ROLES, Spoilt
 from voiceassist_db import Database, decision
 from voiceassist_db.cli import attending, output
-from voiceassist_db.cli.rotate_command import EXIT_LEFT_OVER, exit_code
+from voiceassist_db.cli.rotating import EXIT_LEFT_OVER, exit_code
 from voiceassist_db.errors import RotationActiveError, RotationError
 from voiceassist_db.rotation import Pace, retire, rotate
 from voiceassist_db.rotation import lease as lease_module

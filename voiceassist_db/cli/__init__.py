@@ -25,7 +25,10 @@ _COMMANDS: Final = {
     "dev": "Run a command or a shell with PostgreSQL and OpenBao up, migrated, and the environment set.",
     "import": "Import patients from a CSV file.",
     "init-keys": "Create the first keys in Vault, if there are none, and register them in the database.",
+    "migrate": "Create this package's tables, or bring them up to date.",
     "provision": "Create the roles of a deployment with their rights and settings, or print the SQL.",
+    "retire": "End the previous key version, which no row needs any more.",
+    "rotate": "Rotate the encryption key, or the key of the blind indexes, while the application runs.",
     "status": "Show key versions, rows per version, and rotations.",
     "verify": "Check that every encrypted value opens, is bound to its row, and has the right format.",
 }

@@ -10,6 +10,7 @@ import click
 from voiceassist_db.cli.attending import attended
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.output import emit_json, json_option, say
+from voiceassist_db.commands import RETIRE, ROTATE_INDEX
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -108,9 +109,7 @@ def _forget(engine: Engine, provider: KeyProvider, name: str, *, as_json: bool) 
         return
     say(f"{removed.name} is forgotten. Databases that use these keys: {'; '.join(listed.values())}")
     if left.previous_version is not None or left.previous_index_key is not None:
-        say(
-            "if nothing else needs the older key, run `rotate_keys.py --retire` or `rotate_keys.py --index-key` again, which removes it"
-        )
+        say(f"if nothing else needs the older key, run `{RETIRE}` or `{ROTATE_INDEX}` again, which removes it")
 
 
 def _adopted(connection: Connection) -> list[WeakValues]:

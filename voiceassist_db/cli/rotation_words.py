@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from voiceassist_db.cli.output import say
+from voiceassist_db.commands import RETIRE, ROTATE_INDEX
 from voiceassist_db.decision import waiting_for
 from voiceassist_db.escaping import escaped_sql
 
@@ -20,7 +21,7 @@ def show_retirement(done: Retirement) -> None:
     if done.removed:
         say(f"{told}, and the key store no longer holds it")
     else:
-        say(f"{told}. It {waiting_for(done.needed_by, '`rotate_keys.py --retire`')}")
+        say(f"{told}. It {waiting_for(done.needed_by, f'`{RETIRE}`')}")
 
 
 def show_plan(would: Plan) -> None:
@@ -59,7 +60,7 @@ def show_index_report(report: IndexRotationReport) -> None:
         f"{report.remaining:,} remaining"
     )
     if report.needed_by:
-        say(f"the key before it {waiting_for(tuple(report.needed_by), '`rotate_keys.py --index-key`')}")
+        say(f"the key before it {waiting_for(tuple(report.needed_by), f'`{ROTATE_INDEX}`')}")
 
 
 def show_leftovers(report: RotationReport | IndexRotationReport) -> None:

@@ -12,6 +12,7 @@ from voiceassist_db.cli.databases import Databases, Target, databases_option
 from voiceassist_db.cli.explaining import Command
 from voiceassist_db.cli.fleet import Result, deliver
 from voiceassist_db.cli.output import json_option, say
+from voiceassist_db.commands import ROTATE
 from voiceassist_db.escaping import escaped_sql
 
 if TYPE_CHECKING:
@@ -118,5 +119,5 @@ def _described(run: Rotation) -> str:
     elif run.state == "superseded":
         told += ": its keys are no longer those of the secret, so there is nothing to go on with"
     elif run.state != "finished":
-        told += f"; last seen {run.heartbeat_at:%Y-%m-%d %H:%M:%S}: run scripts/rotate_keys.py to go on"
+        told += f"; last seen {run.heartbeat_at:%Y-%m-%d %H:%M:%S}: run `{ROTATE}` to go on"
     return told

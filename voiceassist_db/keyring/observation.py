@@ -11,6 +11,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, or_, select
 
+from voiceassist_db.commands import RETIRE
 from voiceassist_db.constraints import floor
 from voiceassist_db.decision import Refusal, Remedy, Run, Secret, State, waiting_for
 from voiceassist_db.errors import (
@@ -187,5 +188,5 @@ def _adding(provider: KeyHistory, earlier: KeySet, version: int, keys: KeySet, o
     field = "key" if version == earlier.version else "previous_key"
     told = f"Version {earlier.revision} of the secret holds key version {version}. No version holds both keys that are needed"
     if others:  # it would take the place of a key that they need
-        return f"{told}. Key version {keys.previous_version} {waiting_for(others, '`rotate_keys.py --retire`')}"
+        return f"{told}. Key version {keys.previous_version} {waiting_for(others, f'`{RETIRE}`')}"
     return f"{told}, so add it to the newest: `{provider.adding(earlier.revision, field, version)}`."

@@ -12,6 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
+from voiceassist_db.commands import PLAN
 from voiceassist_db.decision import IndexState, Run
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
@@ -290,12 +291,12 @@ def _not_registered(keys: KeySet, known: Mapping[int, RegisteredKey]) -> KeyNotR
     elif version in known:
         message = (
             f"key version {version} was retired, and the secret was rolled back to it: restore the version of the secret that holds "
-            f"key version {max(known)} (`vault kv rollback`). `rotate_keys.py --dry-run` names it."
+            f"key version {max(known)} (`vault kv rollback`). `{PLAN}` names it."
         )
     else:
         message = (
             f"key version {version} is not registered in this database, which knows {', '.join(map(str, known))}: is this the right "
             "key store? If it is, restore the version of the secret that holds a key which the database knows (`vault kv rollback`). "
-            "`rotate_keys.py --dry-run` names it."
+            f"`{PLAN}` names it."
         )
     return KeyNotRegisteredError(message, version=version)
