@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from voiceassist_db.repositories import (
         ClinicalNote,
         ClinicalNoteRepository,
+        Encrypted,
+        EncryptedRecord,
         Patient,
         PatientRepository,
         Record,
         Repository,
         field,
+        key,
         record,
         uuid7,
     )
@@ -31,6 +34,8 @@ __all__ = [
     "ClinicalNote",
     "ClinicalNoteRepository",
     "Database",
+    "Encrypted",
+    "EncryptedRecord",
     "Patient",
     "PatientRepository",
     "Record",
@@ -40,6 +45,7 @@ __all__ = [
     "create_async_engine",
     "create_engine",
     "field",
+    "key",
     "record",
     "uuid7",
 ]

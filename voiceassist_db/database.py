@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import UnboundExecutionError
@@ -22,11 +22,12 @@ from voiceassist_db.execution import translated
 from voiceassist_db.interrupts import Interrupt
 from voiceassist_db.keyring import DEFAULT_TTL_S, KeyringSource
 from voiceassist_db.keys import KeyProvider
-from voiceassist_db.repositories import ClinicalNoteRepository, PatientRepository, Repository
+from voiceassist_db.repositories import ClinicalNoteRepository, EncryptedRecord, PatientRepository, Repository
 from voiceassist_db.sessions import AnySession, require_bound
 
 T = TypeVar("T")
 RepositoryT = TypeVar("RepositoryT", bound=Repository[Any])
+RecordT = TypeVar("RecordT", bound=EncryptedRecord)
 
 AnyAsyncSession = AsyncSession | async_scoped_session[AsyncSession]
 """What application code on an event loop may hand over."""
@@ -55,12 +56,22 @@ class Repositories:
         """Their notes."""
         return self.repository(ClinicalNoteRepository)
 
-    def repository(self, kind: type[RepositoryT]) -> RepositoryT:
+    @overload
+    def repository(self, kind: type[RepositoryT]) -> RepositoryT: ...
+
+    @overload
+    def repository(self, kind: type[RecordT]) -> Repository[RecordT]: ...
+
+    def repository(self, kind: type[Any]) -> Any:
         """Return a repository of another table, in the same session.
+
+        Args:
+            kind: The repository's class, or an ``EncryptedRecord``.
 
         Raises:
             ValueError: The session uses another engine for this table, whose database the keys need not fit.
         """
+        kind = getattr(kind, "__repository__", kind)
         if self._engine is not None:
             prepare(require_bound(self.session, self._engine, kind.model))
         return kind(self.session, self._keys)

@@ -60,10 +60,10 @@ LONG_ROWS: Final = 200
 class Repository(Generic[R]):
     """Reads and writes the records of one encrypted table.
 
-    A subclass names its ``model`` and its ``record``; that is all that a table needs. See ``examples/appointments.py``.
+    A subclass names its ``model`` and its ``record``; that is all that a table needs. An ``EncryptedRecord`` is both.
 
     Attributes:
-        model: The table's model.
+        model: The table's model. Not needed where the record declares the table.
         record: The record class, made by ``@record``: fields named as the encrypted fields and the plain columns.
         lookup: Columns by which :meth:`get`, :meth:`update` and :meth:`delete` name a row: the primary key by default.
         forms: By plain column, a function that gives back a new value or refuses it (ValueError). Stored values are read as they are.
@@ -88,6 +88,8 @@ class Repository(Generic[R]):
         for name, each in list(vars(cls).items()):
             if inspect.isfunction(each) and not name.startswith("_"):
                 setattr(cls, name, forgetful(each))  # a team's own finders have values for arguments too
+        if "record" in vars(cls) and "model" not in vars(cls) and hasattr(cls.record, "__model__"):
+            cls.model = cls.record.__model__
         if not {"model", "record", "lookup"} & vars(cls).keys() or not hasattr(cls, "model"):
             return
         cls._table = usable(table_of(cls.model))
