@@ -70,11 +70,13 @@ class Prepared:
 
     def __init__(self, statement: Executable, *, table: str) -> None:
         compiled = qualified.compiled(statement)
-        self.sql: Final = str(compiled)
+        self.sql = str(compiled)
         self._query = self.sql.encode()  # the driver would encode it each time
         self.names: Final = frozenset(compiled.binds)
+        self._with_lists = compiled if compiled.post_compile_params else None
         self._table = table
-        self._bind = qualified.binders(compiled)
+        lists = {each.key for each in compiled.post_compile_params}
+        self._bind = {name: bind for name, bind in qualified.binders(compiled).items() if name not in lists}
         columns: Any = getattr(statement, "selected_columns", None)
         if columns is None:  # of a statement that writes: what it returns
             columns = getattr(statement, "exported_columns", ())
@@ -101,13 +103,13 @@ class Prepared:
         rows: list[tuple[Any, ...]]
         results = self._results
         if results is None:
-            rows, types = self._run(connection, self._bound(parameters), partial(_all_rows_and_types, prepare=prepare))
+            rows, types = self._run(connection, *self._ready(parameters), partial(_all_rows_and_types, prepare=prepare))
             results = self._processors(types)
             if not self._varies:
                 self._results = results
         else:
             way = _all_rows if prepare is None else partial(_all_rows, prepare=prepare)
-            rows = self._run(connection, self._bound(parameters), way)
+            rows = self._run(connection, *self._ready(parameters), way)
         return list(_processed(rows, results)) if results else rows
 
     def _processors(self, types: tuple[int, ...]) -> Processors:
@@ -133,7 +135,7 @@ class Prepared:
                     raise
                 return list(loaded(cursor, result))
 
-        rows: list[tuple[Any, ...]] = self._run(connection, self._bound(parameters), read)
+        rows: list[tuple[Any, ...]] = self._run(connection, *self._ready(parameters), read)
         return rows
 
     def read(
@@ -168,12 +170,12 @@ class Prepared:
             deque(rows, maxlen=0)
             return result
 
-        read: Result = self._run(connection, self._bound(parameters), streamed)
+        read: Result = self._run(connection, *self._ready(parameters), streamed)
         return read
 
     def count(self, connection: Connection, parameters: dict[str, Any]) -> int:
         """Execute it and return how many rows it wrote."""
-        count: int = self._run(connection, self._bound(parameters), _row_count)
+        count: int = self._run(connection, *self._ready(parameters), _row_count)
         return count
 
     def counts(self, connection: Connection, parameters: Iterable[dict[str, Any]]) -> list[int]:
@@ -201,13 +203,27 @@ class Prepared:
                 counts.append(cursor.rowcount)
             return counts
 
-        found: list[int] = self._run(connection, {}, executed)
+        found: list[int] = self._run(connection, self._query, {}, executed)
         return found
 
     def _bound(self, parameters: dict[str, Any]) -> dict[str, Any]:
         for name, process in self._bind.items():
             parameters[name] = process(parameters[name])
         return parameters
+
+    def _ready(self, parameters: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """Return the statement's text and its parameters, as the driver takes them."""
+        for name, process in self._bind.items():
+            parameters[name] = process(parameters[name])
+        if self._with_lists is None:
+            return self._query, parameters
+        # A list behind IN gets a parameter for each of its elements.
+        given = {name: parameters[name] for name in self.names}
+        state = self._with_lists.construct_expanded_state(given, escape_names=False)
+        values = dict(state.parameters)
+        for name, process in state.processors.items():
+            values[name] = process(values[name])
+        return state.statement.encode(), values
 
     def _names_tables_of(self, schema: str | None) -> bool:
         found = self._schemas.get(schema)
@@ -216,7 +232,11 @@ class Prepared:
         return found
 
     def _run(
-        self, connection: Connection, parameters: dict[str, Any], way: Callable[[Any, bytes, dict[str, Any]], Any]
+        self,
+        connection: Connection,
+        query: bytes,
+        parameters: dict[str, Any],
+        way: Callable[[Any, bytes, dict[str, Any]], Any],
     ) -> Any:
         """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
         cursor: Any = None
@@ -238,10 +258,10 @@ class Prepared:
             cursor = made.cursor()
             is_first = pgconn.transaction_status == _IDLE
             try:
-                return way(cursor, self._query, parameters)
+                return way(cursor, query, parameters)
             except psycopg.errors.FeatureNotSupported as error:
                 _forget_plans(made, driver, error, is_first=is_first)
-                return way(cursor, self._query, parameters)
+                return way(cursor, query, parameters)
             except _FAILURES as error:
                 failure = self._unloadable(cursor, error)
                 if failure is None:

@@ -3,7 +3,7 @@
 Whoever may put an object into a schema of the path, or into ``pg_temp``, decides what a name without a schema means. A domain
 called ``text`` with a CHECK, for example, is handed every key and value that is cast to it. So every name carries its schema;
 a construct that cannot carry one is refused when it is compiled. Names of tables and of an application's own types stay as
-they are declared. Owns the dialect; executes nothing.
+they are declared, and so do all names in an expression of the application's (:class:`AsWritten`). Owns the dialect; executes nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from sqlalchemy import ClauseElement, Executable
+from sqlalchemy import ClauseElement, ColumnElement, Executable, Select, Table
 from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.dialects.postgresql.base import PGTypeCompiler
 from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.compiler import OPERATORS, SQLCompiler
-from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql.compiler import COLLECT_CARTESIAN_PRODUCTS, OPERATORS, SQLCompiler
+from sqlalchemy.sql.elements import BinaryExpression, Grouping
 from sqlalchemy.types import Enum
+from sqlalchemy.util import immutabledict
 
 _NOT_LOOKED_UP: Final = frozenset({"any", "all", "array", "coalesce", "greatest", "least"})
 """Functions of SQLAlchemy's that are syntax to PostgreSQL, so that no name is looked up."""
@@ -63,40 +64,69 @@ class _Types(PGTypeCompiler):
         return f"pg_catalog.{word[0].lower()}{text[word.end() :]}"
 
 
+class AsWritten(Grouping[Any]):
+    """An expression of the application's own, which is compiled as SQLAlchemy does: operators of its extensions have no place in ours.
+
+    Args:
+        expression: The expression. It sees no key: it holds no parameter but its own.
+    """
+
+    __visit_name__ = "as_written"
+    inherit_cache = True
+
+    def __init__(self, expression: ColumnElement[Any]) -> None:
+        super().__init__(expression)
+        self._propagate_attrs = immutabledict()  # else a mapped column would make our statement one of the ORM
+
+
 class _Statements(PGCompiler_psycopg):
+    _is_as_written = False
+
+    def visit_as_written(self, expression: AsWritten, **kw: Any) -> str:
+        outer, self._is_as_written = self._is_as_written, True
+        try:
+            return str(self.visit_grouping(expression, **kw))
+        finally:
+            self._is_as_written = outer
+
     def visit_function(self, func: Any, add_to_result_map: Any = None, **kwargs: Any) -> str:
         text: str = super().visit_function(func, add_to_result_map, **kwargs)
-        is_named = bool(func.packagenames) or func.name.lower() in _NOT_LOOKED_UP
+        is_named = self._is_as_written or bool(func.packagenames) or func.name.lower() in _NOT_LOOKED_UP
         return text if is_named else f"pg_catalog.{text}"
 
     def _generate_generic_binary(
         self, binary: BinaryExpression[Any], opstring: str, eager_grouping: bool = True, **kw: Any
     ) -> str:
+        if self._is_as_written:
+            return super()._generate_generic_binary(binary, opstring, eager_grouping, **kw)
         # OPERATOR() binds as tightly whatever the operator is, so one within another needs parentheses.
         return super()._generate_generic_binary(binary, _qualified(opstring), eager_grouping=True, **kw)
 
     def visit_expression_clauselist(self, clauselist: Any, **kw: Any) -> str:
-        if clauselist.operator in _CONNECTIVES:
+        if self._is_as_written or clauselist.operator in _CONNECTIVES:
             return str(super().visit_expression_clauselist(clauselist, **kw))
         operator = _qualified(OPERATORS[clauselist.operator])
         return f"({self._generate_delimited_list(clauselist.clauses, operator, **kw)})"
 
     def visit_in_op_binary(self, binary: Any, operator: Any, **kw: Any) -> str:
+        if self._is_as_written:
+            return super()._generate_generic_binary(binary, OPERATORS[operator], **kw)
         if not hasattr(binary.right, "element") or binary.right.element.__visit_name__ != "select":
             _refuse("IN with a list")
         left, right = (each._compiler_dispatch(self, **kw) for each in (binary.left, binary.right))
         return f"({left} OPERATOR(pg_catalog.=) ANY {right})"
 
     def visit_case(self, clause: Any, **kwargs: Any) -> str:
-        if clause.value is not None:
+        if clause.value is not None and not self._is_as_written:
             _refuse("CASE with a value")
         return str(super().visit_case(clause, **kwargs))
 
     def _generate_generic_unary_operator(self, unary: Any, opstring: str, **kw: Any) -> str:
-        return str(super()._generate_generic_unary_operator(unary, _qualified(opstring), **kw))
+        symbol = opstring if self._is_as_written else _qualified(opstring)
+        return str(super()._generate_generic_unary_operator(unary, symbol, **kw))
 
     def _get_operator_dispatch(self, operator_: Any, qualifier1: str, qualifier2: str | None) -> Any:
-        if operator_ in _HIDDEN:
+        if operator_ in _HIDDEN and not self._is_as_written:
             _refuse(operator_.__name__)
         return super()._get_operator_dispatch(operator_, qualifier1, qualifier2)
 
@@ -156,6 +186,14 @@ def compiled(statement: Executable, schemas: Mapping[str | None, str] | None = N
 def names_tables_of(statement: Executable, schema: str | None) -> bool:
     """Say whether a statement names a table that is declared with this schema; with None, without one."""
     return str(compiled(statement, {schema: "elsewhere"})) != str(compiled(statement))
+
+
+def others(statement: Select[Any], table: Table) -> tuple[set[str], set[str]]:
+    """Return the names of the tables, beside one, whose rows a SELECT combines, and of those among them that no condition joins with it."""
+    made: Any = statement.compile(dialect=DIALECT, linting=COLLECT_CARTESIAN_PRODUCTS)
+    linter = made.from_linter
+    loose, _ = linter.lint(start=table)
+    return {name for each, name in linter.froms.items() if each != table}, {linter.froms[each] for each in loose or ()}
 
 
 def binders(made: SQLCompiler) -> dict[str, Callable[[Any], Any]]:

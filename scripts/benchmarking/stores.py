@@ -18,7 +18,7 @@ from voiceassist_db.keyring import Keyring
 from voiceassist_db.pgcrypto.expressions import SLOTS, parameters
 from voiceassist_db.repositories import PatientRepository
 from voiceassist_db.repositories.freshness import CURRENT, written_with
-from voiceassist_db.repositories.repository import PAGE_ROWS
+from voiceassist_db.repositories.queries import PAGE_ROWS
 
 STATEMENTS: Final = PatientRepository._statements
 """The same SQL is the point of the comparison."""
@@ -130,13 +130,17 @@ class RawStore:
         self._keys = keys
         self._insert = STATEMENTS.insert().sql
         self._get = STATEMENTS.get(FIELDS).sql
-        self._find = STATEMENTS.find("mrn_index", FIELDS).sql
+        self._find = STATEMENTS.find(("mrn_index",), FIELDS).sql
         self._update = STATEMENTS.update(frozenset(CHANGED), schemes).sql
         self._page = STATEMENTS.page(FIELDS, (), after=False).sql
         self._new = {each.patient_id: rows.new(each, keyring) | writes for each in patients}
         known = list(keyring.index_checks)
         self._wanted = {
-            name: {"tokens": [values[STATEMENTS.parameters.token("mrn_index")]], "known": known, **keys}
+            name: {
+                STATEMENTS.parameters.where("mrn_index"): [values[STATEMENTS.parameters.token("mrn_index")]],
+                "known": known,
+                **keys,
+            }
             for name, values in self._new.items()
         }
         self._changes = {

@@ -179,7 +179,7 @@ def read(kept: Repository[Any], held: Held) -> None:
         for each in held.records:
             value = getattr(each, name)
             if field.normaliser is not None and value is not None:
-                assert held.key_of(each) in {held.key_of(found) for found in kept._find(name, [value], None)}
+                assert held.key_of(each) in {held.key_of(found) for found in kept.find({name: value})}
 
 
 def same(one: Any, other: Any) -> bool:

@@ -178,7 +178,7 @@ def test_a_finder_of_its_own_needs_no_model(with_visits: Database) -> None:
         lookup = ("room",)
 
         def with_reason(self, reason: str) -> list[Visit]:
-            return self._find("reason", [reason], None)
+            return self.find(reason=reason)
 
     with with_visits.transaction() as tx:
         visits = tx.repository(Visits)

@@ -12,6 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from voiceassist_db import Database, Record, Repository, field, record, uuid7
 from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.repositories.criteria import Criteria
+from voiceassist_db.repositories.ordering import Order
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.rotation import rotate
 from voiceassist_db.verification import verify
@@ -61,7 +63,7 @@ class NamesRepository(Repository[Any]):
 
     def find_by_reason(self, reason: str) -> list[Any]:
         """Return the records with a reason."""
-        return self._find("reason", [reason], None)
+        return self.find(reason=reason)
 
 
 class ByKeys(NamesRepository):
@@ -100,6 +102,10 @@ def test_a_column_named_like_a_parameter_keeps_its_own_value(named: Database, ki
         assert names.page() == rows
         assert names.page(after=one, limit=1) == others[:1]
         assert names.find_by_reason("reason 2") == [rows[2]]
+        for name in ("keys", "limit", "where_0", "after_0"):
+            column = getattr(NamesRow, name)
+            assert names.select(column == f"{name} of 2", order_by=column) == [rows[2]]
+            assert names.select(order_by=column.desc(), after=rows[2]) == [rows[1], rows[0]]
         changes = {name: f"changed {name}" for name in INTERNAL if name not in kind.lookup}
         names.update(getattr(rows[1], names.lookup[0]), reason="another", **changes)
     expected = {each.id: each for each in rows}
@@ -128,9 +134,16 @@ def test_no_name_of_a_column_is_the_name_of_a_parameter() -> None:
         statements.insert_many(),
         statements.get(fields),
         statements.get_many(fields, for_update=False),
-        statements.find("reason_index", fields),
+        statements.find(("reason_index",), fields),
         statements.taken("reason_index"),
         statements.page(fields, ("id",), after=True),
+        statements.count(Criteria(statements.table, ())),
+        *(
+            statements.select(
+                fields, Criteria(statements.table, ()), Order(statements.table, statements.plain, by), after
+            )
+            for by, after in ((None, None), ([NamesRow.keys, NamesRow.limit.desc()], ("a", "b", "c")))
+        ),
         statements.update(frozenset({"reason", "keys"}), schemes),  # type: ignore[arg-type]
         statements.version(),
         statements.delete(),

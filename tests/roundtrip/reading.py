@@ -125,7 +125,7 @@ def _check_found(trial: Trial, operation: str, held: Held, run: Way, share: floa
 
         def find(tx: Repositories, name: str = name, spelled: list[tuple[str, str]] = spelled) -> list[Any]:
             kept = tx.repository(held.rows)
-            return [(form, given, kept._find(name, [given], None)) for form, given in spelled]
+            return [(form, given, kept.find({name: given})) for form, given in spelled]
 
         for form, given, found in run(find):
             keys = [held.lookup_key(held.row_of(each)) for each in found]

@@ -18,7 +18,7 @@ from voiceassist_db import AsyncDatabase, ClinicalNote, Database, Patient, creat
 from voiceassist_db.checking import check
 from voiceassist_db.importing import import_patients
 from voiceassist_db.keyring import initialise_keys
-from voiceassist_db.models import REGISTRY_ROWS
+from voiceassist_db.models import REGISTRY_ROWS, PatientRow
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.provisioning import Roles, statements
 from voiceassist_db.qualified import compiled
@@ -93,6 +93,11 @@ def read_and_write(database: Database) -> None:
         assert tx.patients.with_mrns(["M3", "M4"])
         assert tx.patients.find_by_ssn("123-45-6780")
         assert tx.patients.find_by_name("NAME 1")
+        assert tx.patients.find(name="name 1", ssn="123456781", mrn=["M1", "M2"])
+        assert len(tx.patients.select(order_by=PatientRow.patient_id.desc(), after=("PT-3", others[2].id))) == 3
+        last = tx.patients.get("PT-3")
+        assert len(tx.patients.select(order_by=[PatientRow.created_at, PatientRow.patient_id.desc()], after=last)) == 3
+        assert (tx.patients.count(), tx.patients.exists()) == (5, True)
         note = tx.clinical_notes.of_patient(one.id)[0]
         assert tx.clinical_notes.of_patient(one.id, after=note) == []
         tx.clinical_notes.update(one.id, note.id, note="another", metadata={"by": "me"})

@@ -346,9 +346,14 @@ def _require_binary(table: Table, column: Column[Any]) -> None:
         raise ValueError(f"column {table.fullname}.{column.name} is declared as encrypted, but is not of type bytea")
 
 
+def is_declared(column: Column[Any]) -> bool:
+    """Say whether a column is declared as an encrypted one, or as a blind index."""
+    comment = getattr(column, "comment", None) or ""  # a column of a subquery has none
+    return bool(_ENCRYPTED_COMMENT.fullmatch(comment) or _INDEX_COMMENT.fullmatch(comment))
+
+
 def _is_declared(table: Table) -> bool:
-    comments = [column.comment or "" for column in table.c]
-    return any(_ENCRYPTED_COMMENT.fullmatch(each) or _INDEX_COMMENT.fullmatch(each) for each in comments)
+    return any(map(is_declared, table.c))
 
 
 def contexts_of(table: Table) -> set[str]:

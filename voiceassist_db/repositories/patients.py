@@ -7,8 +7,9 @@ from types import MappingProxyType
 from uuid import UUID
 
 from voiceassist_db.models import ClinicalNoteRow, PatientRow
+from voiceassist_db.repositories.queries import PAGE_ROWS
 from voiceassist_db.repositories.records import ClinicalNote, Patient
-from voiceassist_db.repositories.repository import PAGE_ROWS, Repository
+from voiceassist_db.repositories.repository import Repository
 from voiceassist_db.spelling import require_patient_id
 
 
@@ -27,23 +28,23 @@ class PatientRepository(Repository[Patient]):
 
     def find_by_ssn(self, ssn: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
         """Return the patients with a social security number, in any spelling; real exports have duplicates."""
-        return self._find("ssn", [ssn], fields)
+        return self.find(ssn=ssn, fields=fields)
 
     def find_by_mrn(self, mrn: str, *, fields: Iterable[str] | None = None) -> Patient | None:
         """Return the patient with a medical record number, or None."""
-        return next(iter(self._find("mrn", [mrn], fields)), None)
+        return next(iter(self.find(mrn=mrn, fields=fields)), None)
 
     def with_mrns(self, mrns: Iterable[str], *, fields: Iterable[str] | None = None) -> list[Patient]:
         """Return the patients who have one of these medical record numbers, in one statement."""
-        return self._find("mrn", mrns, fields)
+        return self.find(mrn=list(mrns), fields=fields)
 
     def find_by_name(self, name: str, *, fields: Iterable[str] | None = None) -> list[Patient]:
-        """Return the patients with a full name.
+        """Return the patients with a full name: ``José`` alone does not find ``José Núñez``.
 
         Case, runs of white space, the kind of dash and the kind of apostrophe do not matter. Accents do: ``José`` is not ``Jose``. A name
         with more than two apostrophes is found if all of them are the same sign, or if it is spelled as it was stored.
         """
-        return self._find("name", [name], fields)
+        return self.find(name=name, fields=fields)
 
 
 class ClinicalNoteRepository(Repository[ClinicalNote]):

@@ -1,30 +1,24 @@
 """The repository of any encrypted table: records in, records out, and never a key in sight.
 
-Owns the two walks: a write encodes, then runs one INSERT or UPDATE; a read runs one SELECT, then decodes into records. It
-never commits and never rolls back: the transaction is the caller's.
+Owns what a class of a repository is made of, and how it writes: it encodes, then runs one INSERT or UPDATE. How it reads is ``reading``'s
+and ``queries``'. It never commits and never rolls back: the transaction is the caller's.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import DeclarativeBase
 
-from voiceassist_db.blind_index import spellings, token, unified
-from voiceassist_db.errors import DatabaseError, ValueFormatError
-from voiceassist_db.keyring import Keyring, KeyringSource
+from voiceassist_db.errors import DatabaseError
+from voiceassist_db.keyring import Keyring
 from voiceassist_db.masking import MaskedValues
-from voiceassist_db.models import EncryptedField, EncryptedTable, table_of
+from voiceassist_db.models import EncryptedField, table_of
 from voiceassist_db.models.requirements import usable
-from voiceassist_db.pgcrypto import codec
-from voiceassist_db.pgcrypto.arrays import dumped_tokens
 from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.bulk import Batch, Groups
@@ -38,26 +32,19 @@ from voiceassist_db.repositories.freshness import (
     require_untaken,
     written_with,
 )
+from voiceassist_db.repositories.queries import Queries
 from voiceassist_db.repositories.records import Record
-from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row, wrong_row
-from voiceassist_db.repositories.rows import BOOKKEEPING, Rows, normalised
+from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row
+from voiceassist_db.repositories.rows import BOOKKEEPING, Rows
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.repositories.triggers import changed_as_meant, may_change_rows, written
-from voiceassist_db.sessions import AnySession, connection_of
+from voiceassist_db.sessions import connection_of
 from voiceassist_db.tracebacks import forgetful
 
 R = TypeVar("R", bound=Record)
 
-PAGE_ROWS: Final = 1000
 
-MAX_ROWS: Final = (1 << 63) - 1
-"""What PostgreSQL takes as a limit."""
-
-LONG_ROWS: Final = 200
-"""From so many rows on a result is decoded while the server makes it. For fewer, a statement that it has prepared is faster."""
-
-
-class Repository(Generic[R]):
+class Repository(Queries[R]):
     """Reads and writes the records of one encrypted table.
 
     A subclass names its ``model`` and its ``record``; that is all that a table needs. An ``EncryptedRecord`` is both.
@@ -69,19 +56,8 @@ class Repository(Generic[R]):
         forms: By plain column, a function that gives back a new value or refuses it (ValueError). Stored values are read as they are.
     """
 
-    model: ClassVar[type[DeclarativeBase]]
-    record: ClassVar[type[Record]]
-    lookup: ClassVar[tuple[str, ...]] = ()
     forms: ClassVar[Mapping[str, Check]] = {}
-    _table: ClassVar[EncryptedTable]
-    _statements: ClassVar[Statements]
-    _adopted: ClassVar[Statements]
-    _rows: ClassVar[Rows[Any]]
-    _lookup_key: ClassVar[attrgetter[Any]]
-    _fields: ClassVar[tuple[EncryptedField, ...]]
-    _naming: ClassVar[list[tuple[str, Check]]]
     _changeable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
-    _readable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,12 +79,6 @@ class Repository(Generic[R]):
         cls._fields = tuple(cls._table.fields.values())
         cls._changeable, cls._readable = {}, {}  # not functools.cache, which would keep each class for ever
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each, names_row=True)) for each in lookup]
-
-    def __init__(self, session: AnySession, keys: KeyringSource) -> None:
-        self._session = session
-        self._keys = keys
-
-    # --- writing -------------------------------------------------------------------------------------------------------
 
     @forgetful
     def add(self, record: R) -> None:
@@ -286,186 +256,6 @@ class Repository(Generic[R]):
         if not self._statements.delete().count(connection_of(self._session, self.model), dict(where)):
             raise not_found(self._table, where.values())
 
-    # --- reading -------------------------------------------------------------------------------------------------------
-
-    @forgetful
-    def get(self, *key: Any, fields: Iterable[str] | None = None) -> R:
-        """Read one record.
-
-        Args:
-            key: The row's lookup key.
-            fields: The encrypted fields to decrypt, all by default. The record refuses to give any other.
-
-        Raises:
-            NotFoundError: There is no such row.
-            WrongRowError: The server answered with another row.
-            DecryptionError, BindingError, ValueFormatError: A stored value was damaged or moved.
-        """
-        chosen = self._chosen(fields)
-        where = self._where(key)
-        found = self._read(Statements.get, (chosen,), where, chosen)
-        if not found:
-            raise not_found(self._table, where.values())
-        record = found[0]
-        if [getattr(record, name) for name in self.lookup] != [*where.values()]:
-            raise wrong_row(connection_of(self._session, self.model), self._table, tuple(where.values()))
-        return record
-
-    @forgetful
-    def get_many(
-        self, keys: Iterable[Any], *, fields: Iterable[str] | None = None, for_update: bool = False
-    ) -> dict[Any, R]:
-        """Read many records in one statement.
-
-        Args:
-            keys: Lookup keys: single values, or tuples where the key has several columns.
-            fields: As for :meth:`get`.
-            for_update: Lock the rows until the transaction ends, so that no other transaction changes them.
-
-        Returns:
-            The records by key; a key that has no row is not in it.
-        """
-        wanted = [self._where(key if isinstance(key, tuple) else (key,)) for key in keys]
-        if not wanted:
-            return {}
-        arrays = {
-            name: self._rows.array(column, [each[name] for each in wanted])
-            for column, (name, _) in zip(self.lookup, self._naming, strict=True)
-        }
-        chosen = self._chosen(fields)
-        found = self._read(
-            Statements.get_many,
-            (chosen, for_update),
-            arrays,
-            chosen,
-            is_many=True,
-            is_long=len(wanted) >= LONG_ROWS,
-        )
-        records = {self._lookup_key(each): each for each in found}
-        if not records.keys() <= set(map(_key, wanted)):
-            raise wrong_row(connection_of(self._session, self.model), self._table, wanted[0].values())
-        return records
-
-    @forgetful
-    def page(self, *, after: R | None = None, limit: int = PAGE_ROWS, fields: Iterable[str] | None = None) -> list[R]:
-        """Read the next records in the order of the primary key.
-
-        Args:
-            after: The last record of the page before; None for the first page.
-            limit: Most records to return.
-            fields: As for :meth:`get`.
-        """
-        return self._page({}, after, limit, fields)
-
-    def _page(self, within: dict[str, Any], after: R | None, limit: int, fields: Iterable[str] | None) -> list[R]:
-        if not isinstance(limit, int) or not 1 <= limit <= MAX_ROWS:
-            raise ValueError(f"limit must be an int from 1 to {MAX_ROWS}")
-        chosen = self._chosen(fields)
-        names = self._statements.parameters
-        within = {column: self._rows.plain(column, value) for column, value in within.items()}
-        values: dict[str, Any] = {names.where(column): value for column, value in within.items()} | {
-            "limit": int.__int__(limit)
-        }
-        if after is not None:
-            key = zip(self._table.key, self._rows.key(after), strict=True)
-            values |= {names.after(column.name): value for column, value in key}
-        found = self._read(
-            Statements.page, (chosen, tuple(within), after is not None), values, chosen, is_long=limit >= LONG_ROWS
-        )
-        for column, value in within.items():
-            if any(getattr(each, column) != value for each in found):
-                raise wrong_row(connection_of(self._session, self.model), self._table, (value,))
-        return found
-
-    def _find(self, name: str, values: Iterable[str], fields: Iterable[str] | None) -> list[R]:
-        field = self._table.fields[name]
-        assert field.index_column is not None  # the subclass names a searchable field
-        forms = {normalised(field, value) for value in values}
-        if not forms:
-            return []
-        wanted = sought = forms
-        if field.normaliser == "name":
-            wanted = {unified(form) for form in forms}
-            sought = {each for form in forms for each in spellings(form)}
-        asked = self._chosen(fields)
-        chosen = asked if field in asked else (*asked, field)
-        index_column = field.index_column
-
-        def tokens(keyring: Keyring) -> dict[str, Any]:
-            keys = keyring.index_column_keys(field.context)
-            return {
-                "tokens": dumped_tokens([token(key, form) for key in keys for form in sought]),
-                "known": list(keyring.index_checks),
-            }
-
-        # A token says where to look; only the value itself says that it is the one.
-        found = [
-            each
-            for each in self._read(
-                Statements.find, (index_column, chosen), tokens, chosen, searches=True, is_many=len(forms) > 1
-            )
-            if (stored := getattr(each, name)) in wanted
-            or (stored is not None and self._searched(each, field, stored) in wanted)
-        ]
-        if field not in asked:
-            for each in found:
-                object.__delattr__(each, name)
-        return found
-
-    def _searched(self, record: R, field: EncryptedField, stored: Any) -> str:
-        """Return the form by which a value that was found is searched, for all spellings the same."""
-        try:
-            form = normalised(field, stored)
-            return unified(form) if field.normaliser == "name" else form
-        except ValueError as error:
-            problem = error.args[0]
-        row_id = codec.row_id([getattr(record, each.name) for each in self._table.key])
-        raise ValueFormatError(
-            f"{self._table.name} has a value that an earlier version indexed and that cannot be searched: in row {row_id}, "
-            f"{problem}. Correct it by update().",
-            table=self._table.name,
-            field=field.name,
-            row_id=row_id,
-        )
-
-    def _read(
-        self,
-        statement: Callable[..., Prepared],
-        arguments: tuple[Any, ...],
-        values: dict[str, Any] | Callable[[Keyring], dict[str, Any]],
-        fields: tuple[EncryptedField, ...],
-        *,
-        searches: bool = False,
-        is_many: bool = False,
-        is_long: bool = False,
-    ) -> list[R]:
-        if not self._keys.is_known:
-            self._keys.prefetch()
-        connection = connection_of(self._session, self.model)
-        keyring = self._keys.keyring(connection)
-        unknown: tuple[int, str] | None = None
-        for _ in range(3):
-            given = values(keyring) if callable(values) else values
-            given = {**given, **parameters(keyring, self._table, fields)}
-            found: list[R] = []
-            prepared = statement(self._adopted if keyring.has_direct else self._statements, *arguments)
-            if is_long:
-                unknown = prepared.read(connection, given, functools.partial(self._rows.read, keyring, fields, found))
-            else:
-                rows = prepared.rows(connection, given, prepare=False if is_many else None)
-                if searches and rows[0][-1]:  # there are tokens of a key that this process does not know yet
-                    keyring = self._keys.renew(connection, keyring)
-                    continue
-                if searches and rows[0][0] is None:
-                    return []
-                unknown = self._rows.read(keyring, fields, found, rows)
-            if unknown is None:
-                return found
-            keyring = self._keys.refresh(connection, unknown[0])
-        raise unknown_version(self._table, *unknown) if unknown else left_behind(self._table.name, keyring)
-
-    # --- inside --------------------------------------------------------------------------------------------------------
-
     @classmethod
     def _to_change(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
         """Return the encrypted ones of fields to change, after a look whether all can be changed."""
@@ -475,37 +265,3 @@ class Repository(Generic[R]):
             raise ValueError(f"{cls._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
         cls._changeable[names] = cls._named_by(names)
         return cls._changeable[names]
-
-    def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:
-        if fields is None:
-            return self._fields
-        names = frozenset(fields)
-        found = self._readable.get(names)
-        return self._to_read(names) if found is None else found
-
-    @classmethod
-    def _to_read(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
-        """Return the encrypted ones of fields to read, after a look whether the record has all of them."""
-        known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # made by @record
-        if unknown := names - known:
-            raise ValueError(f"{cls._table.name} has no field {', '.join(sorted(unknown))}")
-        cls._readable[names] = cls._named_by(names)
-        return cls._readable[names]
-
-    @classmethod
-    def _named_by(cls, names: frozenset[str]) -> tuple[EncryptedField, ...]:
-        return tuple(each for each in cls._fields if each.name in names)
-
-    def _where(self, key: tuple[Any, ...]) -> dict[str, Any]:
-        if len(key) != len(self.lookup):
-            raise ValueError(f"a row of {self._table.name} is named by {', '.join(self.lookup)}")
-        where = {}
-        for (name, check), value in zip(self._naming, key, strict=True):
-            where[name] = check(value)
-        return where
-
-
-def _key(where: Mapping[str, Any]) -> Any:
-    """Return a lookup key as ``attrgetter`` gives it: one value, or a tuple of several."""
-    key = tuple(where.values())
-    return key[0] if len(key) == 1 else key

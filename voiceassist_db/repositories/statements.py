@@ -5,7 +5,7 @@ Owns the SQL of a repository. Holds no key and no value: both come with the para
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -46,13 +46,18 @@ from voiceassist_db.pgcrypto.expressions import (
     version_parameter,
 )
 from voiceassist_db.prepared import Prepared
+from voiceassist_db.repositories.criteria import Criteria
 from voiceassist_db.repositories.floats import exact
+from voiceassist_db.repositories.ordering import Order
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.rows import BOOKKEEPING
 from voiceassist_db.triggers import GuardedUpdate
 
 _KEYS: Final = table_of(EncryptionKeyRow)
 _INDEX_KEYS: Final = table_of(IndexKeyRow)
+
+KEPT: Final = 500
+"""Statements with criteria that are kept for a table; SQLAlchemy keeps as many for an engine."""
 
 TOLERATED: Final = "tolerated_state"
 """Parameter of every write: the state, besides ``current``, in which the registry may have the keys to write under."""
@@ -89,6 +94,7 @@ class Statements:
         self.parameters: Final = Parameters(table.table)
         self._written = [*table.key, *(each for each in self.plain if each.name not in BOOKKEEPING)]
         self._prepared: dict[object, Prepared] = {}
+        self._of_criteria: dict[object, Prepared] = {}
 
     def _once(self, key: object, build: Callable[[], Executable]) -> Prepared:
         prepared = self._prepared.get(key)
@@ -121,36 +127,82 @@ class Statements:
 
         return self._once(("get_many", fields, for_update), build)
 
-    def find(self, index_column: str, fields: tuple[EncryptedField, ...]) -> Prepared:
-        """Rows whose blind index has one of ``tokens``; each row's last column counts the live index keys that are not ``known``.
+    def find(self, index_columns: tuple[str, ...], fields: tuple[EncryptedField, ...]) -> Prepared:
+        """Rows that have one of the given tokens in each of these blind indexes.
 
-        Where nothing is found there is one row of NULLs, so that the count is always told, of the same moment as the rows.
+        Each row's last column counts the live index keys that are not ``known``. Where nothing is found there is one row of NULLs, so that
+        the count is always told, of the same moment as the rows.
         """
 
         def build() -> Executable:
             always = select(literal_column("1").label("one")).subquery(self.table.beside("always"))
-            found = always.outerjoin(self.table.table, self._has_token(index_column))
-            return self._opened(fields, self._stored(fields).select_from(found).limit(_ALL)).add_columns(
+            found = always.outerjoin(
+                self.table.table, and_(*(self._has_token(each, self.parameters.where(each)) for each in index_columns))
+            )
+            return self.opened(fields, self.stored(fields).select_from(found).limit(_ALL)).add_columns(
                 _unknown_index_keys()
             )
 
-        return self._once(("find", index_column, fields), build)
+        return self._once(("find", index_columns, fields), build)
 
     def taken(self, index_column: str) -> Prepared:
         """The lookup columns of rows whose blind index has one of ``tokens``."""
-        return self._once(("taken", index_column), lambda: select(*self.lookup).where(self._has_token(index_column)))
+        return self._once(
+            ("taken", index_column), lambda: select(*self.lookup).where(self._has_token(index_column, "tokens"))
+        )
 
     def page(self, fields: tuple[EncryptedField, ...], within: tuple[str, ...], after: bool) -> Prepared:
         """At most ``limit`` rows in the order of the primary key, after a given one, within equal columns."""
 
         def build() -> Executable:
-            stored = self._stored(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
+            stored = self.stored(fields).where(*(self._equal(self.table.table.c[name]) for name in within))
             if after:
                 key = [_scalar(self.parameters.after(each.name), each.type) for each in self.table.key]
                 stored = stored.where(tuple_(*self.table.key) > tuple_(*key))
-            return self._opened(fields, stored.limit(bindparam("limit")))
+            return self.opened(fields, stored.limit(bindparam("limit")))
 
         return self._once(("page", fields, within, after), build)
+
+    def select(
+        self, fields: tuple[EncryptedField, ...], criteria: Criteria, order: Order, after: Sequence[Any] | None
+    ) -> Prepared:
+        """At most ``limit`` rows that fulfil criteria, in an order, after a place in it."""
+
+        def build() -> Executable:
+            stored = self.stored(fields).where(*criteria.conditions())
+            if after is not None:
+                stored = stored.where(order.after(after))
+            stored = stored.order_by(None).order_by(*order.columns())
+            return self.opened(fields, stored.limit(bindparam("limit")))
+
+        nulls = None if after is None else tuple(each is None for each in after)
+        return self._kept(("select", fields, order.shape, nulls), criteria, build)
+
+    def count(self, criteria: Criteria) -> Prepared:
+        """How many rows fulfil criteria."""
+        return self._kept(
+            "count", criteria, lambda: select(func.count()).select_from(self.table.table).where(*criteria.conditions())
+        )
+
+    def exists(self, criteria: Criteria) -> Prepared:
+        """Whether a row fulfils criteria."""
+        return self._kept(
+            "exists",
+            criteria,
+            lambda: select(exists(select(*self.table.key).where(*criteria.conditions()).correlate(None))),
+        )
+
+    def _kept(self, kind: object, criteria: Criteria, build: Callable[[], Executable]) -> Prepared:
+        """Return a statement with criteria; those whose shape comes again are kept, but not for ever."""
+        if criteria.shape is None:
+            return Prepared(build(), table=self.table.name)
+        key = (kind, criteria.shape)
+        prepared = self._of_criteria.get(key)
+        if prepared is None:
+            if len(self._of_criteria) >= KEPT:
+                self._of_criteria.clear()
+            prepared = self._of_criteria[key] = Prepared(build(), table=self.table.name)
+        return prepared
 
     def update(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> Prepared:
         """Change some fields of one row, under the row's own key version; no row where that version, or index key, is not live."""
@@ -235,12 +287,12 @@ class Statements:
                 self.parameters.plaintext(field.column)
             )
 
-    def _stored(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
+    def stored(self, fields: tuple[EncryptedField, ...]) -> Select[Any]:
         """Select what is stored of rows, in the order of the primary key."""
         ciphertexts = (self.table.table.c[field.column] for field in fields)
         return select(*self.table.key, self.table.version, *self.plain, *ciphertexts).order_by(*self.table.key)
 
-    def _opened(self, fields: tuple[EncryptedField, ...], stored: Select[Any]) -> Select[Any]:
+    def opened(self, fields: tuple[EncryptedField, ...], stored: Select[Any]) -> Select[Any]:
         """Decrypt what is selected, after it was sorted: a sort that needs more than work_mem writes its rows to disk."""
         # The limit keeps the server from pulling the inner query up, and from working on it in parallel. An ORDER BY out here would
         # let it sort once more where it cannot tell that the rows are in order already; and nothing here changes their order.
@@ -275,8 +327,8 @@ class Statements:
     def _equal(self, each: Column[Any]) -> ColumnElement[bool]:
         return each == _scalar(self.parameters.where(each.name), each.type)
 
-    def _has_token(self, index_column: str) -> ColumnElement[bool]:
-        return self.table.table.c[index_column] == func.any(cast(bindparam("tokens"), ARRAY(LargeBinary)))
+    def _has_token(self, index_column: str, parameter: str) -> ColumnElement[bool]:
+        return self.table.table.c[index_column] == func.any(cast(bindparam(parameter), ARRAY(LargeBinary)))
 
     def _is_one_of(self) -> ColumnElement[bool]:
         plain = {each.name for each in self.plain}

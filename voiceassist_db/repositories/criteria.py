@@ -1,0 +1,167 @@
+"""Criteria of an application's own: SQLAlchemy expressions over plain columns, beside which a statement may hold keys.
+
+Owns what a criterion may be. Its parameters get names of their own, so that none can take the place of a key, or ask for one.
+Executes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, ColumnElement, TextClause, and_, select, tuple_
+from sqlalchemy.exc import CompileError
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, ColumnClause, Null
+from sqlalchemy.sql.visitors import ExternallyTraversible, cloned_traverse
+
+from voiceassist_db.models import EncryptedTable
+from voiceassist_db.models.declaration import is_declared
+from voiceassist_db.qualified import AsWritten, compiled, others
+
+GIVEN: Final = "given_"
+"""Names of an application's own parameters begin so, and no name of ours does."""
+
+_PLACEHOLDER: Final = re.compile(r"(?<!%)(?:%%)*%\((.*?)\)s")
+_NULL_TESTS: Final = frozenset({operators.is_, operators.is_not})
+
+
+class Criteria:
+    """What the rows of a read must fulfil, beside being there.
+
+    Args:
+        table: The table.
+        criteria: SQLAlchemy expressions; a row must fulfil all.
+
+    Attributes:
+        shape: What statements with such criteria are kept by: the same for other values. None where SQLAlchemy cannot tell.
+        values: The values of the parameters, by the names that :meth:`conditions` gives them.
+
+    Raises:
+        ValueError: A criterion is no SQLAlchemy expression, is about an encrypted column, or has a parameter without a value.
+    """
+
+    def __init__(self, table: EncryptedTable, criteria: Sequence[Any]) -> None:
+        self._table = table
+        self._whole: ColumnElement[bool] | None = None
+        self._names: dict[str, str] = {}
+        self.shape: object = ()
+        self.values: dict[str, Any] = {}
+        if not criteria:
+            return
+        self._whole = and_(*map(_expression, criteria))
+        for element in _elements(self._whole):
+            if isinstance(element, BindParameter):
+                self._take(element)
+            else:
+                self._require_plain(element)
+        key = self._whole._generate_cache_key()  # noqa: SLF001  # SQLAlchemy's own way to know a statement again
+        self.shape = None if key is None else key.key
+
+    def _take(self, parameter: BindParameter[Any]) -> None:
+        if parameter.required and parameter.callable is None:
+            raise ValueError(f"the parameter {parameter.key!r} of a criterion has no value: give it one in bindparam()")
+        if parameter.literal_execute:
+            raise ValueError(
+                f"the parameter {parameter.key!r} of a criterion would be written into the statement's text, which servers log: leave out "
+                "literal_execute"
+            )
+        name = self._names.setdefault(parameter.key, f"{GIVEN}{len(self._names)}")
+        value = parameter.effective_value
+        if name in self.values and self.values[name] is not value and self.values[name] != value:
+            raise ValueError(f"two parameters of the criteria are called {parameter.key!r}, and have different values")
+        self.values[name] = value
+
+    def _require_plain(self, element: ExternallyTraversible) -> None:
+        if isinstance(element, TextClause):
+            raise ValueError(
+                "text() in a criterion could name an encrypted column or a key: write it as an SQLAlchemy expression"
+            )
+        if not isinstance(element, ColumnClause):
+            return
+        if element.is_literal:
+            names = {name for each in self._table.fields.values() for name in (each.column, each.index_column) if name}
+            if any(name in element.name for name in names):
+                raise ValueError(
+                    f"literal_column() in a criterion names an encrypted column of {self._table.name}: use find()"
+                )
+        for column in element.base_columns:
+            if is_declared(column):  # type: ignore[arg-type]  # a column without a comment is none
+                raise _encrypted(self._table, column.name)
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions for a SELECT from the table, with parameters that are named as in :attr:`values`.
+
+        Criteria about other tables too become a subquery, so that each row of the table is found once at most.
+
+        Raises:
+            ValueError: SQLAlchemy cannot compile the criteria; or nothing in them joins another table with this one.
+        """
+        if self._whole is None:
+            return []
+        renamed = cloned_traverse(self._whole, {"maintain_key": True}, {"bindparam": self._rename})
+        condition = AsWritten(renamed)
+        key = self._table.key
+        whole = select(*key).where(condition)
+        self._require_own_parameters(whole)
+        tables, loose = others(whole, self._table.table)
+        if not tables:
+            return [condition]
+        if loose:
+            raise ValueError(
+                f"no criterion joins {', '.join(sorted(loose))} with {self._table.name}, so that every row would be found, or none: compare "
+                "their columns in a criterion, or use exists()"
+            )
+        return [tuple_(*key).in_(whole.correlate(None))]
+
+    def _rename(self, parameter: Any) -> None:
+        parameter.key = self._names[parameter.key]
+        parameter.unique = False
+        parameter.value, parameter.callable = None, None  # the statement is kept, and must not keep a value
+
+    def _require_own_parameters(self, whole: Any) -> None:
+        try:
+            made = compiled(whole)
+        except CompileError as error:
+            problem = str(error)
+        else:
+            if {*made.binds, *_PLACEHOLDER.findall(str(made))} <= set(self._names.values()):
+                return
+            problem = "it has a parameter that is not its own"
+        raise ValueError(f"a criterion cannot be written in SQL: {problem}")
+
+
+def _expression(criterion: Any) -> Any:
+    element = criterion.__clause_element__() if hasattr(criterion, "__clause_element__") else criterion
+    if isinstance(element, ColumnElement | TextClause):
+        return criterion
+    raise ValueError(
+        f"a criterion must be an SQLAlchemy expression, such as Row.starts_at > moment, and not of type {type(criterion).__name__}"
+    )
+
+
+def _elements(element: ExternallyTraversible) -> Iterator[ExternallyTraversible]:
+    """Yield what an expression is made of, but for columns of which it only asks whether they are NULL: that is no secret."""
+    if (
+        isinstance(element, BinaryExpression)
+        and element.operator in _NULL_TESTS
+        and isinstance(element.right, Null)
+        and isinstance(element.left, ColumnClause)
+    ):
+        return
+    yield element
+    for child in element.get_children():
+        yield from _elements(child)
+
+
+def _encrypted(table: EncryptedTable, column: str) -> ValueError:
+    searched = [
+        each.name for each in table.fields.values() if each.index_column and column in {each.column, each.index_column}
+    ]
+    advice = (
+        f"search it by find({searched[0]}=…)"
+        if searched
+        else "find() searches fields with a blind index, and docs/querying.md says what to do about others"
+    )
+    return ValueError(f"{column} is encrypted, so PostgreSQL cannot compare its values: {advice}")
