@@ -13,12 +13,9 @@ import http.client
 import json
 import os
 import secrets
-import shutil
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,20 +29,16 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.scram import quick_verifier
 from voiceassist_db import Database, create_engine
-from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
+from voiceassist_db.embedded import EmbeddedOpenBao
 from voiceassist_db.keyring import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.safety import SETTINGS
 from voiceassist_db.schema import migrate
+from voiceassist_db.testing import FAST, Databases, in_memory, plain, throwaway_server
 
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-"""Settings for servers whose data is thrown away."""
+__all__ = ["FAST", "Databases", "in_memory", "plain", "throwaway_server"]  # what test modules import from here
 
 OWNER = "voiceassist_test"
-
-MEMORY = Path("/dev/shm")
-MEMORY_BYTES = 2 << 30
-"""Room for the databases of the tests of several processes, 2 GiB; in a container the file system often has 64 MiB."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -143,39 +136,6 @@ def vault() -> Iterator[VaultServer]:
             yield VaultServer(server.address, server.root_token)
 
 
-@contextmanager
-def in_memory() -> Iterator[None]:
-    """Let what starts in the block keep its temporary files in memory, where there is enough.
-
-    It must start in the block: a server chooses its directory when it starts. A database for a test is copied in 10 ms
-    there, and in up to 200 ms on a disk.
-    """
-    before = tempfile.tempdir
-    if MEMORY.is_mount() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES:
-        tempfile.tempdir = str(MEMORY)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-
-
-@contextmanager
-def throwaway_server(settings: Mapping[str, str] | None = None) -> Iterator[EmbeddedPostgres]:
-    """Run a server whose data is thrown away, in memory, with these settings beside ``FAST``."""
-    server = EmbeddedPostgres(settings=FAST | dict(settings or {}))
-    with in_memory():
-        server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-def plain(url: URL) -> str:
-    """Return an address as psycopg takes it."""
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-
 def leading_to(url: URL, vault: VaultServer, path: str) -> dict[str, str]:
     """Return the environment of a command that works on this database, with the keys at this path, and on nothing else."""
     return {
@@ -187,58 +147,11 @@ def leading_to(url: URL, vault: VaultServer, path: str) -> dict[str, str]:
     }
 
 
-class Databases:
-    """Makes and drops databases, all by one connection.
-
-    Args:
-        server_url: Address of the server, as a role that may create databases.
-    """
-
-    def __init__(self, server_url: URL) -> None:
-        self._server_url = server_url
-        self._admin = psycopg.connect(plain(server_url), autocommit=True)
-        self._made: set[str] = set()
-
-    def create(self, template: str | None = None) -> URL:
-        """Create a database, empty or as a copy of another, and return its address."""
-        name = f"voiceassist_test_{secrets.token_hex(6)}"
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8' STRATEGY file_copy")
-        self._admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template or "template0")))
-        self._made.add(name)
-        return self._server_url.set(database=name)
-
-    def drop(self, url: URL) -> None:
-        """Drop a database, if it is still there."""
-        assert url.database is not None
-        _drop(self._admin, url.database)
-        self._made.discard(url.database)
-
-    def close(self) -> None:
-        """Drop what is left."""
-        for name in list(self._made):
-            self.drop(self._server_url.set(database=name))
-        self._admin.close()
-
-
 def drop(url: URL, server_url: URL) -> None:
     """Drop a database, if it is still there, by a connection to this server."""
-    assert url.database is not None
-    with psycopg.connect(plain(server_url), autocommit=True) as admin:
-        _drop(admin, url.database)
-
-
-def _drop(admin: psycopg.Connection[Any], name: str) -> None:
-    """Drop a database; a role that is no superuser must wait for the connections of others to end."""
-    give_up = time.monotonic() + 120
-    while True:
-        try:
-            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectInUse):
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.1)
-        else:
-            return
+    databases = Databases(server_url)
+    databases.drop(url)
+    databases.close()
 
 
 @pytest.fixture(scope="session")
