@@ -255,7 +255,8 @@ CONDITIONS: Final[dict[str, tuple[Condition, ...]]] = {
         Condition(
             DatabaseError,
             "this role may not do that to {table}",
-            "`voiceassist-db provision` gives each role its grants after a migration; only the tables' owner sets constraints",
+            "run this as a role that may: `voiceassist-db provision` makes an owner, a rotator and an auditor beside the application's role, "
+            "and gives them their grants again after a migration; only the tables' owner sets constraints",
         ),
     ),
     # Values.

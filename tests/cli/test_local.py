@@ -103,14 +103,16 @@ def test_the_command_gets_the_environment_and_its_exit_code_comes_back(run_proce
         "KEPT": "kept",
     }
     voiceassist = " ".join(f"'{word}'" for word in COMMAND)
-    script = f"{voiceassist} status --json && {voiceassist} verify --json && python3 -c '{SHOW}' && exit 7"
+    status = f"DATABASE_URL=$AUDITOR_DATABASE_URL {voiceassist} status --json"
+    script = f"{status} && {voiceassist} verify --json && {voiceassist} check --json && python3 -c '{SHOW}' && exit 7"
     done = run_process(*dev("/bin/sh", "-c", script), env=outer | stray)
     assert (done.code, done.said) == (7, "")
-    status, verified, inner = map(json.loads, done.stdout.splitlines())
-    assert [key["version"] for key in status["keys"]] == [1]
+    told, verified, checked, inner = map(json.loads, done.stdout.splitlines())
+    assert [key["version"] for key in told["keys"]] == [1]
     assert verified["ok"] is True
+    assert checked["safe"] is True
     assert inner["KEPT"] == "kept"
-    assert inner["ROLE"] == ["voiceassist", False, False, False]
+    assert inner["ROLE"] == ["voiceassist_app", False, False, False]
     assert {name for name in inner if name.startswith("VAULT")} == {"VAULT_ADDR", "VAULT_TOKEN"}
     assert "stray" not in json.dumps(inner)
     assert_all_gone(outer, inner)
@@ -125,7 +127,7 @@ def test_a_directory_keeps_rows_and_keys(run_process: Run, outer: dict[str, str]
     assert (first.code, first.json["imported"]) == (0, 1)
     voiceassist = " ".join(f"'{word}'" for word in COMMAND)
     second = f"{voiceassist} dev --dir {directory} -- true; echo $?"
-    script = f"{voiceassist} status --json && {voiceassist} verify --json && {second}"
+    script = f"DATABASE_URL=$AUDITOR_DATABASE_URL {voiceassist} status --json && {voiceassist} verify --json && {second}"
     again = run_process("dev", "--dir", str(directory), "--", "/bin/sh", "-c", script, env=outer)
     assert again.code == 0
     status, verified, code = map(json.loads, again.stdout.splitlines())

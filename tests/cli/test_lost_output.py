@@ -150,7 +150,7 @@ def test_commands_with_servers_of_their_own_end_alike(form: str, tmp_path: Path)
     """The demo, a development shell and the benchmark, each of which takes seconds."""
     steps = [
         (0, [VDB, "demo"]),
-        (9, [VDB, "dev", "--", "sh", "-c", f"{VDB} status && exit 9"]),
+        (9, [VDB, "dev", "--", "sh", "-c", f"{VDB} verify && exit 9"]),
         (0, ["benchmark.py", "--rows", "1000", "--only", "command_line"]),
     ]
     assert ended(form, steps, {}, tmp_path) == {" ".join(step): code for code, step in steps}

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from voiceassist_db import config
 from voiceassist_db.cli import verify_command
-from voiceassist_db.cli.local import local_deployment
+from voiceassist_db.cli.local import ROTATOR_URL, local_deployment
 from voiceassist_db.cli.output import say
 from voiceassist_db.cli.sample import sample_csv
 from voiceassist_db.database import Database
@@ -32,11 +32,11 @@ _SLOWLY: Final = Pace(max_rows_per_second=5000)
 def demonstrate() -> bool:
     """Show everything on servers of its own, and say whether every value was well at the end."""
     started = time.monotonic()
-    with _step("Starting PostgreSQL and OpenBao, migrating, making keys"):
+    with _step("Starting PostgreSQL and OpenBao, making roles, tables and keys"):
         deployment = local_deployment()
         environment = deployment.__enter__()
     try:
-        with _connect(environment) as application, _connect(environment) as rotator:
+        with _connect(environment) as application, _connect(environment, ROTATOR_URL) as rotator:
             _import(application)
             _read(application)
             _search(application)
@@ -63,9 +63,10 @@ def _require(holds: bool, otherwise: str) -> None:
         raise click.ClickException(f"the demo did not do what it says: {otherwise}")
 
 
-def _connect(environment: dict[str, str]) -> Database:
-    """Return a database as a process of its own would have it: with its own connections and its own keyring."""
-    return Database(create_engine(config.database_url(environment)), config.key_provider(environment))
+def _connect(environment: dict[str, str], address: str = config.DATABASE_URL) -> Database:
+    """Return a database as a process of its own would have it: with its role's connections and its own keyring."""
+    url = config.database_url(environment | {config.DATABASE_URL: environment[address]})
+    return Database(create_engine(url), config.key_provider(environment))
 
 
 def _import(application: Database) -> None:
