@@ -127,7 +127,9 @@ def test_a_directory_keeps_rows_and_keys(run_process: Run, outer: dict[str, str]
     assert (first.code, first.json["imported"]) == (0, 1)
     voiceassist = " ".join(f"'{word}'" for word in COMMAND)
     second = f"{voiceassist} dev --dir {directory} -- true; echo $?"
-    script = f"DATABASE_URL=$AUDITOR_DATABASE_URL {voiceassist} status --json && {voiceassist} verify --json && {second}"
+    script = (
+        f"DATABASE_URL=$AUDITOR_DATABASE_URL {voiceassist} status --json && {voiceassist} verify --json && {second}"
+    )
     again = run_process("dev", "--dir", str(directory), "--", "/bin/sh", "-c", script, env=outer)
     assert again.code == 0
     status, verified, code = map(json.loads, again.stdout.splitlines())
