@@ -86,7 +86,9 @@ async def test_a_slow_key_store_does_not_stop_the_loop(
     await ticking
 
 
-@pytest.mark.parametrize("meets_new_key", [False, True], ids=["cold start", "rotation"])
+@pytest.mark.parametrize(
+    "meets_new_key", [False, pytest.param(True, marks=pytest.mark.wide)], ids=["cold start", "rotation"]
+)
 async def test_a_full_executor_of_the_loop_stops_no_task(
     async_database: AsyncDatabase, engine: Engine, provider: VaultKeyProvider, database: Database, meets_new_key: bool
 ) -> None:

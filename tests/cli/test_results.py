@@ -143,6 +143,7 @@ def test_more_failures_than_shown_are_counted(filled: dict[str, str], engine: En
     assert "  … and 7 more\n" in done.output
 
 
+@pytest.mark.wide
 def test_a_pipe_that_is_closed_early_is_no_traceback(run_process: Run, filled: dict[str, str], engine: Engine) -> None:
     """Whoever reads only the first line does not make the command complain."""
     with engine.begin() as connection:
@@ -160,6 +161,7 @@ def test_commands_close_what_they_open(fresh_environment: dict[str, str]) -> Non
     gc.collect()
 
 
+@pytest.mark.wide
 def test_a_command_runs_from_anywhere(run_process: Run, filled: dict[str, str], tmp_path: Path) -> None:
     """No command needs the checkout as its directory."""
     assert run_process("status", "--json", env=filled, cwd=tmp_path).code == 0

@@ -173,6 +173,7 @@ def check(
             assert plaintext == expected, (what, name, table.keys[n])
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("key", KEYS)
 def test_no_expression_gives_null(connection: Connection, keyring: Keyring, key: str) -> None:
     """Over keys of each type, under settings of each kind."""
@@ -194,6 +195,7 @@ def test_no_expression_gives_null_under_any_setting(
         check(connection, keyring, table, found, what, settings)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("nulls", ["on", "off"])
 @pytest.mark.parametrize("what", EXPRESSIONS)
 def test_without_a_key_nothing_is_null(connection: Connection, keyring: Keyring, what: str, nulls: str) -> None:

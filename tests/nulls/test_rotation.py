@@ -108,6 +108,7 @@ def check_quarantine(report: RotationReport, rows: int) -> None:
     assert report.done == (rows == 0)
 
 
+@pytest.mark.wide
 def test_rows_whose_key_python_cannot_hold_are_left_and_named(adopted: Database) -> None:
     """From `direct` to `bound`; once their keys are corrected, they are rotated like the others."""
     check_quarantine_of(adopted, [Table("days", SHORT_FIELDS), Table("dated", SHORT_FIELDS, is_required=True)])
@@ -148,6 +149,7 @@ def check_quarantine_of(adopted: Database, tables: list[Table]) -> None:
         assert [each.name for each in tx.patients.page()] == [f"Zoë {n}" for n in range(PATIENTS)]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("adopted", [""], indirect=True)
 @pytest.mark.parametrize(
     "day",
@@ -175,6 +177,7 @@ def test_a_bound_row_whose_key_became_infinite_is_left(adopted: Database, day: s
     check_rotated(adopted, table, {})
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("adopted", [""], indirect=True)
 def test_a_run_that_can_only_sweep_leaves_them_too(adopted: Database) -> None:
     """A run that is continued, with few rows left, goes from key to key."""

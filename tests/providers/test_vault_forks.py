@@ -108,7 +108,11 @@ def app_role(admin: hvac.Client, policy: str, secrets: set[str]) -> tuple[str, .
     return "AppRoleLogin", approle.read_role_id(policy)["data"]["role_id"], secret_id
 
 
-@pytest.mark.parametrize("kind", [LOG_IN, LOOK_UP, READ], ids=["log in", "look up", "read"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(LOG_IN, marks=pytest.mark.wide), pytest.param(LOOK_UP, marks=pytest.mark.wide), READ],
+    ids=["log in", "look up", "read"],
+)
 def test_a_fork_in_the_middle_of_a_request_disturbs_nobody(
     kind: bytes,
     authority: trustme.CA | None,

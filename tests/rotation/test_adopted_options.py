@@ -217,6 +217,7 @@ def test_values_without_the_format_of_their_field(adopted: Database) -> None:
     assert failed() == set()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("cipher", [1, 2, 3, 4, 10, 11])
 def test_a_cipher_that_this_server_does_not_open_is_named(adopted: Database, cipher: int) -> None:
     """As after an update of the server: not merely damaged, but under that cipher, so that the DBA knows where it opens."""

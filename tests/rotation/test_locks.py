@@ -68,7 +68,16 @@ def test_a_row_that_is_held_throughout_is_never_called_done(filled: Database) ->
     assert versions(filled.engine) == {2: ROWS}
 
 
-@pytest.mark.parametrize("meanwhile", ["", "a row is held throughout", "a row is held until the sweep"])
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        "",
+        *(
+            pytest.param(each, marks=pytest.mark.wide)
+            for each in ("a row is held throughout", "a row is held until the sweep")
+        ),
+    ],
+)
 def test_a_row_that_nobody_can_see_yet_is_waited_for(filled: Database, meanwhile: str) -> None:
     """A transaction that inserted under the old key and is still open keeps every run from being done, until it ends."""
     with filled.engine.connect() as writing:

@@ -226,6 +226,7 @@ def test_triggers_that_change_nothing_let_a_rotation_go_on(patients: Database) -
     assert {each.updated_at.year for each in found if each.updated_at} == {2001}
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("on", ["visits", "visits_2022"])
 def test_a_trigger_of_a_partition_is_seen(database: Database, on: str) -> None:
     """Whether it belongs to the table or to the partition alone."""

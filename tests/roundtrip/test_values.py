@@ -24,6 +24,7 @@ LONG_VALUES = 25_000
 """Values that one part of the long form writes: 100,000 in all four."""
 
 
+@pytest.mark.wide
 def test_a_key_of_every_type(new_trial: NewTrial, copied: Copied) -> None:
     """The life of a table whose key has a column of each type, and of the patients, is compared with the oracle."""
     trial = new_trial(seed=1, alternates=True, stride=8)

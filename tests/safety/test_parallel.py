@@ -48,6 +48,7 @@ def workers(deployment: Deployment) -> int:
     return deployment.server.log.read_text(encoding="utf-8", errors="replace").count(WORKER)
 
 
+@pytest.mark.wide
 def test_no_statement_of_the_product_runs_in_parallel(parallel: Deployment) -> None:
     """Reads, searches, pages, both rotations and the verification, on a server that does so for everybody else."""
     started = workers(parallel)
