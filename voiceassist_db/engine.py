@@ -24,6 +24,7 @@ from voiceassist_db.errors import ConfigurationError, TransactionFailedError
 from voiceassist_db.execution import FAILED
 from voiceassist_db.interrupts import let_interrupts_pass
 from voiceassist_db.pgcrypto.binding import allow_keys, refuse_keys
+from voiceassist_db.pools import WholePool
 from voiceassist_db.safety import Session
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def create_engine(url: str | URL, *, allow_unsafe: bool = False, trust_local: bo
         trust_local: As for :func:`prepare`.
         options: Further options of :func:`sqlalchemy.create_engine`.
     """
-    engine = sqlalchemy.create_engine(_address(url), **_defaults(options))
+    engine = sqlalchemy.create_engine(_address(url), **_defaults({"poolclass": WholePool, **options}))
     return prepare(engine, allow_unsafe=allow_unsafe, trust_local=trust_local)
 
 
