@@ -53,6 +53,17 @@ TOKENS = [
 ]
 """Tokens under the key of bytes 0 to 31, as the normalisers of version 0.1.0 made them before they refused anything."""
 
+SIGNS = (
+    *("'", "\u2019", "\u2018", "\u201b", "\u02bc", "\u02bb", "\u2032", "`", "\uff07", "\uff40", "\u1fef"),
+    *("\u00b4", "\u1ffd", "\u0384", "\u1fbd", "\u1fbf", "\u1ffe"),
+)
+"""Signs for an apostrophe that may stand side by side in one name; those of the second line are accents that stand alone."""
+
+MORE_SIGNS = (
+    *("\u02b9", "\u0374", "\u02bd", "\u02be", "\u02bf", "\u02c8", "\u02ca", "\u02cb", "\u02f4", "\u055a", "\u05f3"),
+    *("\u07f4", "\u07f5", "\u2035", "\ua78b", "\ua78c", "\u275b", "\u275c"),
+)
+
 NO_SSN = [
     *("12345678.0", "4567891.00", "900110022.0", "123456789.0", "12345678,0", "1.234567E+08", "1.23456789e8", "1E+8"),
     *(
@@ -274,3 +285,31 @@ def test_tokens_differ_by_key_and_are_short() -> None:
     tokens = {blind_index.token(key.derive(column), "same") for column in ("a.b", "a.c")}
     assert len(tokens) == 2
     assert {len(each) for each in tokens} == {16}
+
+
+NAMES = ("O*Brien", "*Abd", "Jose*", "D*Arcy O*Brien", "*a*", "a*b*c*d")
+
+
+@pytest.mark.parametrize("written", NAMES)
+def test_a_search_has_the_token_of_each_apostrophe(written: str) -> None:
+    """Whichever sign was stored, and whichever is asked for. A value that was stored before is found by its token."""
+    names = [written.replace("*", sign) for sign in (*SIGNS, *MORE_SIGNS)]
+    forms = {blind_index.name(each) for each in names}
+    assert len({blind_index.unified(form) for form in forms}) == 1
+    for form in forms:
+        assert forms <= blind_index.spellings(form)
+
+
+def test_two_apostrophes_of_one_name_may_differ() -> None:
+    """As a name has them that was written by two programs."""
+    forms = {blind_index.name(f"D{one}Arcy O{other}Brien") for one in SIGNS for other in SIGNS}
+    assert forms <= blind_index.spellings("d'arcy o'brien")
+    assert {blind_index.unified(each) for each in forms} == {"d'arcy o'brien"}
+
+
+def test_other_signs_are_no_apostrophes() -> None:
+    """Neither an accent on its letter, nor a quotation mark, a comma or a letter of other alphabets."""
+    for other in ("o\u0301brien", 'o"brien', "o,brien", "o\u201abrien", "o\u05d9brien", "o brien", "obrien", "o-brien"):
+        form = blind_index.name(other)
+        assert form not in blind_index.spellings("o'brien")
+        assert blind_index.unified(form) == form

@@ -114,18 +114,33 @@ NORMALISERS: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
 )
 
 
-_APOSTROPHES: Final = "'\u2019\u2018\u201b\u02bc\u02bb\u2032`"
-"""Signs that stand for an apostrophe in names. A stored token keeps the one that its value has; a search asks for all."""
+_FREE_SIGNS: Final = "'\u2019\u2018\u201b\u02bc\u02bb\u2032`"
+"""Signs that stand for an apostrophe in names, as keyboards and programs write it."""
 
-_UNIFIED: Final = str.maketrans(dict.fromkeys(_APOSTROPHES, "'"))
+_OTHER_SIGNS: Final = "\u02b9\u02bd\u02be\u02bf\u02c8\u02ca\u02cb\u02f4\u055a\u05f3\u07f4\u07f5\u2035\ua78c\u275b\u275c"
+"""Signs that look like one, or transcribe a sound that others write with one: Unicode's confusables of ``'`` that are no letters of
+words, the half rings of Arabic names, and the ornaments."""
+
+_ACCENTS: Final = (" \u0301", " \u0313", " \u0314")
+"""An accent that stands alone, as NFKC has it: the acute (U+00B4), and the two breathings of Greek."""
+
+_APOSTROPHES: Final = (*_FREE_SIGNS, *_ACCENTS, *_OTHER_SIGNS)
+"""All of them. A stored token keeps the one that its value has; a search asks for all."""
+
+_UNIFIED: Final = str.maketrans(dict.fromkeys(_FREE_SIGNS + _OTHER_SIGNS, "'"))
+
+_LONE_ACCENT: Final = re.compile("(?:^| )[\u0301\u0313\u0314]")
 
 _FREE_APOSTROPHES: Final = 2
-"""Up to so many apostrophes, each may be another sign; in a name with more, all are the same sign, or as the search spells them."""
+"""Up to so many apostrophes, each may be another one of the first signs or an accent. In a name with more, and with the other signs,
+all are the same sign, or as the search spells them."""
 
 
 def unified(form: str) -> str:
     """Return a normalised name with every apostrophe as ``'``."""
-    return form.translate(_UNIFIED)
+    if form.isascii():
+        return form.replace("`", "'")
+    return _LONE_ACCENT.sub("'", form.translate(_UNIFIED))
 
 
 def spellings(form: str) -> set[str]:
@@ -133,10 +148,12 @@ def spellings(form: str) -> set[str]:
     parts = unified(form).split("'")
     if len(parts) == 1:
         return {form}
-    if len(parts) - 1 > _FREE_APOSTROPHES:
-        return {form, *(sign.join(parts) for sign in _APOSTROPHES)}
-    signs = itertools.product(_APOSTROPHES, repeat=len(parts) - 1)
-    return {"".join(itertools.chain(*zip(parts, (*each, ""), strict=True))) for each in signs}
+    chosen = [(sign,) * (len(parts) - 1) for sign in _APOSTROPHES]
+    if len(parts) - 1 <= _FREE_APOSTROPHES:
+        chosen += itertools.product((*_FREE_SIGNS, *_ACCENTS), repeat=len(parts) - 1)
+    # An accent brings a blank of its own, which the form has but once, and not at its beginning.
+    spelled = ("".join(itertools.chain(*zip(parts, (*signs, ""), strict=True))) for signs in chosen)
+    return {form, *(" ".join(each.split()) for each in spelled)}
 
 
 def token(key: Key, normalised: str) -> bytes:

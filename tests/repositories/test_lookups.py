@@ -204,14 +204,23 @@ def test_rows_that_are_read_for_update_wait_for_nobody_else(database: Database) 
 
 @pytest.mark.parametrize(
     "stored",
-    ["O'Brien", "O\u2019Brien", "O\u02bcBRIEN", "o`brien", "D\u2019Arcy O'Brien", "a'b'c'd", "a\u2019b\u2019c\u2019d"],
+    [
+        *("O'Brien", "O\u2019Brien", "O\u02bcBRIEN", "o`brien", "O\u00b4Brien", "\u00b4Abd", "Sa\u02bfdab"),
+        *(
+            "D\u2019Arcy O'Brien",
+            "D\u00b4Arcy O\u2019Brien",
+            "a'b'c'd",
+            "a\u2019b\u2019c\u2019d",
+            "a\u00b4b\u00b4c\u00b4d",
+        ),
+    ],
 )
 def test_any_apostrophe_finds_any_other(database: Database, stored: str) -> None:
     """A name is found by each sign for its apostrophes, and by no other name; accents matter."""
     with database.transaction() as tx:
         tx.patients.add(Patient(patient_id="PT-1", name=stored))
-        for sign in "'\u2019\u2018\u201b\u02bc\u02bb\u2032`\uff07":
-            asked = stored.translate(dict.fromkeys(map(ord, "'\u2019\u02bc`"), sign))
+        for sign in "'\u2019\u2018\u201b\u02bc\u02bb\u2032`\uff07\u00b4\u02b9\u05f3":
+            asked = stored.translate(dict.fromkeys(map(ord, "'\u2019\u02bc`\u00b4\u02bf"), sign))
             assert [stored] == [each.name for each in tx.patients.find_by_name(asked)]
         assert tx.patients.find_by_name(stored.replace("a", "\u00e4").replace("B", "P").replace("b", "p")) == []
 
