@@ -6,7 +6,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ HEALTHY: Final = "healthy"
 SLOW: Final = "slow"
 FAILING: Final = "failing"
 FORBIDDEN: Final = "forbidden"
+HANGING: Final = "hanging"
 
 SLOW_S: Final = 0.3
 _INSTEAD: Final = {
@@ -27,9 +28,10 @@ class Counted:
     """The proxy.
 
     Attributes:
-        state: One of the four above; what is forbidden is to read the secret.
+        state: One of the five above; what is forbidden is to read the secret.
         arrived: When each request came, as of ``time.monotonic()``.
         on_arrival: Called at each request, before it is answered.
+        is_over: Set when nothing hangs any longer.
     """
 
     def __init__(self, upstream: str, server: ThreadingHTTPServer) -> None:
@@ -37,6 +39,7 @@ class Counted:
         self.state = HEALTHY
         self.arrived: list[float] = []
         self.on_arrival: Callable[[], object] = lambda: None
+        self.is_over = threading.Event()
         self._upstream = urlsplit(upstream)
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
@@ -46,6 +49,8 @@ class Counted:
         state = self.state
         if state == SLOW:
             time.sleep(SLOW_S)
+        if state == HANGING:
+            self.is_over.wait()
         if state == FAILING or (state == FORBIDDEN and "/data/" in path):
             return _INSTEAD[state]
         connection = http.client.HTTPConnection(self._upstream.hostname or "", self._upstream.port, timeout=30)
@@ -66,11 +71,12 @@ def counted(upstream: str) -> Iterator[Counted]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kept = {name: value for name, value in self.headers.items() if name.lower() not in {"host", "connection"}}
             status, answer = made.answer(self.command, self.path, kept, body)
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            with suppress(ConnectionError):  # the client has given up
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
 
         do_GET = do_POST = do_PUT = _handle
 
@@ -84,5 +90,6 @@ def counted(upstream: str) -> Iterator[Counted]:
         try:
             yield made
         finally:
+            made.is_over.set()
             server.shutdown()
             thread.join()

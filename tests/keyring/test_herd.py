@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from sqlalchemy import URL, Engine, text
 
 from tests.clock import Clock
 from tests.conftest import VaultServer
-from tests.keyring.counted import FAILING, FORBIDDEN, HEALTHY, SLOW, Counted, counted
+from tests.keyring.counted import FAILING, FORBIDDEN, HANGING, HEALTHY, SLOW, Counted, counted
 from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine, create_engine, pacing
 from voiceassist_db.errors import KeyStoreForbiddenError, KeyStoreUnavailableError, VoiceAssistDBError
 from voiceassist_db.keyring import KeyringSource, register
@@ -44,6 +45,7 @@ EXPECTED: Final[dict[str, set[type[Exception]]]] = {
     SLOW: set(),
     FAILING: {KeyStoreUnavailableError},
     FORBIDDEN: {KeyStoreForbiddenError},
+    HANGING: {KeyStoreUnavailableError},
 }
 
 
@@ -113,20 +115,56 @@ class Waits:
     """Records how long each caller may wait in a transaction: from when it first needs a fetch until the latest deadline it sets.
 
     The shared fetch keeps to a deadline, whatever it waits for. A caller that set two of them could wait twice as long.
+
+    Attributes:
+        longest_s: The longest such time.
+        fetches: The most fetches that somebody waited for during one transaction: its caller, or those who had the connection that it
+            waited for.
+
+    Args:
+        keys: The keys that the callers need.
+        caller: Returns who calls.
+        gathers: So many callers must have begun before the first fetch does.
     """
 
-    def __init__(self, keys: KeyringSource, caller: Callable[[], object]) -> None:
+    def __init__(self, keys: KeyringSource, caller: Callable[[], object], *, gathers: int = 0) -> None:
         self.longest_s = 0.0
+        self.fetches = 0
+        self._gathered = threading.Semaphore(0)
+        self._gathers = gathers
+        self._deadline = keys.deadline
+        keys.deadline = self._asked  # type: ignore[misc]
         self._caller = caller
         self._began: dict[object, float] = {}
-        self._fetch = keys._flights.fetch
-        keys._flights.fetch = self._recording  # type: ignore[method-assign]
+        self._waited_for: dict[object, set[Future[None]]] = {}
+        self._flights = keys._flights
+        self._fetch, self._wait = self._flights.fetch, self._flights._wait
+        self._flights.fetch = self._recording  # type: ignore[method-assign]
+        self._flights._wait = self._waiting
 
     def begin(self) -> None:
         """Note that this caller begins a transaction."""
         self._began.pop(self._caller(), None)
+        self._waited_for[self._caller()] = set()
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self.fetches = max(self.fetches, len(self._waited_for.pop(self._caller())))
+
+    def _asked(self) -> float:
+        self._gathered.release()
+        return self._deadline()
+
+    def _waiting(self, landed: Future[None], seconds: float) -> object:
+        if seconds > 0:
+            for fetches in list(self._waited_for.values()):
+                fetches.add(landed)
+        return self._wait(landed, seconds)
 
     def _recording(self, *, after: int, deadline: float, waits: bool = True) -> Fetched:
+        for _ in range(self._gathers):
+            assert self._gathered.acquire(timeout=60)
+        self._gathers = 0
         began = self._began.setdefault(self._caller(), time.monotonic())
         self.longest_s = max(self.longest_s, deadline - began)
         return self._fetch(after=after, deadline=deadline, waits=waits)
@@ -156,6 +194,7 @@ def read(database: Database, waits: Waits, errors: list[Exception]) -> None:
                 assert tx.patients.get("PT-2").name
         except VoiceAssistDBError as error:
             errors.append(error)
+        waits.end()
         time.sleep(0.2)
 
 
@@ -182,7 +221,8 @@ def test_a_herd_of_threads(
         prepared()
         store.state = state
         errors: list[Exception] = []
-        waits, others, connections = Waits(herd.keys, threading.get_ident), [], held(store, herd.engine)
+        waits = Waits(herd.keys, threading.get_ident, gathers=0 if is_cold else THREADS)
+        others, connections = [], held(store, herd.engine)
         threads = [threading.Thread(target=read, args=(herd, waits, errors)) for _ in range(THREADS)]
         for each in threads:
             each.start()
@@ -195,6 +235,7 @@ def test_a_herd_of_threads(
     assert {type(each) for each in errors} == EXPECTED[state]
     require_few(store)
     assert 0 < waits.longest_s <= TIMEOUT_S
+    assert state != HANGING or waits.fetches == 1
     assert not is_cold or max(connections) <= 1  # which is the other code's
     assert set(others) == {1}
 
@@ -221,6 +262,7 @@ async def test_a_herd_of_tasks(
                     assert await tx.run(lambda each: each.patients.get("PT-2").name)
             except VoiceAssistDBError as error:
                 errors.append(error)
+            waits.end()
             await asyncio.sleep(1.0)
 
     async with AsyncDatabase(create_async_engine(database_url, **POOL), new_reader()) as herd:
@@ -240,6 +282,7 @@ async def test_a_herd_of_tasks(
     assert {type(each) for each in errors} == EXPECTED[state]
     require_few(store)
     assert 0 < waits.longest_s <= TIMEOUT_S
+    assert state != HANGING or waits.fetches == 1
     assert not is_cold or max(connections) <= 1  # which is the other code's
     assert set(others) == {1}
 

@@ -158,6 +158,20 @@ class SingleFlight:
         """Return until when a caller that comes now may wait."""
         return time.monotonic() + self._timeout_s
 
+    def rest_of(self, deadline: float | None) -> float:
+        """Return until when a caller may wait that had a deadline before it took a connection.
+
+        While the store is known to be away, its waits count as one: others may have held the connections that it waited for, while they
+        waited for the store. Otherwise it did not wait for the store.
+
+        Args:
+            deadline: That deadline; None for none.
+        """
+        failure = self._failure
+        if deadline is not None and failure is not None and time.monotonic() < failure.forgotten_at:
+            return deadline
+        return self.deadline()
+
     def fetch(self, *, after: int, deadline: float, waits: bool = True) -> Fetched:
         """Join the fetch that is under way, or begin one, until one with a number above ``after`` has brought the keys.
 

@@ -40,6 +40,8 @@ class KeyringSource:
 
     Attributes:
         is_known: Whether there is a keyring. Where there is none, :meth:`prefetch` comes before a connection is taken.
+        deadline: Returns until when a caller that comes now may wait for the key store. A caller asks before it takes a connection, and
+            gives it to the methods that follow: callers that wait for connections wait for those who hold them and wait for the store.
     """
 
     def __init__(self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S, wait: Wait = wait_in_thread) -> None:
@@ -47,6 +49,7 @@ class KeyringSource:
         self.provider = provider
         self._ttl_s = ttl_s
         self._flights = SingleFlight(provider, wait)
+        self.deadline: Final = self._flights.deadline
         self._renewing = ProcessLock()
         self.is_known = False
         self._keyring: Keyring | None = None
@@ -56,8 +59,12 @@ class KeyringSource:
         self._missing: dict[object, float] = {}
         self._unfit_until = 0.0
 
-    def keyring(self, connection: Connection) -> Keyring:
+    def keyring(self, connection: Connection, deadline: float | None = None) -> Keyring:
         """Return the keyring, proven through this connection where it was fetched anew.
+
+        Args:
+            connection: The connection.
+            deadline: Of :attr:`deadline`, before there was a connection.
 
         Raises:
             KeyStoreError: The store refuses; or it cannot be reached, and there is no keyring from before.
@@ -66,42 +73,53 @@ class KeyringSource:
         known = self._keyring
         if known is not None and time.monotonic() < self._due:
             return known
-        deadline = self._flights.deadline()
+        deadline = self._flights.rest_of(deadline)
         fetched = self._fetched(known, deadline)
         if fetched is None:
             assert known is not None  # it is what the process goes on with
             return known
         return self._proven(connection, fetched, deadline)
 
-    def prefetch(self) -> None:
+    def prefetch(self, deadline: float) -> None:
         """Fetch the keys where there are none, so that nobody waits for them with a connection in hand.
+
+        Args:
+            deadline: As for :meth:`keyring`.
 
         Raises:
             KeyStoreError: The store refuses or cannot be reached. A caller that took a connection now could wait again, with it in hand.
         """
-        self._fetched(None, self._flights.deadline())
+        self._fetched(None, deadline)
 
-    def refresh(self, connection: Connection, wanted: int) -> Keyring:
+    def refresh(self, connection: Connection, wanted: int, deadline: float | None = None) -> Keyring:
         """Return a keyring that has a version which the one before lacked, where the store has it.
+
+        Args:
+            connection: The connection.
+            wanted: The version.
+            deadline: As for :meth:`keyring`.
 
         Raises:
             KeyStoreError: The store cannot be asked.
         """
-        return self._newer(connection, wanted, lambda keyring: keyring.scheme(wanted) is not None)
+        return self._newer(connection, wanted, lambda keyring: keyring.scheme(wanted) is not None, deadline)
 
-    def renew(self, connection: Connection, stale: Keyring, *, waits: bool = True) -> Keyring:
+    def renew(
+        self, connection: Connection, stale: Keyring, deadline: float | None = None, *, waits: bool = True
+    ) -> Keyring:
         """Return a keyring after one that the database's registry has left behind.
 
         Args:
             connection: The connection.
             stale: The keyring that was left behind.
+            deadline: As for :meth:`keyring`.
             waits: False: while the store is away, do not wait until it is back.
 
         Raises:
             KeyStoreError: The store cannot be asked.
         """
         held = _content(stale)
-        return self._newer(connection, held, lambda keyring: _content(keyring) != held, waits=waits)
+        return self._newer(connection, held, lambda keyring: _content(keyring) != held, deadline, waits=waits)
 
     def forget(self) -> None:
         """Fetch the keyring at its next use, whatever its age."""
@@ -132,7 +150,13 @@ class KeyringSource:
         return last if last is not None and time.monotonic() < last.at + self._ttl_s else None
 
     def _newer(
-        self, connection: Connection, wanted: object, fits: Callable[[Keyring], bool], *, waits: bool = True
+        self,
+        connection: Connection,
+        wanted: object,
+        fits: Callable[[Keyring], bool],
+        deadline: float | None,
+        *,
+        waits: bool = True,
     ) -> Keyring:
         """Return a keyring that fits, from the store as it is now; the newest one where none does.
 
@@ -142,7 +166,7 @@ class KeyringSource:
         known, begun = self._keyring, self._flights.begun
         if known is not None and (fits(known) or time.monotonic() < self._missing.get(wanted, 0.0)):
             return known
-        deadline = self._flights.deadline()
+        deadline = self._flights.rest_of(deadline)
         number = self._number
         while True:
             fetched = self._flights.last(after=number) or self._flights.fetch(

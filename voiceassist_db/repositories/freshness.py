@@ -32,15 +32,21 @@ def written_with(keyring: Keyring, tolerated: str) -> dict[str, Any]:
     return {TOLERATED: tolerated, INDEX_CHECK: keyring.index_checks[0] if keyring.index_checks else None}
 
 
-def renewed(keys: KeyringSource, connection: Connection, stale: Keyring) -> tuple[Keyring, str]:
+def renewed(keys: KeyringSource, connection: Connection, stale: Keyring, deadline: float | None) -> tuple[Keyring, str]:
     """Return a keyring after one that the registry has left behind, and the state of its keys that is tolerated.
+
+    Args:
+        keys: Where it comes from.
+        connection: The connection.
+        stale: The keyring that was left behind.
+        deadline: As for ``KeyringSource.keyring``.
 
     Raises:
         KeyStoreError: The store refuses. While it is away, the keys that this process has are tolerated as long as they are
             live: better a row under the previous key than none.
     """
     try:
-        return keys.renew(connection, stale, waits=False), CURRENT
+        return keys.renew(connection, stale, deadline, waits=False), CURRENT
     except REFUSALS:
         raise
     except KeyStoreError:

@@ -122,10 +122,11 @@ class Reading(Generic[R]):
         is_many: bool = False,
         is_long: bool = False,
     ) -> list[R]:
+        deadline = self._keys.deadline()
         if not self._keys.is_known:
-            self._keys.prefetch()
+            self._keys.prefetch(deadline)
         connection = connection_of(self._session, self.model)
-        keyring = self._keys.keyring(connection)
+        keyring = self._keys.keyring(connection, deadline)
         unknown: tuple[int, str] | None = None
         for _ in range(3):
             given = values(keyring) if callable(values) else values
@@ -137,14 +138,14 @@ class Reading(Generic[R]):
             else:
                 rows = prepared.rows(connection, given, prepare=False if is_many else None)
                 if searches and rows[0][-1]:  # there are tokens of a key that this process does not know yet
-                    keyring = self._keys.renew(connection, keyring)
+                    keyring = self._keys.renew(connection, keyring, deadline)
                     continue
                 if searches and rows[0][0] is None:
                     return []
                 unknown = self._rows.read(keyring, fields, found, rows)
             if unknown is None:
                 return found
-            keyring = self._keys.refresh(connection, unknown[0])
+            keyring = self._keys.refresh(connection, unknown[0], deadline)
         raise unknown_version(self._table, *unknown) if unknown else left_behind(self._table.name, keyring)
 
     def _chosen(self, fields: Iterable[str] | None) -> tuple[EncryptedField, ...]:

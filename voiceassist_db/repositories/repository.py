@@ -88,8 +88,9 @@ class Repository(Queries[R]):
             ValueError: A value is not of its field's type.
             DuplicateError: A row with this key, or with the same value in a unique index, exists.
         """
+        deadline = self._keys.deadline()
         if not self._keys.is_known:
-            self._keys.prefetch()
+            self._keys.prefetch(deadline)
         connection = connection_of(self._session, self.model)
 
         def values(keyring: Keyring) -> MaskedValues:
@@ -97,7 +98,7 @@ class Repository(Queries[R]):
 
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert(returns_key=returns_key)
-        self._insert(connection, statement, values, [record], returns_key=returns_key)
+        self._insert(connection, statement, values, [record], deadline, returns_key=returns_key)
 
     @forgetful
     def add_many(self, records: Iterable[R]) -> int:
@@ -133,12 +134,13 @@ class Repository(Queries[R]):
 
     def _insert_group(self, batches: Sequence[Batch[R]], groups: Groups[R], meanwhile: Callable[[], object]) -> int:
         """Insert batches, each encoded while the server encrypts the ones before it, and so the first of the next group."""
+        deadline = self._keys.deadline()
         if not self._keys.is_known:
-            self._keys.prefetch()
+            self._keys.prefetch(deadline)
         connection = connection_of(self._session, self.model)
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert_many(returns_key=returns_key)
-        keyring = self._keys.keyring(connection)
+        keyring = self._keys.keyring(connection, deadline)
         counts: list[int] = []
         if not returns_key and not looks_for_taken(keyring):
 
@@ -156,7 +158,7 @@ class Repository(Queries[R]):
         # What could not be encoded, or met a registry that is ahead of the keyring, is not written yet.
         left = [batch for position, batch in enumerate(batches) if not any(counts[position : position + 1])]
         return sum(counts) + sum(
-            self._insert(connection, statement, each.values, each.records, returns_key=returns_key)
+            self._insert(connection, statement, each.values, each.records, deadline, returns_key=returns_key)
             for batch in left
             for each in batch.fitting(keyring)
         )
@@ -167,11 +169,12 @@ class Repository(Queries[R]):
         statement: Prepared,
         values: Callable[[Keyring], MaskedValues],
         records: Sequence[R],
+        deadline: float,
         *,
         returns_key: bool,
     ) -> int:
         """Insert rows under the current keys; where the registry already knows newer ones, fetch those and insert again."""
-        keyring, tolerated = self._keys.keyring(connection), CURRENT
+        keyring, tolerated = self._keys.keyring(connection, deadline), CURRENT
         for attempt in (1, 2):
             row = values(keyring)
             row.update(written_with(keyring, tolerated))
@@ -185,7 +188,7 @@ class Repository(Queries[R]):
             if count:
                 return count
             if attempt == 1:
-                keyring, tolerated = renewed(self._keys, connection, keyring)
+                keyring, tolerated = renewed(self._keys, connection, keyring, deadline)
         raise left_behind(self._table.name, keyring)
 
     @forgetful
@@ -204,10 +207,11 @@ class Repository(Queries[R]):
         names = frozenset(changes)
         changed = self._changeable.get(names) or self._to_change(names)
         where = self._where(key)
+        deadline = self._keys.deadline()
         if not self._keys.is_known:
-            self._keys.prefetch()
+            self._keys.prefetch(deadline)
         connection = connection_of(self._session, self.model)
-        keyring = self._keys.keyring(connection)
+        keyring = self._keys.keyring(connection, deadline)
         tolerated, version = CURRENT, 0
         for _ in range(3):
             values = self._rows.changed(changes, keyring)
@@ -235,9 +239,9 @@ class Repository(Queries[R]):
                 raise not_found(self._table, where.values())
             version = versions[0][0]
             if keyring.scheme(version) is None:
-                keyring = self._keys.refresh(connection, version)
+                keyring = self._keys.refresh(connection, version, deadline)
             else:  # the index key is no longer the current one, or a rotation committed between the two statements
-                keyring, tolerated = renewed(self._keys, connection, keyring)
+                keyring, tolerated = renewed(self._keys, connection, keyring, deadline)
         else:
             if keyring.scheme(version) is None:
                 raise unknown_version(self._table, version, "/".join(map(str, key)))
