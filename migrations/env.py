@@ -1,7 +1,7 @@
-"""How Alembic runs here: one transaction per migration, one migrator at a time, and never a long wait for a lock.
+"""How Alembic runs in a checkout: one transaction per migration, one migrator at a time, and never a long wait for a lock.
 
-Takes an open connection from ``config.attributes["connection"]`` (the package's own commands and tests), else the
-address from ``DATABASE_URL``.
+Takes an open connection from ``config.attributes["connection"]`` (the tests), else the address from ``DATABASE_URL``. An installed
+package has no need of this file: ``voiceassist-db migrate`` does the same.
 """
 
 from __future__ import annotations
@@ -10,53 +10,44 @@ from logging.config import fileConfig
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from voiceassist_db.config import database_url
 from voiceassist_db.engine import create_engine
-from voiceassist_db.errors import ConfigurationError, DatabaseError
+from voiceassist_db.errors import ConfigurationError, VoiceAssistDBError
 from voiceassist_db.escaping import escaped, escaped_sql
 from voiceassist_db.execution import translated
+from voiceassist_db.history import VERSION_TABLE, migrating, place_of, record
 from voiceassist_db.models import Base
-
-LOCK_TIMEOUT = "4s"
-"""A migration that cannot get its lock gives up, rather than make every query behind it wait."""
-
-STATEMENT_TIMEOUT = "15min"
-
-ADVISORY_LOCK = 0x766F6963
-"""Any fixed number ("voic"): a second migrator waits for the first, and then finds nothing left to do."""
 
 
 def run(connection: Connection) -> None:
     """Run the migrations on an open connection, whose settings are afterwards what they were."""
-    before = {name: str(connection.scalar(text(f"SHOW {name}"))) for name in ("statement_timeout", "lock_timeout")}
-    # The wait for another migrator is not one for a table's lock, and nobody queues behind it.
-    _set(connection, statement_timeout=STATEMENT_TIMEOUT, lock_timeout="0")
-    connection.execute(text("SELECT pg_catalog.pg_advisory_lock(:lock)"), {"lock": ADVISORY_LOCK})
-    _set(connection, lock_timeout=LOCK_TIMEOUT)
-    connection.commit()
-    try:
-        context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+    with migrating(connection):
+        record(connection, place_of(connection))
+        connection.commit()
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            version_table=VERSION_TABLE,
+            # Autogenerate would drop the tables of everybody else, since no model here declares them.
+            include_name=lambda name, kind, _parents: kind != "table" or name in Base.metadata.tables,
+            transaction_per_migration=True,
+        )
         with context.begin_transaction():
             context.run_migrations()
-    finally:
-        connection.rollback()
-        connection.execute(text("SELECT pg_catalog.pg_advisory_unlock(:lock)"), {"lock": ADVISORY_LOCK})
-        _set(connection, **before)
-        connection.commit()
-
-
-def _set(connection: Connection, **settings: str) -> None:
-    for name, value in settings.items():
-        connection.execute(text("SELECT pg_catalog.set_config(:name, :value, false)"), {"name": name, "value": value})
 
 
 def main() -> None:
     """Run, or with ``--sql`` print, the migrations."""
     config = context.config
     if context.is_offline_mode():
-        context.configure(dialect_name="postgresql", target_metadata=Base.metadata, literal_binds=True)
+        context.configure(
+            dialect_name="postgresql",
+            target_metadata=Base.metadata,
+            version_table=VERSION_TABLE,
+            literal_binds=True,
+        )
         with context.begin_transaction():
             context.run_migrations()
         return
@@ -73,7 +64,7 @@ def main() -> None:
     try:
         with translated(), engine.connect() as connection:
             run(connection)
-    except DatabaseError as error:
+    except VoiceAssistDBError as error:
         problem = str(error)
     except CommandError as error:
         problem = escaped(escaped_sql(str(error)), keep="\n")  # a schema or a role of any name

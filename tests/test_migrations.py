@@ -29,7 +29,7 @@ from voiceassist_db.schema import migrate, migrations_directory
 
 ROOT = Path(__file__).parents[1]
 OURS = {
-    "alembic_version",
+    "voiceassist_version",
     "clinical_notes",
     "encryption_keys",
     "index_keys",
@@ -81,7 +81,10 @@ def tables(connection: Connection) -> set[str]:
 def alembic_config(connection: Connection) -> alembic.config.Config:
     """Return Alembic's configuration for our migrations on an open connection."""
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(migrations_directory()))
+    directory = migrations_directory()
+    config.set_main_option("script_location", str(directory))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", f"{directory / 'versions'}\n{directory / 'guide'}")
     config.attributes["connection"] = connection
     return config
 
@@ -178,9 +181,9 @@ def test_downgrade_leaves_nothing_and_upgrade_comes_back_the_same(empty: Connect
     upgrade(empty)
     first = dump(empty)
     downgrade(empty)
-    assert tables(empty) == {"alembic_version"}
-    assert empty.scalar(text("SELECT count(*) FROM alembic_version")) == 0
-    empty.execute(text("DROP TABLE alembic_version"))
+    assert tables(empty) == {"voiceassist_version"}
+    assert empty.scalar(text("SELECT count(*) FROM voiceassist_version")) == 0
+    empty.execute(text("DROP TABLE voiceassist_version"))
     assert dump(empty) == before
     empty.commit()
     upgrade(empty)
@@ -255,7 +258,7 @@ def test_a_plain_owner_migrates_where_an_administrator_installed_pgcrypto(unpriv
     with unprivileged.engine.connect() as connection:
         assert tables(connection) == OURS
         downgrade(connection)
-        assert tables(connection) == {"alembic_version"}
+        assert tables(connection) == {"voiceassist_version"}
         assert ("pgcrypto", "pgcrypto") in dump(connection)["extensions"]
         upgrade(connection)
         assert tables(connection) == OURS
@@ -287,7 +290,7 @@ def test_the_message_holds_exactly_the_statements_that_help(unprivileged: PlainD
     assert expected[state] == asked_for(problem)
     assert f"in the database {unprivileged.url.database}" in problem
     with unprivileged.engine.connect() as connection:
-        assert tables(connection) <= {"alembic_version"}
+        assert tables(connection) <= {"voiceassist_version"}
     statements = asked_for(problem)
     if state == "in public" and admin.info.parameter_status("is_superuser") == "off":
         (instead,) = re.findall("^  -- (DROP EXTENSION .*)", problem, re.MULTILINE)
@@ -314,7 +317,7 @@ def test_downgrade_keeps_an_extension_that_others_have_come_to_use(empty: Connec
     empty.execute(text("CREATE INDEX ON theirs (pgcrypto.digest(word, 'sha256'))"))
     empty.commit()
     downgrade(empty)
-    assert tables(empty) == {"alembic_version", "theirs"}
+    assert tables(empty) == {"voiceassist_version", "theirs"}
     assert ("pgcrypto", "pgcrypto") in dump(empty)["extensions"]
     upgrade(empty)
     assert tables(empty) == {*OURS, "theirs"}
@@ -342,7 +345,7 @@ def test_downgrade_keeps_a_schema_that_somebody_else_owns(unprivileged: PlainDat
         owner = "SELECT pg_get_userbyid(extowner) FROM pg_extension WHERE extname = 'pgcrypto'"
         assert connection.scalar(text(owner)) == unprivileged.url.username
         downgrade(connection)
-        assert tables(connection) == {"alembic_version"}
+        assert tables(connection) == {"voiceassist_version"}
 
 
 # --- beside others --------------------------------------------------------------------------------------------------
@@ -379,28 +382,30 @@ def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> No
         thread.join()
     assert len(outputs) == 3
     if kind == "processes":
-        assert sum(output.count("Running upgrade") for output in outputs) == 5
+        assert sum(output.count("Running upgrade") for output in outputs) == 6
     engine = create_engine(empty_url)
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0005"]
+        assert connection.execute(text("SELECT version_num FROM voiceassist_version")).scalars().all() == [
+            "voiceassist_0006"
+        ]
         assert tables(connection) == OURS
     engine.dispose()
 
 
-def test_a_migration_gives_up_where_it_cannot_get_its_lock(engine: Engine) -> None:
+def test_a_migration_gives_up_where_it_cannot_get_its_lock(empty_engine: Engine) -> None:
     """With a table locked by somebody, it ends after its four seconds, and has changed nothing."""
-    with engine.connect() as holder, engine.connect() as connection:
-        downgrade(connection, "0003")
+    with empty_engine.connect() as holder, empty_engine.connect() as connection:
+        upgrade(connection, "voiceassist_0003")
         before = dump(connection)
         connection.rollback()
         holder.execute(text("LOCK TABLE patient_data IN ACCESS EXCLUSIVE MODE"))
         started = time.monotonic()
         with pytest.raises(Exception, match="lock timeout"):
-            downgrade(connection, "0002")
+            downgrade(connection, "voiceassist_0002")
         assert time.monotonic() - started > 3.5
         holder.rollback()
         assert dump(connection) == before
-        downgrade(connection, "0002")
+        downgrade(connection, "voiceassist_0002")
         assert "patient_data" not in tables(connection)
 
 
@@ -484,7 +489,7 @@ def test_the_printed_sql_makes_the_same_schema(
             downgrade(migrated)
         assert dump(printed) == dump(migrated)
         if direction == "upgrade":
-            assert printed.scalar(text("SELECT version_num FROM alembic_version")) == "0005"
+            assert printed.scalar(text("SELECT version_num FROM voiceassist_version")) == "voiceassist_0006"
     for engine in engines:
         engine.dispose()
 

@@ -17,6 +17,7 @@ from voiceassist_db.catalogue import encrypted_tables, system_names
 from voiceassist_db.errors import ConfigurationError, ProvisioningError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute
+from voiceassist_db.history import VERSION_TABLE
 from voiceassist_db.models import (
     REGISTRY_ROWS,
     EncryptedTable,
@@ -31,7 +32,7 @@ _NEWER_SETTINGS: Final = {"auto_explain.log_parameter_max_length": 16}
 """Settings by the PostgreSQL version that brought them: the ones before refuse the name while the module is loaded."""
 
 _DATES: Final = ("created_at", "updated_at")
-_MIGRATIONS: Final = Table("alembic_version", MetaData())
+_MIGRATIONS: Final = Table(VERSION_TABLE, MetaData())
 _REGISTRY: Final = tuple(table_of(row) for row in REGISTRY_ROWS)
 
 

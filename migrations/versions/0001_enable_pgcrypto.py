@@ -1,6 +1,6 @@
 """Enable pgcrypto in a schema of its own, where nobody else can put a function of the same name.
 
-Revision ID: 0001
+Revision ID: voiceassist_0001
 Revises:
 """
 
@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from alembic import context, op
 from alembic.util import CommandError
 
-revision = "0001"
+revision = "voiceassist_0001"
 down_revision = None
-branch_labels = None
+branch_labels = "voiceassist"
 depends_on = None
 
 INSTALLED_IN = sa.text(

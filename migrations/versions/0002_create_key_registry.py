@@ -1,21 +1,32 @@
 """Create the registry of key versions and the journal of rotations; no column of them holds key material.
 
-Revision ID: 0002
-Revises: 0001
+Revision ID: voiceassist_0002
+Revises: voiceassist_0001
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
+from alembic.util import CommandError
 
-revision = "0002"
-down_revision = "0001"
+revision = "voiceassist_0002"
+down_revision = "voiceassist_0001"
 branch_labels = None
 depends_on = None
 
 
+TABLES = ("encryption_keys", "index_keys", "key_rotations", "key_rotation_failures")
+TAKEN = sa.text(
+    "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
+    "WHERE n.nspname OPERATOR(pg_catalog.=) pg_catalog.current_schema() "
+    "AND CAST(c.relname AS pg_catalog.text) OPERATOR(pg_catalog.=) ANY (CAST(:names AS pg_catalog.text[])) ORDER BY 1"
+)
+
+
 def upgrade() -> None:
+    if not context.is_offline_mode():
+        _require_free(op.get_bind())
     op.create_table(
         "encryption_keys",
         sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
@@ -70,6 +81,15 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["rotation"], ["key_rotations.id"], name=op.f("fk_key_rotation_failures_rotation")),
         sa.PrimaryKeyConstraint("rotation", "table_name", "row_id", name=op.f("pk_key_rotation_failures")),
     )
+
+
+def _require_free(connection: sa.Connection) -> None:
+    taken = connection.scalars(TAKEN, {"names": list(TABLES)}).all()
+    if taken:
+        raise CommandError(
+            f"This schema has a table {' and a table '.join(taken)} already, which is not this package's registry of keys. Nothing of it was "
+            "changed. Use another schema (`voiceassist-db migrate --schema NAME`)."
+        )
 
 
 def downgrade() -> None:

@@ -1,15 +1,15 @@
 """Let the journal of rotations record that a run was superseded.
 
-Revision ID: 0004
-Revises: 0003
+Revision ID: voiceassist_0004
+Revises: voiceassist_0002
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "voiceassist_0004"
+down_revision = "voiceassist_0002"
 branch_labels = None
 depends_on = None
 

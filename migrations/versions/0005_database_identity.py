@@ -1,7 +1,7 @@
 """Give a database room for its identity, which `voiceassist-db init-keys` makes.
 
-Revision ID: 0005
-Revises: 0004
+Revision ID: voiceassist_0005
+Revises: voiceassist_0004
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "voiceassist_0005"
+down_revision = "voiceassist_0004"
 branch_labels = None
 depends_on = None
 

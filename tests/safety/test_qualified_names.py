@@ -30,7 +30,7 @@ from voiceassist_db.verification import verify
 TABLES = frozenset(
     (
         *("patient_data", "clinical_notes"),
-        *("alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)),
+        *("voiceassist_version", "alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)),
     )
 )
 """Tables are found by the search path, as the application's own are."""

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 from sqlalchemy import (
     CHAR,
+    DDL,
     CheckConstraint,
     Column,
     Date,
@@ -51,6 +52,8 @@ VERSION_COLUMN: Final = "key_version"
 FLOOR_SUFFIX: Final = "_key_version_floor"
 FILLFACTOR: Final = 75
 """Room that a page keeps free for the next rotation's row versions (HOT), in percent used."""
+FILLFACTOR_INFO: Final = "voiceassist_db.fillfactor"
+"""Where a table of SQLAlchemy 2.0 has its fillfactor, which later versions have as an option of the table."""
 
 _ENCRYPTED_COMMENT: Final = re.compile(rf"encrypted (?P<context>{CONTEXT}) as (?P<kind>[a-z]+)")
 _INDEX_COMMENT: Final = re.compile(rf"blind index of (?P<context>{CONTEXT}) by (?P<normaliser>[a-z_]+)")
@@ -193,6 +196,13 @@ def _leave_room(table: Table) -> None:
     """Give a table its fillfactor, unless the application has given it one, or it has no pages of its own."""
     options = table.dialect_options["postgresql"]
     if options["partition_by"]:
+        return
+    if "with" not in options:  # SQLAlchemy 2.0 has no option of a table for it
+        if not table.info.setdefault(FILLFACTOR_INFO, 0):
+            table.info[FILLFACTOR_INFO] = FILLFACTOR
+            alter = "ALTER TABLE %(fullname)s SET (fillfactor = %(percent)s)"
+            ddl = DDL(alter, context={"percent": FILLFACTOR})  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+            event.listen(table, "after_create", ddl.execute_if(dialect="postgresql"))
         return
     storage = dict(options["with"] or {})
     if "fillfactor" not in {name.lower() for name in storage}:

@@ -41,8 +41,8 @@ from voiceassist_db.models.declaration import (
 from voiceassist_db.models.keys import REGISTRY_ROWS
 from voiceassist_db.models.names import NAME_BYTES, problem_with
 
-REGISTRY: Final = frozenset({"alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)})
-"""Tables of ours that no other may stand in for."""
+REGISTRY: Final = frozenset({"voiceassist_version", "alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)})
+"""Tables of ours and of Alembic that no other may stand in for."""
 
 _DATES: Final = ("created_at", "updated_at")
 _SYSTEM_COLUMNS: Final = frozenset({"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"})
