@@ -23,6 +23,7 @@ from voiceassist_db import forks, qualified
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError, VoiceAssistDBError
 from voiceassist_db.execution import DRIVER_ERRORS, TRANSLATION, is_stale_plan, require_untranslated, translate
 from voiceassist_db.interrupts import interrupt_behind, settle
+from voiceassist_db.listeners import heard, is_heard
 from voiceassist_db.loading import FAILURES, loaded, result_of, unloadable
 from voiceassist_db.qualified import DIALECT
 from voiceassist_db.tracebacks import forget_locals
@@ -61,7 +62,8 @@ class Prepared:
     """A statement that is compiled once and then handed to the driver's own cursor.
 
     A repository executes the same few statements all the time. Past SQLAlchemy's execution layer, each costs a third less
-    (55 to 110 of 250 µs for a read by id), and no echo, event hook or result object there ever holds a key or a value.
+    (55 to 110 of 250 µs for a read by id), and no echo, event hook or result object there ever holds a key or a value. Listeners to
+    SQLAlchemy's events are called nevertheless, with masks (``listeners``).
 
     Args:
         statement: The statement; its text holds no secret.
@@ -238,7 +240,22 @@ class Prepared:
         parameters: dict[str, Any],
         way: Callable[[Any, bytes, dict[str, Any]], Any],
     ) -> Any:
-        """Execute it in one of the ways above, in the connection's transaction, on a cursor of the driver's own."""
+        """Execute it in one of the ways above, and let the application's listeners know."""
+        if not is_heard(connection):
+            return self._execute(connection, query, parameters, way)
+        if not connection.in_transaction():
+            connection.begin()
+        with heard(connection, query.decode(), parameters or self.names, is_many=not parameters and bool(self.names)):
+            return self._execute(connection, query, parameters, way)
+
+    def _execute(
+        self,
+        connection: Connection,
+        query: bytes,
+        parameters: dict[str, Any],
+        way: Callable[[Any, bytes, dict[str, Any]], Any],
+    ) -> Any:
+        """Execute it in the connection's transaction, on a cursor of the driver's own."""
         cursor: Any = None
         failure: BaseException | None
         ambient = sys.exception()
