@@ -1,0 +1,1 @@
+"""A small clinic: an application with its own tables, history and sessions, and encrypted visits beside them."""
