@@ -101,7 +101,7 @@ class State:
         used_by: Names of other databases that the secret lists, where it does not list this one.
         needed_by: Names of other databases that the secret lists and that may need its previous version.
         is_listed: Whether the secret lists this database, or the key store keeps no list.
-        lost_to: Names of other databases that the secret lists, and the version that each needs and the secret lacks.
+        lost_to: Names of other databases that the secret lists, and the version that each may need and the secret no longer holds.
     """
 
     secret: Secret | None
@@ -353,10 +353,14 @@ def _restore(state: State) -> Refusal:
 def _lost(lost_to: tuple[tuple[str, int], ...], secret: Secret) -> Refusal:
     """Refuse a new key, which would take the slot of one that another database needs: no secret could serve both then."""
     needs = "; ".join(f"{name} needs key version {version}" for name, version in lost_to)
+    rolled_back = (
+        " The secret was rolled back, and a new key would take the number of theirs. If all databases were rolled back with it, give them a "
+        "copy of the secret at another path (VOICEASSIST_DB_VAULT_PATH)."
+    )
     return Refusal(
         Remedy.RESTORE,
         f"{needs}: the key store does not hold that. Nothing was changed. If a database no longer exists, remove it by `voiceassist-db "
-        "init-keys --forget DATABASE`.",
+        f"init-keys --forget DATABASE`.{rolled_back if any(version > secret.current for _, version in lost_to) else ''}",
         frozenset({secret.current, max(version for _, version in lost_to)}),
         is_of_others=True,
     )
@@ -390,6 +394,7 @@ class IndexState:
         is_previous_retired: Whether no token of this database is of the key before it any more, and the key store knows so.
         needed_by: Names of other databases that the secret lists and that may need the key before it.
         is_listed: Whether the secret lists this database, or the key store keeps no list.
+        lost_to: Names of other databases that the secret lists and that may need a newer key, which it no longer holds.
     """
 
     has_key: bool
@@ -400,6 +405,7 @@ class IndexState:
     is_previous_retired: bool = False
     needed_by: tuple[str, ...] = ()
     is_listed: bool = True
+    lost_to: tuple[str, ...] = ()
 
 
 def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
@@ -417,6 +423,13 @@ def decide_index(state: IndexState, *, resume_only: bool) -> Action | Refusal:
     if state.has_previous:
         newest = state.registered if state.is_registered else state.registered + 1
         return _of_index(Step.CONTINUE, newest, state)
+    if state.lost_to and not resume_only:
+        return Refusal(
+            Remedy.RESTORE,
+            f"{_listed(state.lost_to)} may need a newer blind-index key, which the key store no longer holds, because the secret was rolled "
+            "back. Nothing was changed. If a database no longer exists, remove it by `voiceassist-db init-keys --forget DATABASE`.",
+            is_of_others=True,
+        )
     return _of_index(Step.NOTHING if resume_only else Step.BEGIN, state.registered + 1, state)
 
 

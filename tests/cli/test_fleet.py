@@ -13,16 +13,18 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import requests
 from psycopg import sql
 from sqlalchemy import URL, Engine, text
 
 from tests.cli.conftest import ROTATE, Outcome, Run
-from tests.conftest import drop, plain
+from tests.conftest import VaultServer, drop, plain
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.cli.prospects import COMPLETE
 from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.decision import Run as Rotation
 from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation.lease import Lease
 
@@ -371,12 +373,21 @@ def test_one_new_index_key_for_all(rotate: Command, run: Run, secrets: dict[str,
     assert codes(run("verify", *named(fleet), "--json", env=secrets)) == [0, 0, 0]
 
 
+def without_history(vault: VaultServer, vault_path: str, keys: KeySet, provider: VaultKeyProvider) -> None:
+    """Make the secret anew, so that no earlier version of it has a list."""
+    address = f"{vault.address}/v1/{vault_path.replace('/', '/metadata/', 1)}"
+    assert requests.delete(address, headers={"X-Vault-Token": vault.root_token}, timeout=60).ok
+    provider.create(keys)
+
+
 @wide
-def test_a_secret_without_a_list_gets_one_before_a_key_ends(rotate: Command, fleet: Fleet) -> None:
+def test_a_secret_without_a_list_gets_one_before_a_key_ends(
+    rotate: Command, fleet: Fleet, vault: VaultServer, vault_path: str
+) -> None:
     """It is of an earlier version. The first database would end the key that the others need; and so it would for one that is away."""
     one, two, _ = fleet
     provider = one.provider
-    provider.replace(provider.fetch(), replace(provider.fetch(), databases="{}"))
+    without_history(vault, vault_path, replace(provider.fetch(), databases=""), provider)
     with two.down():
         for options in (("--index-key",), ("--retire", "--grace-days", "0")):
             before = replace(provider.fetch(), databases="", revision=0)
@@ -389,7 +400,7 @@ def test_a_secret_without_a_list_gets_one_before_a_key_ends(rotate: Command, fle
             )
             assert before == replace(provider.fetch(), databases="", revision=0)
     intact(fleet)
-    provider.replace(provider.fetch(), replace(provider.fetch(), databases="{}"))
+    without_history(vault, vault_path, replace(provider.fetch(), databases=""), provider)
     done = rotate(*bare(fleet), options=("--index-key", "--json"))
     assert codes(done) == [0, 0, 0]
     assert [len(each["needed_by"]) for each in done.json["databases"].values()] == [2, 1, 0]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection, event
 
 from tests.members.conftest import Clinic
-from voiceassist_db.keys import KeyProvider, KeySet
+from voiceassist_db.keys import KeyHistory, KeyProvider, KeySet
 
 
 class Killed(BaseException):
@@ -44,7 +44,9 @@ class MortalProvider:
     """The key store of such a process."""
 
     def __init__(self, provider: KeyProvider, death: Death) -> None:
+        assert isinstance(provider, KeyHistory)
         self._provider = provider
+        self._history = provider
         self._death = death
 
     def fetch(self) -> KeySet:
@@ -60,6 +62,16 @@ class MortalProvider:
         self._death.step()
         self._provider.replace(old, new)
         self._death.step()
+
+    def earlier(self, revision: int) -> KeySet | None:
+        """Read what the key store kept; a death there is one before the next step."""
+        return self._history.earlier(revision)
+
+    def restoring(self, revision: int) -> str:
+        return self._history.restoring(revision)
+
+    def adding(self, revision: int, field: str, version: int) -> str:
+        return self._history.adding(revision, field, version)
 
 
 @contextmanager

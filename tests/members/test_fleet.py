@@ -141,19 +141,24 @@ def test_the_disaster_of_two_databases(new_clinic: NewClinic, secret: VaultKeyPr
 
 
 def test_a_secret_of_the_time_before_lists_each_database_that_rotates(
-    fleet: list[Clinic], secret: VaultKeyProvider, caplog: pytest.LogCaptureFixture
+    fleet: list[Clinic],
+    secret: VaultKeyProvider,
+    new_provider: Callable[..., VaultKeyProvider],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Databases that share a secret without a list are added as they rotate; the first is told to look for others."""
+    before = new_provider("/before")  # no earlier version of it has a list
+    before.create(replace(secret.fetch(), databases=""))
     for clinic in fleet:
+        clinic.provider = before
         with clinic.engine.begin() as connection:
             connection.execute(text("DELETE FROM database_identity"))
-    _without_list(secret)
     with pytest.raises(RotationError, match="does not list this database"):  # it would take the key from the others
         index_rotated(fleet[0])
     for clinic in fleet:
         assert plan(clinic.engine, clinic.keys).to_version == 2
         rotated(clinic)
-    assert set(listed(secret)) == {each.name for each in fleet}
+    assert set(listed(before)) == {each.name for each in fleet}
     assert caplog.text.count("lists from now on which databases use its keys") == 1
     assert not retire(fleet[0].engine, fleet[0].keys, grace_days=0).removed
     for clinic in fleet:
@@ -196,11 +201,6 @@ def test_a_list_that_somebody_lost(new_clinic: NewClinic, secret: VaultKeyProvid
             initialise_keys(clinic.provider, connection)
     assert retire(first.engine, first.keys, grace_days=0).needed_by == (second.name,)
     second.assert_readable()
-
-
-def _without_list(secret: VaultKeyProvider) -> None:
-    held = secret.fetch()
-    secret.replace(held, replace(held, databases="{}"))
 
 
 def test_the_blind_index_key_stays_for_all(fleet: list[Clinic], secret: VaultKeyProvider) -> None:

@@ -131,7 +131,7 @@ def _mode(provider: KeyProvider, asked: Asked, looks: Mapping[str, Look]) -> Mod
 
 def _held(provider: KeyProvider, asked: Asked, looks: Mapping[str, Look]) -> VoiceAssistDBError | None:
     """Add all databases to the list of the secret; return why none may be changed, where a key could leave it too early."""
-    from voiceassist_db.keyring.members import enlist
+    from voiceassist_db.keyring.listing import enlist
 
     if asked.dry_run:
         return None

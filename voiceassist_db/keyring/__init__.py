@@ -2,12 +2,22 @@
 
 from voiceassist_db.keyring.initialisation import Initialised, initialise_keys
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
-from voiceassist_db.keyring.members import Here, Member, forget
-from voiceassist_db.keyring.observation import IS_OPEN, OPEN, explained, fetched, observe, open_runs, refused
+from voiceassist_db.keyring.listing import forget
+from voiceassist_db.keyring.members import Here, Member
+from voiceassist_db.keyring.observation import (
+    IS_OPEN,
+    OPEN,
+    explained,
+    fetched,
+    index_restoring,
+    index_state,
+    observe,
+    open_runs,
+    refused,
+)
 from voiceassist_db.keyring.registry import (
     RegisteredKey,
     assemble,
-    index_state,
     register,
     registered_keys,
     retire_index_keys,
@@ -33,6 +43,7 @@ __all__ = [
     "explained",
     "fetched",
     "forget",
+    "index_restoring",
     "index_state",
     "initialise_keys",
     "observe",

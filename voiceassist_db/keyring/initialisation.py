@@ -19,7 +19,9 @@ from voiceassist_db.errors import (
     WrongKeyError,
 )
 from voiceassist_db.execution import require_writable
-from voiceassist_db.keyring.members import ATTEMPTS, Here, joined, members
+from voiceassist_db.keyring.history import completed
+from voiceassist_db.keyring.listing import ATTEMPTS
+from voiceassist_db.keyring.members import Here, joined, members
 from voiceassist_db.keyring.observation import explained, fetched, observe, refused
 from voiceassist_db.keyring.registry import RegisteredKey, prove, register, registered_keys
 from voiceassist_db.keys import Key, KeyProvider, KeySet, Scheme
@@ -90,7 +92,7 @@ def _agreed(
     conflict: KeyStoreConflictError | None = None
     for _ in range(ATTEMPTS):
         found = fetched(provider)
-        action = decide(observe(connection, found, tables), Command.JOIN if join else Command.INIT_KEYS)
+        action = decide(observe(connection, provider, found, tables), Command.JOIN if join else Command.INIT_KEYS)
         if isinstance(action, Refusal):
             raise _refused(action, provider, found, connection, registered_keys(connection))
         try:
@@ -99,7 +101,7 @@ def _agreed(
                 return provider.fetch(), CREATED
             prove(connection, found)  # before anything is written to a secret that may be another database's
             wanted = found if found.index_key else replace(found, index_key=Key.generate())
-            wanted = joined(wanted, here)
+            wanted = joined(completed(provider, wanted), here)
             if wanted == found:
                 return found, ()
             provider.replace(found, wanted)  # what was decided for, or nothing

@@ -2,28 +2,26 @@
 
 Owns the identity of a database, the list's form, and the rule of who still needs a key. The list is a JSON object: for each
 identity the database's ``name``, the ``oldest`` key version that it may need, and ``index``, the check value of the only blind-index
-key that it needs. It holds no secret.
+key that it needs. A ``forgotten`` entry stays, with the revision at which it became so: nobody takes its database for one that the
+list lost. The list holds no secret.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, func, insert, select, text, update
 
-from voiceassist_db.errors import ConfigurationError, KeyStoreConflictError, MalformedKeyError
+from voiceassist_db.errors import MalformedKeyError
 from voiceassist_db.execution import execute, require_transactions, translated
-from voiceassist_db.keys import Key, KeyProvider, KeySet
+from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import DatabaseIdentityRow, EncryptionKeyRow, IndexKeyRow, table_of
 from voiceassist_db.waits import one_at_a_time
-
-logger = logging.getLogger(__name__)
 
 _IDENTITY: Final = table_of(DatabaseIdentityRow)
 _KEYS: Final = table_of(EncryptionKeyRow)
@@ -35,9 +33,6 @@ _NUMBER: Final = text(
     "SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
 )
 
-ATTEMPTS: Final = 20
-"""Writes that are tried while other processes write the same secret: each of them, too, writes a few times and ends."""
-
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -47,11 +42,13 @@ class Member:
         name: What people call it, such as ``clinic on db1:5432``. Only the identity counts.
         oldest: The oldest key version that it may need.
         index: Check value, in hexadecimal, of the only blind-index key that it needs; None while it may need another, too.
+        forgotten_at: The revision of the secret at which an operator said that it no longer exists; None of one that does.
     """
 
     name: str
     oldest: int
     index: str | None = None
+    forgotten_at: int | None = None
 
     def is_done_with(self, keys: KeySet) -> bool:
         """Say whether it needs the current encryption key only."""
@@ -141,11 +138,16 @@ def _name(connection: Connection) -> str:
 
 
 def members(keys: KeySet) -> dict[UUID, Member]:
-    """Return the databases that the key store lists; none where it keeps no list.
+    """Return the databases that the key store lists, without the forgotten ones; none where it keeps no list.
 
     Raises:
         MalformedKeyError: The list is not of its form.
     """
+    return {each: member for each, member in entries(keys).items() if member.forgotten_at is None}
+
+
+def entries(keys: KeySet) -> dict[UUID, Member]:
+    """Return the same with the databases that were forgotten."""
     if not keys.databases:
         return {}
     problem = ""
@@ -164,18 +166,23 @@ def members(keys: KeySet) -> dict[UUID, Member]:
 
 
 def _member(entry: Mapping[str, Any]) -> Member:
-    made = Member(entry["name"], entry["oldest"], entry.get("index"))
+    made = Member(entry["name"], entry["oldest"], entry.get("index"), entry.get("forgotten"))
     if type(made.oldest) is not int or type(made.name) is not str or not isinstance(made.index, str | None):
+        raise TypeError
+    if not isinstance(made.forgotten_at, int | None):
         raise TypeError
     return made
 
 
-def _written(listed: Mapping[UUID, Member]) -> str:
-    entries = {
-        str(each): {"name": member.name, "oldest": member.oldest} | ({"index": member.index} if member.index else {})
+def listing(keys: KeySet, listed: Mapping[UUID, Member]) -> KeySet:
+    """Return the keys with this list."""
+    fields = {
+        str(each): {"name": member.name, "oldest": member.oldest}
+        | ({"index": member.index} if member.index else {})
+        | ({} if member.forgotten_at is None else {"forgotten": member.forgotten_at})
         for each, member in listed.items()
     }
-    return json.dumps(entries, separators=(",", ":"), sort_keys=True)
+    return replace(keys, databases=json.dumps(fields, separators=(",", ":"), sort_keys=True))
 
 
 def is_listed(keys: KeySet, here: Here | None) -> bool:
@@ -228,8 +235,7 @@ def joined(keys: KeySet, here: Here) -> KeySet:
     """
     if keys.databases is None:
         return keys
-    listed = members(keys)
-    before = listed.get(here.id)
+    before = members(keys).get(here.id)
     oldest = keys.previous_version or keys.version
     if before is not None:
         oldest = before.oldest if keys.previous_version in {None, *here.retired} else min(before.oldest, oldest)
@@ -240,7 +246,7 @@ def joined(keys: KeySet, here: Here) -> KeySet:
             index = current
         elif index == current and registered_as(older) not in here.retired_index_keys:
             index = None
-    return replace(keys, databases=_written(listed | {here.id: Member(here.name, oldest, index)}))
+    return listing(keys, entries(keys) | {here.id: Member(here.name, oldest, index)})
 
 
 def needing(keys: KeySet, here: Here, version: int) -> KeySet:
@@ -267,7 +273,7 @@ def _changed(keys: KeySet, here: Here, change: Callable[[Member], Member]) -> Ke
     listed = members(keys)
     if here.id not in listed:
         return keys
-    return replace(keys, databases=_written(listed | {here.id: change(listed[here.id])}))
+    return listing(keys, entries(keys) | {here.id: change(listed[here.id])})
 
 
 def registered_as(key: Key) -> bytes:
@@ -277,95 +283,3 @@ def registered_as(key: Key) -> bytes:
 
 def _index_check_value(key: Key) -> str:
     return key.check_value("databases:index").hex()
-
-
-def store(provider: KeyProvider, change: Callable[[KeySet], KeySet]) -> KeySet:
-    """Change what the key store holds by check-and-set, again while others write it meanwhile; return what it holds then.
-
-    Args:
-        provider: The key store.
-        change: Returns what it shall hold, for what it holds. It may be called several times, and may raise.
-
-    Raises:
-        KeyStoreConflictError: Others write it again and again.
-    """
-    conflict: KeyStoreConflictError | None = None
-    for _ in range(ATTEMPTS):
-        held = provider.fetch()
-        wanted = change(held)
-        if wanted == held:
-            return held
-        try:
-            provider.replace(held, wanted)
-        except KeyStoreConflictError as error:
-            conflict = error
-            continue
-        if held.databases is not None and not members(held) and members(wanted):
-            _tell_of_list(wanted)
-        return provider.fetch()
-    assert conflict is not None  # there is at least one attempt
-    raise conflict
-
-
-def enlist(provider: KeyProvider, databases: Iterable[Here]) -> Mapping[UUID, Member] | None:
-    """Add databases that have registered the keys to the list, those that are not in it.
-
-    Returns:
-        The list; None where the key store keeps none.
-    """
-
-    def change(keys: KeySet) -> KeySet:
-        listed = members(keys)
-        for here in databases:
-            keys = keys if here.id in listed else joined(keys, here)
-        return keys
-
-    left = store(provider, change)
-    return None if left.databases is None else members(left)
-
-
-def _tell_of_list(keys: KeySet) -> None:
-    names = "; ".join(each.name for each in members(keys).values())
-    logger.warning(
-        "the key store lists from now on which databases use its keys: %s. If another database uses them, run `voiceassist-db init-keys` "
-        "there before a key is retired.",
-        names,
-    )
-
-
-def forget(provider: KeyProvider, here: Here | None, which: str) -> tuple[Member, KeySet]:
-    """Remove a database that no longer exists from the list; return what was removed, and what the key store holds then.
-
-    Args:
-        provider: The key store.
-        here: The database of this process, which does exist.
-        which: The identity or the name of the other one.
-
-    Raises:
-        ConfigurationError: It is not listed, several have that name, or it is this one.
-    """
-    removed: list[Member] = []
-
-    def change(keys: KeySet) -> KeySet:
-        listed = members(keys)
-        found = [each for each, member in listed.items() if which in {str(each), member.name}]
-        if len(found) != 1:
-            known = "; ".join(f"{member.name} ({each})" for each, member in listed.items()) or "none"
-            raise ConfigurationError(
-                f"{'several databases are' if found else 'no database is'} called {which} in the key store. Name one by its identity. It "
-                f"lists {known}. Nothing was changed."
-            )
-        if here is None or here.id not in listed:
-            raise ConfigurationError(
-                f"{which} cannot be forgotten here, because the key store does not list this database: run `voiceassist-db init-keys` first. "
-                "Nothing was changed."
-            )
-        if found[0] == here.id:
-            raise ConfigurationError(
-                f"{which} cannot be forgotten here: let DATABASE_URL name another database that uses the same keys. Nothing was changed."
-            )
-        removed[:] = [listed.pop(found[0])]
-        return replace(keys, databases=_written(listed))
-
-    now = store(provider, change)
-    return removed[0], now

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import Connection, func, or_, select
 
 from voiceassist_db.commands import RETIRE
 from voiceassist_db.constraints import floor
-from voiceassist_db.decision import Refusal, Remedy, Run, Secret, State, waiting_for
-from voiceassist_db.errors import (
-    KeyNotRegisteredError,
-    KeysNotFoundError,
-    KeyStoreError,
-    MalformedKeyError,
-    RotationError,
-    VoiceAssistDBError,
-)
+from voiceassist_db.decision import IndexState, Refusal, Remedy, Run, Secret, State, waiting_for
+from voiceassist_db.errors import KeyNotRegisteredError, KeysNotFoundError, RotationError, VoiceAssistDBError
 from voiceassist_db.execution import execute, see_all_rows
-from voiceassist_db.keyring.members import Here, is_listed, lost_to, members, needed_by, used_by
-from voiceassist_db.keyring.registry import proves, proves_index_keys, registered_keys
+from voiceassist_db.keyring.history import (
+    completed_from,
+    earlier_versions,
+    index_undone_for,
+    listed_in,
+    past,
+    undone_for,
+)
+from voiceassist_db.keyring.members import (
+    Here,
+    index_needed_by,
+    is_listed,
+    is_listed_as_done_with_index,
+    lost_to,
+    members,
+    needed_by,
+    registered_as,
+    used_by,
+)
+from voiceassist_db.keyring.registry import proves, proves_index_keys, registered_index_keys, registered_keys
 from voiceassist_db.keys import KeyHistory, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 
@@ -33,9 +45,6 @@ OPEN: Final = ("running", "interrupted")
 """States of a run that has not finished."""
 
 IS_OPEN: Final = or_(*(_RUNS.c.state == state for state in OPEN))
-
-SEARCHED: Final = 30
-"""How many earlier versions of the secret are read. KV v2 keeps 10, unless it is configured otherwise."""
 
 
 def fetched(provider: KeyProvider) -> KeySet | None:
@@ -46,8 +55,16 @@ def fetched(provider: KeyProvider) -> KeySet | None:
         return None
 
 
-def observe(connection: Connection, keys: KeySet | None, tables: Iterable[EncryptedTable]) -> State:
+def observe(
+    connection: Connection, provider: KeyProvider, keys: KeySet | None, tables: Iterable[EncryptedTable]
+) -> State:
     """Read the state of a database and of its key store. The grace period is not looked at.
+
+    Args:
+        connection: A connection of the database.
+        provider: The key store, which may keep earlier versions of its keys.
+        keys: What it holds; None where there are no keys.
+        tables: The encrypted tables.
 
     Raises:
         WrongKeyError: A key is not the one that is registered for its version.
@@ -60,17 +77,46 @@ def observe(connection: Connection, keys: KeySet | None, tables: Iterable[Encryp
     for table in tables:
         newest_floor = max(newest_floor, floor(connection, table))
         counted.update(_rows(connection, table))
-    here = Here.of(connection)
-    return State(
+    state = State(
         secret=None if keys is None else Secret(keys.version, keys.previous_version),
         registry={version: key.state == "retired" for version, key in known.items()},
         rows=dict(counted),
         floor=newest_floor,
         open_runs=open_runs(connection),
-        used_by=() if keys is None else used_by(keys, here),
-        needed_by=() if keys is None else needed_by(keys, here),
-        is_listed=keys is None or is_listed(keys, here),
-        lost_to=() if keys is None else lost_to(keys, here),
+    )
+    if keys is None:
+        return state
+    here, earlier = Here.of(connection), past(provider, keys)
+    listed = completed_from(keys, earlier)
+    return replace(
+        state,
+        used_by=used_by(listed, here),
+        needed_by=needed_by(listed, here),
+        is_listed=is_listed(keys, here),  # which a list that was changed by hand must say itself
+        lost_to=lost_to(listed, here) + undone_for(listed, here, earlier),
+    )
+
+
+def index_state(connection: Connection, provider: KeyProvider, keys: KeySet) -> IndexState:
+    """Return what a rotation of the blind-index key finds."""
+    known = registered_index_keys(connection)
+    current = keys.index_key
+    previous = keys.previous_index_key
+    here, earlier = Here.of(connection), past(provider, keys)
+    listed = completed_from(keys, earlier)
+    return IndexState(
+        has_key=current is not None,
+        has_previous=previous is not None,
+        is_registered=current is not None and registered_as(current) in known,
+        registered=len(known),
+        open_runs=open_runs(connection),
+        # One that died before it told the key store goes on, and tells it.
+        is_previous_retired=previous is not None
+        and known.get(registered_as(previous)) == "retired"
+        and is_listed_as_done_with_index(listed, here),
+        needed_by=index_needed_by(listed, here),
+        is_listed=is_listed(keys, here),
+        lost_to=index_undone_for(listed, here, earlier),
     )
 
 
@@ -138,14 +184,8 @@ def _restoring(
     registry = registered_keys(connection)
     holding: KeySet | None = None
     partly: list[tuple[KeySet, int]] = []
-    for revision in range(keys.revision - 1, max(0, keys.revision - 1 - SEARCHED), -1):
-        try:
-            earlier = provider.earlier(revision)
-        except MalformedKeyError:
-            continue
-        except KeyStoreError:
-            break  # this login may read the newest version only
-        if earlier is None or not proves(earlier, registry, raises=False):
+    for earlier in earlier_versions(provider, keys):
+        if not proves(earlier, registry, raises=False):
             continue
         if needs <= earlier.versions().keys():
             if proves_index_keys(connection, earlier):
@@ -177,10 +217,7 @@ def _then(unlisted: list[str]) -> str:
 
 
 def _unlisted(earlier: KeySet, keys: KeySet) -> list[str]:
-    try:
-        before = members(earlier)
-    except MalformedKeyError:
-        before = {}
+    before = listed_in(earlier)
     return [member.name for each, member in members(keys).items() if each not in before]
 
 
@@ -190,3 +227,12 @@ def _adding(provider: KeyHistory, earlier: KeySet, version: int, keys: KeySet, o
     if others:  # it would take the place of a key that they need
         return f"{told}. Key version {keys.previous_version} {waiting_for(others, f'`{RETIRE}`')}"
     return f"{told}, so add it to the newest: `{provider.adding(earlier.revision, field, version)}`."
+
+
+def index_restoring(provider: KeyProvider, keys: KeySet) -> str:
+    """Return what to do where the secret was rolled back to an older blind-index key."""
+    for earlier in past(provider, keys):
+        is_newer = keys.index_key is not None and earlier.previous_index_key == keys.index_key
+        if is_newer and keys.versions().items() <= earlier.versions().items() and isinstance(provider, KeyHistory):
+            return f"Version {earlier.revision} of the secret holds it: `{provider.restoring(earlier.revision)}`. Then run this again."
+    return "No version of the secret holds it beside the keys of today. Write a version that holds it to another path for those databases."

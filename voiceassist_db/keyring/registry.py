@@ -13,11 +13,9 @@ from typing import Final
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from voiceassist_db.commands import PLAN
-from voiceassist_db.decision import IndexState, Run
 from voiceassist_db.errors import KeyNotRegisteredError, WrongKeyError
 from voiceassist_db.execution import execute, require_transactions
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
-from voiceassist_db.keyring.members import Here, index_needed_by, is_listed, is_listed_as_done_with_index
 from voiceassist_db.keyring.members import registered_as as _index_check_value
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.models import EncryptionKeyRow, IndexKeyRow, table_of
@@ -125,7 +123,7 @@ def prove(connection: Connection, keys: KeySet) -> None:
             "VOICEASSIST_DB_VAULT_PATH, and DATABASE_URL, or restore the secret's earlier version (`vault kv rollback`).",
             version=keys.version,
         )
-    index_keys = _registered_index_keys(connection)
+    index_keys = registered_index_keys(connection)
     if index_keys and not any(_index_check_value(key) in index_keys for key in _index_keys(keys)):
         raise _wrong_index_key()
 
@@ -168,27 +166,6 @@ def retire_version(connection: Connection, version: int) -> None:
     execute(connection, retired, table=_KEYS.name)
 
 
-def index_state(connection: Connection, keys: KeySet, open_runs: frozenset[Run]) -> IndexState:
-    """Return what a rotation of the blind-index key finds."""
-    known = _registered_index_keys(connection)
-    current = keys.index_key
-    previous = keys.previous_index_key
-    here = Here.of(connection)
-    return IndexState(
-        has_key=current is not None,
-        has_previous=previous is not None,
-        is_registered=current is not None and _index_check_value(current) in known,
-        registered=len(known),
-        open_runs=open_runs,
-        # One that died before it told the key store goes on, and tells it.
-        is_previous_retired=previous is not None
-        and known.get(_index_check_value(previous)) == "retired"
-        and is_listed_as_done_with_index(keys, here),
-        needed_by=index_needed_by(keys, here),
-        is_listed=is_listed(keys, here),
-    )
-
-
 def retire_index_keys(connection: Connection, *, but: Key) -> None:
     """Record that no token is of another blind-index key than this one; from now on no keyring has another. The caller commits."""
     others = update(_INDEX_KEYS).where(
@@ -198,7 +175,7 @@ def retire_index_keys(connection: Connection, *, but: Key) -> None:
 
 
 def _register_index_keys(connection: Connection, keys: KeySet) -> None:
-    known = _registered_index_keys(connection)
+    known = registered_index_keys(connection)
     for key, state in ((keys.index_key, "current"), (keys.previous_index_key, "previous")):
         if key is None or _index_check_value(key) in known:
             continue
@@ -209,7 +186,7 @@ def _register_index_keys(connection: Connection, keys: KeySet) -> None:
         execute(connection, insert(_INDEX_KEYS).values(values), table=_INDEX_KEYS.name)
 
 
-def _registered_index_keys(connection: Connection) -> dict[bytes, str]:
+def registered_index_keys(connection: Connection) -> dict[bytes, str]:
     """Return the state of each registered blind-index key by its check value."""
     rows = execute(connection, select(_INDEX_KEYS.c.check_value, _INDEX_KEYS.c.state), table=_INDEX_KEYS.name)
     return {row.check_value: row.state for row in rows}
@@ -227,7 +204,7 @@ def _live_index_keys(connection: Connection, keys: KeySet) -> dict[bytes, Key]:
     given = {_index_check_value(key): key for key in _index_keys(keys)}
     if not given:
         return {}
-    known = _registered_index_keys(connection)
+    known = registered_index_keys(connection)
     live = {check: key for check, key in given.items() if known.get(check) in {"current", "previous"}}
     strange = [check for check in given if check not in known]
     has_begun = keys.previous_index_key is not None and keys.index_key is not None

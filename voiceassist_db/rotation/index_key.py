@@ -39,9 +39,10 @@ from voiceassist_db.errors import (
     TriggerError,
 )
 from voiceassist_db.execution import require_writable, see_all_rows, translated
-from voiceassist_db.keyring import KeyringSource, index_state, open_runs, register, retire_index_keys
-from voiceassist_db.keyring.members import Here, done_with_index, index_needed_by, joined, store
-from voiceassist_db.keys import Key, KeySet
+from voiceassist_db.keyring import KeyringSource, index_restoring, index_state, register, retire_index_keys
+from voiceassist_db.keyring.listing import store
+from voiceassist_db.keyring.members import Here, done_with_index, index_needed_by, joined
+from voiceassist_db.keys import Key, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.expressions import UNNAMED
@@ -143,7 +144,7 @@ def rotate_index_key(
         require_all_rows(connection, tables)
         stored = keys.provider.fetch()
         is_adopted = keys.keyring(connection).has_direct
-        action = _decided(connection, stored, tables, resume_only=resume_only)
+        action = _decided(connection, keys.provider, stored, tables, resume_only=resume_only)
         require_visible_replicas(connection, pace)
     if action.step is Step.NOTHING:
         close_superseded(engine, action.supersedes)
@@ -164,9 +165,18 @@ def rotate_index_key(
         return report
 
 
-def _decided(connection: Connection, stored: KeySet, tables: Sequence[EncryptedTable], *, resume_only: bool) -> Action:
-    action = decide_index(index_state(connection, stored, open_runs(connection)), resume_only=resume_only)
+def _decided(
+    connection: Connection,
+    provider: KeyProvider,
+    stored: KeySet,
+    tables: Sequence[EncryptedTable],
+    *,
+    resume_only: bool,
+) -> Action:
+    action = decide_index(index_state(connection, provider, stored), resume_only=resume_only)
     if isinstance(action, Refusal):
+        if action.remedy is Remedy.RESTORE:
+            raise RotationError(f"{action.happened} {index_restoring(provider, stored)}")
         raise MissingKeyError(action.happened) if action.remedy is Remedy.INIT_KEYS else RotationError(action.happened)
     if not tables and not stored.previous_index_key:  # else another database waits for this one
         raise NothingToDoError("no table has a blind index: nothing to do")

@@ -30,7 +30,8 @@ from voiceassist_db.keyring import (
     registered_keys,
     retire_version,
 )
-from voiceassist_db.keyring.members import Here, done_with, needed_by, store
+from voiceassist_db.keyring.listing import store
+from voiceassist_db.keyring.members import Here, done_with, needed_by
 from voiceassist_db.keys import KeyProvider, KeySet, Scheme
 from voiceassist_db.models import EncryptedTable, KeyRotationRow, table_of
 from voiceassist_db.models.declaration import VERSION_COLUMN
@@ -125,7 +126,7 @@ def _decided(
 ) -> tuple[Action, KeySet]:
     """Return what to do about the previous version, and the keys that this was decided for."""
     stored = fetched(provider)
-    state = observe(connection, stored, tables)
+    state = observe(connection, provider, stored, tables)
     now = server_now(connection)
     until = now if stored is None else kept_until(_replaced_at(connection, stored) or now, grace_days)
     action = decide(replace(state, is_grace_over=until <= now), Command.RETIRE)

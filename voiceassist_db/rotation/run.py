@@ -33,7 +33,8 @@ from voiceassist_db.keyring import (
     register,
     take_back,
 )
-from voiceassist_db.keyring.members import Here, needing, store
+from voiceassist_db.keyring.listing import store
+from voiceassist_db.keyring.members import Here, needing
 from voiceassist_db.keys import Key, KeyProvider, KeySet
 from voiceassist_db.models import EncryptedTable, KeyRotationFailureRow, table_of
 from voiceassist_db.rotation.batches import Tally
@@ -109,7 +110,7 @@ def next_action(engine: Engine, keys: KeyringSource) -> Action | Refusal:
         require_local_tables(connection)
         tables = encrypted_tables(connection)
         require_all_rows(connection, tables)
-        return decide(observe(connection, fetched(keys.provider), tables), Command.ROTATE)
+        return decide(observe(connection, keys.provider, fetched(keys.provider), tables), Command.ROTATE)
 
 
 def rotate(
@@ -197,7 +198,7 @@ class _Preflight:
         tables = encrypted_tables(connection)
         require_all_rows(connection, tables)
         stored = fetched(provider)
-        state = observe(connection, stored, tables)
+        state = observe(connection, provider, stored, tables)
         action = decide(state, Command.RESUME if resume_only else Command.ROTATE)
         if isinstance(action, Refusal):
             raise refused(action, provider, stored, connection)
