@@ -418,7 +418,7 @@ def _keys_of(keys: KeySet) -> tuple[object, ...]:
     return keys.versions(), keys.index_key, keys.previous_index_key
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9)), max_size=14))
 def test_whatever_is_done_by_hand_no_key_ends_too_early(steps: list[tuple[str, int]]) -> None:
     """Against what each database truly needs: it is listed, with at least that, and a key that it needs is in the secret."""
