@@ -19,7 +19,7 @@ from sqlalchemy.exc import SAWarning
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.execution import execute, regclass, require_transactions
 from voiceassist_db.models import EncryptedTable, declared_tables, undeclared_columns, undeclared_in
-from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX, VERSION_COLUMN
+from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX, VERSION_COLUMN, of_detached
 from voiceassist_db.safety import NOT_TRUSTED
 
 _KEEPER = "voiceassist_db.keeper"
@@ -304,8 +304,7 @@ def _take_copies(connection: Connection, metadata: MetaData, default: str | None
 def _of_copy(connection: Connection, table: Table, original: str, column: str, default: str | None) -> str:
     preparer = connection.dialect.identifier_preparer
     quote: Callable[[str], str] = lambda name: preparer.quote(name).replace("%%", "%")  # noqa: E731
-    # With its schema: nobody may drop another table of this name.
-    name = ".".join(quote(each) for each in (table.schema or default, table.name) if each)
+    name = _quoted(connection, table, default)
     rename = f"{quote(column)} TO {quote(column.removesuffix(ENCRYPTED_SUFFIX) + '_kept')}"
     return (
         f"is a copy of {original}, as CREATE TABLE … AS makes one. No rotation includes it, so its values stay under the key that they "
@@ -318,17 +317,32 @@ def _detached(
     connection: Connection, metadata: MetaData, partitioned: set[tuple[str | None, str]], default: str | None
 ) -> str:
     """Say what to do about partitions that were detached: their comments stayed with the table to which their values are bound."""
-    preparer = connection.dialect.identifier_preparer
-    full: Callable[[Table], str] = lambda table: preparer.format_table(table).replace("%%", "%")  # noqa: E731
     tables = sorted(metadata.tables.values(), key=lambda each: each.fullname)
     parents = [each for each in tables if (each.schema or default, each.name) in partitioned]
     return "".join(
         f" {part.fullname} has the columns of {parent.fullname}. If it was detached from that table, its values are bound to it: ALTER TABLE "
-        f"{full(parent)} ATTACH PARTITION {full(part)} FOR VALUES …, and the comments of the columns are its own again."
+        f"{_quoted(connection, parent, None)} ATTACH PARTITION {_quoted(connection, part, None)} FOR VALUES …, and the comments of the "
+        f"columns are its own again. Or, if it stays detached, declare its columns:{_comments(connection, part, parent, default)}"
         for part in tables
         for parent in parents
         if undeclared_in(part) and part is not parent and set(part.c.keys()) == set(parent.c.keys())
     )
+
+
+def _comments(connection: Connection, part: Table, parent: Table, default: str | None) -> str:
+    """Return the statements that declare a partition that was detached."""
+    wanted = ((column, of_detached(parent.c[column.name].comment)) for column in part.c)
+    return "".join(
+        f" COMMENT ON COLUMN {_quoted(connection, part, default, column.name)} IS '{comment}';"
+        for column, comment in wanted
+        if comment not in {None, column.comment}
+    )
+
+
+def _quoted(connection: Connection, table: Table, default: str | None, *columns: str) -> str:
+    """Return the name of a table or a column for a statement that is printed, with its schema: another one may have the same name."""
+    quote = connection.dialect.identifier_preparer.quote
+    return ".".join(quote(each).replace("%%", "%") for each in (table.schema or default, table.name, *columns) if each)
 
 
 def misplaced(connection: Connection) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +18,7 @@ from sqlalchemy import text
 from tests.rotation.shapes import Shape, described, rotated, run
 from voiceassist_db import Database, Patient, uuid7
 from voiceassist_db.catalogue import encrypted_tables
-from voiceassist_db.errors import RotationError
+from voiceassist_db.errors import RotationError, SchemaNotMigratedError
 from voiceassist_db.keyring import Keyring, KeyringSource, register
 from voiceassist_db.keys import Key
 from voiceassist_db.models import Kind
@@ -25,6 +26,7 @@ from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, plan, retire, rotate
 from voiceassist_db.rotation.relations import relations_of
 from voiceassist_db.rotation.statements import Part, Statements
+from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
 KEYS: dict[str, tuple[dict[str, str], list[tuple[Any, ...]]]] = {
@@ -289,3 +291,40 @@ def test_whatever_keys_and_values_are(
         assert (len(rows), 0) == statements.prove(connection, window)
         assert statements.old(connection, 1) == []
         connection.rollback()
+
+
+DETACH = 'ALTER TABLE visits DETACH PARTITION "Visits 5%"; ALTER TABLE visits DETACH PARTITION archive.visits_old'
+ATTACH = "ALTER TABLE visits ATTACH PARTITION \"Visits 5%\" FOR VALUES FROM ('2023-01-01') TO ('2024-01-01')"
+
+
+def test_partitions_that_stay_detached(database: Database) -> None:
+    """The printed statements declare them: status, verify, rotation and retirement work, and they can be attached again."""
+    shape = Shape(
+        key={"visit": "bigint", "day": "date"}, keys=days(200), options="PARTITION BY RANGE (day)", then=RANGE
+    )
+    with database.engine.begin() as connection:
+        shape.create(connection)
+        (table,) = (each for each in encrypted_tables(connection) if each.name == "visits")
+        shape.fill(connection, database.keys.keyring(connection), table)
+        run(connection, DETACH)
+    with database.engine.connect() as connection, pytest.raises(SchemaNotMigratedError) as refused:
+        read_status(connection)
+    statements = re.findall(r"COMMENT ON COLUMN .+?';", str(refused.value))
+    assert len(statements) == 4
+    with database.engine.begin() as connection:
+        run(connection, " ".join(statements))
+    parts = ["Visits 5%", "archive.visits_old", "visits"]
+    with database.engine.connect() as connection:
+        counted = {name: sum(of.values()) for name, of in read_status(connection).tables.items() if name in parts}
+    assert (list(counted), sum(counted.values()), min(counted.values()) > 10) == (parts, 200, True)
+    report = rotate(database.engine, database.keys)
+    assert (report.rows, report.remaining, report.verified) == (200, 0, True)
+    with database.engine.connect() as connection:
+        run(connection, ATTACH)
+        (table,) = (each for each in encrypted_tables(connection) if each.name == "visits")
+        assert {"Visits 5%"} < {each.table.name for each in relations_of(connection, table)}
+    assert set(parts) <= set(retire(database.engine, database.keys, grace_days=0).tables)
+    found = {
+        each.table: (each.rows, each.failed) for each in verify(database.engine, database.keys) if each.table in parts
+    }
+    assert found == {name: (count, 0) for name, count in counted.items()}

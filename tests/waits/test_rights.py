@@ -135,8 +135,10 @@ def test_row_level_security_is_found_first(
 def test_a_detached_partition_is_led_back_to_its_table(spoilt: Spoilt, clinic: str, at: At) -> None:
     """Its values are bound to the table that it was part of, where its comments are: the message names it and its statement helps."""
     parts = f"""
-        CREATE TABLE visits (id int, day date, key_version int, note_encrypted bytea, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+        CREATE TABLE visits (id int, day date, key_version int, note_encrypted bytea, note_index bytea, PRIMARY KEY (id, day))
+            PARTITION BY RANGE (day);
         COMMENT ON COLUMN visits.note_encrypted IS 'encrypted visits.note as text';
+        COMMENT ON COLUMN visits.note_index IS 'blind index of visits.note by exact';
         CREATE TABLE visits_old PARTITION OF visits FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
         ALTER TABLE visits OWNER TO {ROLES.owner}; ALTER TABLE visits_old OWNER TO {ROLES.owner};
         ALTER TABLE visits DETACH PARTITION visits_old
@@ -147,6 +149,11 @@ def test_a_detached_partition_is_led_back_to_its_table(spoilt: Spoilt, clinic: s
             encrypted_tables(connection)
         found = re.search(r"ALTER TABLE visits ATTACH PARTITION visits_old FOR VALUES", str(caught.value))
         assert found is not None
+        for column, declares in (
+            ("note_encrypted", "encrypted visits.note as text in a detached partition"),
+            ("note_index", "blind index of visits.note by exact"),
+        ):
+            assert f"COMMENT ON COLUMN public.visits_old.{column} IS '{declares}';" in str(caught.value)
         with owner.engine.begin() as connection:
             connection.exec_driver_sql(f"{found[0]} FROM (MINVALUE) TO (MAXVALUE)")
         with owner.engine.connect() as connection:

@@ -55,7 +55,10 @@ FILLFACTOR: Final = 75
 FILLFACTOR_INFO: Final = "voiceassist_db.fillfactor"
 """Where a table of SQLAlchemy 2.0 has its fillfactor, which later versions have as an option of the table."""
 
-_ENCRYPTED_COMMENT: Final = re.compile(rf"encrypted (?P<context>{CONTEXT}) as (?P<kind>[a-z]+)")
+_DETACHED: Final = " in a detached partition"
+_ENCRYPTED_COMMENT: Final = re.compile(
+    rf"encrypted (?P<context>{CONTEXT}) as (?P<kind>[a-z]+)(?P<detached>{_DETACHED})?"
+)
 _INDEX_COMMENT: Final = re.compile(rf"blind index of (?P<context>{CONTEXT}) by (?P<normaliser>[a-z_]+)")
 _BINDABLE: Final = (Integer, String, Date)
 
@@ -229,6 +232,7 @@ class EncryptedField:
         kind: Type of the value.
         index_column: Column of its blind index; None where it cannot be searched.
         normaliser: Name of the blind index's normaliser.
+        is_detached: Whether the table was a partition, so that the table that it was part of has the same context.
     """
 
     name: str
@@ -237,6 +241,7 @@ class EncryptedField:
     kind: Kind
     index_column: str | None = None
     normaliser: str | None = None
+    is_detached: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,7 +329,10 @@ def _fields(table: Table) -> list[EncryptedField]:
             )
         index, normaliser = indexes.pop(context, (None, None))
         name = _field_of(table, column.name, ENCRYPTED_SUFFIX)
-        fields[context] = EncryptedField(name, column.name, context, Kind(found["kind"]), index, normaliser)
+        is_detached = found["detached"] is not None
+        fields[context] = EncryptedField(
+            name, column.name, context, Kind(found["kind"]), index, normaliser, is_detached
+        )
     for context, (index, _) in indexes.items():
         raise ValueError(
             f"column {table.fullname}.{index} is the blind index of {context}, but no encrypted column of the table has this context: "
@@ -366,6 +374,13 @@ def _is_declared(table: Table) -> bool:
     return any(map(is_declared, table.c))
 
 
+def of_detached(comment: str | None) -> str | None:
+    """Return the declaration of a column in a partition that was detached, for that of the same column in its table; None where that has none."""
+    if found := _ENCRYPTED_COMMENT.fullmatch(comment or ""):
+        return f"encrypted {found['context']} as {found['kind']}{_DETACHED}"
+    return comment if _INDEX_COMMENT.fullmatch(comment or "") else None
+
+
 def contexts_of(table: Table) -> set[str]:
     """Return the contexts of a table's encrypted columns, whatever else is wrong with their declaration."""
     found = (_ENCRYPTED_COMMENT.fullmatch(column.comment or "") for column in table.c)
@@ -382,6 +397,8 @@ def declared_tables(metadata: MetaData) -> list[EncryptedTable]:
     owners: dict[str, str] = {}
     for table in tables:
         for field in table.fields.values():
+            if field.is_detached:
+                continue
             place = f"{table.name}.{field.column}"
             if (other := owners.setdefault(field.context, place)) != place:
                 raise ValueError(
