@@ -14,10 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from voiceassist_db import Database, Patient, blind_index
+from voiceassist_db import Database, Patient, blind_index, normalisers
 from voiceassist_db.errors import DuplicateError, ValueFormatError
 from voiceassist_db.keys import Key
-from voiceassist_db.repositories import rows
 from voiceassist_db.spelling import as_seen
 from voiceassist_db.verification import verify
 
@@ -245,15 +244,14 @@ def test_a_stored_value_without_the_form_is_readable_and_named(
 @contextmanager
 def patch_normaliser(field: str, former: Callable[[str], str]) -> Iterator[None]:
     """Write as an earlier version did, whose normaliser gave this form to a value that has none."""
-    current = blind_index.NORMALISERS
 
     def either(value: str) -> str:
         try:
-            return current[field](value)
+            return blind_index.NORMALISERS[field](value)
         except ValueError:
             return former(value)
 
-    with patch.object(rows, "NORMALISERS", {**current, field: either}):
+    with patch.dict(normalisers._forms, {field: either}):
         yield
 
 

@@ -81,8 +81,11 @@ def test_a_table_made_in_sql_is_found(connection: Connection) -> None:
     """Comments are all that it takes: no model of ours knows this table."""
     create(connection, "visits")
     theirs = found(connection)["visits"]
-    fields = [(each.name, each.kind, each.index_column, each.normaliser) for each in theirs.fields.values()]
-    assert fields == [("reason", Kind.TEXT, "reason_index", "exact"), ("scan", Kind.BYTES, None, None)]
+    fields = [
+        (each.name, each.kind, [(index.column, index.normaliser) for index in each.indexes])
+        for each in theirs.fields.values()
+    ]
+    assert fields == [("reason", Kind.TEXT, [("reason_index", "exact")]), ("scan", Kind.BYTES, [])]
     assert {each.context for each in theirs.fields.values()} == {"visits.reason", "visits.scan"}
     assert [each.name for each in theirs.key] == ["visit", "day"]
 
@@ -165,7 +168,7 @@ def test_an_undeclared_column_of_another_schema_is_named_in_full(connection: Con
         ),
         ("COMMENT ON COLUMN visits.scan_encrypted IS 'encrypted visits.scan as picture'", "picture"),
         ("ALTER TABLE visits RENAME COLUMN scan_encrypted TO scan", "'scan'"),
-        ("COMMENT ON COLUMN visits.reason_index IS 'blind index of visits.reason by soundex'", "soundex"),
+        ("COMMENT ON COLUMN visits.reason_index IS 'blind index of visits.reason by date'", "normaliser date is for"),
     ],
 )
 def test_a_declaration_that_cannot_be_followed_is_our_error(connection: Connection, change: str, why: str) -> None:

@@ -15,11 +15,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 from sqlalchemy.sql.elements import quoted_name
 
 from voiceassist_db import Database, Record, Repository, create_engine, record, uuid7
-from voiceassist_db.blind_index import NORMALISERS
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import SchemaNotMigratedError
 from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column, table_of
-from voiceassist_db.models.declaration import Normaliser, declared_tables, floor_constraint, format_constraint
+from voiceassist_db.models.declaration import declared_tables, floor_constraint, format_constraint
 from voiceassist_db.models.names import NAME_BYTES, default_context, fitted
 
 SSN = {"ssn_encrypted": encrypted_column(Kind.TEXT)}
@@ -92,7 +91,12 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: declare({"a_encrypted": ssn(), "a_index": blind_index_column("exact"), "a_index_encrypted": ssn()}),
         "column a_index share a name",
     ),
-    "an unknown normaliser": (lambda: blind_index_column("phone"), "no normaliser 'phone'; there are exact, mrn"),
+    "an unknown normaliser": (
+        lambda: blind_index_column("fax"),
+        "no normaliser 'fax'; there are date, email, exact, integer, mrn",
+    ),
+    "a part of another form": (lambda: blind_index_column("name:0"), "no normaliser 'name:0'"),
+    "a part that is unique": (lambda: blind_index_column("name:3", unique=True), "compares a part of values only"),
     "an unknown kind": (lambda: encrypted_column("phone"), "'phone' is not a valid Kind"),  # type: ignore[arg-type]
     "an index of no field": (
         lambda: declare({"ssn_encrypted": ssn(), "mrn_index": blind_index_column("mrn")}),
@@ -108,9 +112,35 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "other_index and ssn_index are both the blind index",
     ),
-    "an index of a date": (
+    "an index of a moment": (
+        lambda: declare({"at_encrypted": encrypted_column(Kind.DATETIME), "at_index": blind_index_column("date")}),
+        "at has a blind index, which only text, dates and integers can have",
+    ),
+    "an index of text for a date": (
         lambda: declare({"day_encrypted": encrypted_column(Kind.DATE), "day_index": blind_index_column("exact")}),
-        "only text",
+        "day_index: the normaliser exact is for values of kind text, and not for date",
+    ),
+    "a month of a text": (
+        lambda: declare({"a_encrypted": ssn(), "a_index": blind_index_column("name:month")}),
+        "only the normaliser date has the part month",
+    ),
+    "first characters of a date": (
+        lambda: declare({"day_encrypted": encrypted_column(Kind.DATE), "day_index": blind_index_column("date:4")}),
+        "only text has first characters",
+    ),
+    "two indexes of one part": (
+        lambda: declare(
+            {
+                "a_encrypted": ssn(),
+                "b_index": blind_index_column("name:3", of="a"),
+                "c_index": blind_index_column("name:3", of="a"),
+            }
+        ),
+        "c_index and b_index are both the blind index",
+    ),
+    "an index that is searched like a field": (
+        lambda: declare({"a_encrypted": ssn(), "b_encrypted": ssn(), "b_index": blind_index_column("name:3", of="a")}),
+        "b_index is searched by the name b, which is a field's",
     ),
     "two fields of one context": (
         lambda: declare({"a_encrypted": ssn(), "b_encrypted": ssn(context="visits.a")}),
@@ -291,11 +321,6 @@ def test_two_models_of_one_context_are_refused() -> None:
             repository(each, {"id": UUID, "ssn": str})
     with pytest.raises(ValueError, match=r"others\.ssn_encrypted and visits\.ssn_encrypted have the same context"):
         declared_tables(row.metadata)
-
-
-def test_every_normaliser_can_be_declared() -> None:
-    """The names that declarations know are those that have a function."""
-    assert set(NORMALISERS) == set(Normaliser)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------

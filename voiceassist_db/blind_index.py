@@ -10,9 +10,8 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
-from voiceassist_db.keys import Key
 from voiceassist_db.spelling import as_seen, require_no_control
 
 TOKEN_BYTES: Final = 16
@@ -156,6 +155,12 @@ def spellings(form: str) -> set[str]:
     return {form, *(" ".join(each.split()) for each in spelled)}
 
 
-def token(key: Key, normalised: str) -> bytes:
+class Macs(Protocol):
+    """What makes tokens; a ``Key`` does."""
+
+    def mac(self, message: bytes) -> bytes: ...  # noqa: D102
+
+
+def token(key: Macs, normalised: str) -> bytes:
     """Return the token of a normalised value: the first 16 bytes of HMAC-SHA256 under the column's index key."""
     return key.mac(normalised.encode())[:TOKEN_BYTES]

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db import normalisers
+from voiceassist_db.blind_index import token
 from voiceassist_db.commands import ROTATE_INDEX
 from voiceassist_db.errors import BindingError, ValueFormatError
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
-from voiceassist_db.models import EncryptedField, packets
+from voiceassist_db.models import BlindIndex, EncryptedField, packets
 from voiceassist_db.pgcrypto import codec
 
 _BOUND: Final = Scheme.BOUND
@@ -22,6 +23,9 @@ UNINDEXED: Final = (
     "has no blind index: no search finds it, and another row may have the same value where each may stand only once. Write it again with "
     f"update(), or run `{ROTATE_INDEX}`"
 )
+
+
+UNCHECKED: Final = "has tokens that were not checked: they are made by {missing}"
 
 
 class Findings(Protocol):
@@ -61,8 +65,16 @@ class Examination:
         self.report = report
         self._width = width
         self._needs_tokens = needs_tokens
-        first = range(self._width + 1, self._width + 1 + 4 * len(fields), 4)
-        self._fields = [(each, decoders[each.name], position) for each, position in zip(fields, first, strict=True)]
+        self._fields = []
+        position = self._width + 1
+        for each in fields:
+            indexes = [
+                (index, at)
+                for at, index in enumerate(each.indexes, position + 3)
+                if normalisers.is_known(index.normaliser)  # else the table as a whole has failed
+            ]
+            self._fields.append((each, decoders[each.name], position, indexes, len(each.indexes)))
+            position += 3 + len(each.indexes)
         self._keyring = keyring
         self._is_last = is_last
 
@@ -83,10 +95,10 @@ class Examination:
         return None
 
     def _examine_values(self, row: tuple[Any, ...], row_id: str, scheme: Scheme) -> None:
-        for each, decode, position in self._fields:
-            plaintext, is_bound, weak, stored = row[position : position + 4]
+        for each, decode, position, indexes, count in self._fields:
+            plaintext, is_bound, weak, *stored = row[position : position + 3 + count]
             if plaintext is None:
-                if stored is not None:
+                if any(token is not None for token in stored):
                     self.report.fail(row_id, each.name, "has a blind index, but no value")
                 continue
             self.report.values += 1
@@ -103,20 +115,26 @@ class Examination:
             except ValueFormatError:
                 self.report.fail(row_id, each.name, f"is not of type {each.kind.value}")
             else:
-                if each.index_column is not None and each.normaliser is not None:
-                    self._examine_token(row_id, each, value, stored)
+                self._examine_tokens(row_id, each.name, value, [(index, row[at]) for index, at in indexes])
 
-    def _examine_token(self, row_id: str, each: EncryptedField, value: Any, stored: bytes | None) -> None:
+    def _examine_tokens(
+        self, row_id: str, name: str, value: Any, tokens: Iterable[tuple[BlindIndex, bytes | None]]
+    ) -> None:
+        """Look at a value's tokens; a value with several of them fails once."""
+        problems = [self._problem_with(index, value, stored) for index, stored in tokens]
+        problem = max(filter(None, problems), key=lambda each: each != UNINDEXED, default=None)
+        if problem == UNINDEXED and not self._needs_tokens:
+            self.report.unindexed += 1
+        elif problem:
+            self.report.fail(row_id, name, problem)
+
+    def _problem_with(self, index: BlindIndex, value: Any, stored: bytes | None) -> str | None:
         if stored is None:
-            if self._needs_tokens:
-                self.report.fail(row_id, each.name, UNINDEXED)
-            else:
-                self.report.unindexed += 1
-            return
+            return UNINDEXED
         try:
-            normalised = NORMALISERS[each.normaliser or ""](value)
+            normalised = normalisers.form_of(index.normaliser)(value)
         except ValueError:
-            self.report.fail(row_id, each.name, "has a blind index, but a value that cannot be searched")
-            return
-        if all(stored != token(key, normalised) for key in self._keyring.index_column_keys(each.context)):
-            self.report.fail(row_id, each.name, "has the blind index of another value")
+            return "has a blind index, but a value that cannot be searched"
+        if all(stored != token(key, normalised) for key in self._keyring.index_column_keys(index.info)):
+            return "has the blind index of another value"
+        return None

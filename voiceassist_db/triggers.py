@@ -158,8 +158,7 @@ def key_changed(table: EncryptedTable) -> PrimaryKeyChangedError:
 
 
 def _guarded(table: EncryptedTable) -> list[Column[Any]]:
-    names = [name for each in table.fields.values() for name in (each.column, each.index_column) if name]
-    return [*table.key, table.version, *(table.table.c[name] for name in names)]
+    return [*table.key, table.version, *(table.table.c[name] for name in table.covered)]
 
 
 def _is_same(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[bool]:

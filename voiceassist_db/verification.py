@@ -25,7 +25,6 @@ from sqlalchemy import (
     bindparam,
     func,
     literal_column,
-    null,
     select,
     text,
     tuple_,
@@ -33,9 +32,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import NullType
 
+from voiceassist_db import normalisers
 from voiceassist_db.catalogue import tables_and_copies
 from voiceassist_db.errors import DecryptionError
-from voiceassist_db.examination import Examination
+from voiceassist_db.examination import UNCHECKED, Examination
 from voiceassist_db.execution import execute, regclass, see_all_rows, translated
 from voiceassist_db.keyring import KeyringSource, RegisteredKey, registered_keys
 from voiceassist_db.keys import Scheme
@@ -154,6 +154,9 @@ def verify(
                         on_progress(done + rows, max(total, done + rows))
                 if not (missed := walk.missed()):
                     break
+            for index in table.indexes:
+                if not normalisers.is_known(index.normaliser):
+                    walk.report.fail("", index.field, UNCHECKED.format(missing=normalisers.missing(index.normaliser)))
             if missed:
                 walk.report.fail("", None, MISSED.format(missed=missed))
             reports.append(walk.report)
@@ -380,7 +383,7 @@ def _select(
             decrypt_stored(table, each, is_adopted=is_adopted).label(each.name),
             literal_column(bound_format(column)),
             literal_column(packets.weakness(column)),
-            table.table.c[each.index_column] if each.index_column else null(),
+            *(table.table.c[index.column] for index in each.indexes),
         ]
     return Prepared(select(*table.key, table.version, *columns).where(_is_one_of(table)), table=table.name)
 
@@ -395,7 +398,5 @@ def _is_one_of(table: EncryptedTable) -> ColumnElement[bool]:
 
 def _loaded_columns(table: EncryptedTable) -> tuple[Column[Any], ...]:
     """Return the plain columns of types of which the server holds more values than Python."""
-    fields = table.fields.values()
-    own = {table.version.name, *(each.name for each in table.key)}
-    own |= {each.column for each in fields} | {each.index_column for each in fields if each.index_column}
+    own = {table.version.name, *(each.name for each in table.key), *table.covered}
     return tuple(each for each in table.table.c if each.name not in own and not isinstance(each.type, _ALWAYS_LOADED))

@@ -70,7 +70,9 @@ class Secrets:
         for version, root in keys.versions().items():
             self._key(f"key {version}", root, [each.context for each in fields])
         for root in filter(None, (keys.index_key, keys.previous_index_key)):
-            self._key(f"index key beside {keys.version}", root, [each.context for each in fields if each.index_column])
+            self._key(
+                f"index key beside {keys.version}", root, [index.info for each in fields for index in each.indexes]
+            )
 
     def _key(self, name: str, root: Key, contexts: list[str]) -> None:
         for context in ("", *contexts):

@@ -2,6 +2,7 @@
 
 from voiceassist_db.models.base import Base, EncryptedRow, table_of
 from voiceassist_db.models.declaration import (
+    BlindIndex,
     EncryptedField,
     EncryptedTable,
     Kind,
@@ -24,6 +25,7 @@ from voiceassist_db.models.patients import ClinicalNoteRow, PatientRow
 __all__ = [
     "REGISTRY_ROWS",
     "Base",
+    "BlindIndex",
     "ClinicalNoteRow",
     "DatabaseIdentityRow",
     "EncryptedField",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -36,6 +35,7 @@ from sqlalchemy.orm import MappedColumn, mapped_column
 from sqlalchemy.sql.elements import conv
 from sqlalchemy.types import TypeEngine
 
+from voiceassist_db import normalisers
 from voiceassist_db.models.names import (
     CONTEXT,
     NAME_BYTES,
@@ -59,7 +59,7 @@ _DETACHED: Final = " in a detached partition"
 _ENCRYPTED_COMMENT: Final = re.compile(
     rf"encrypted (?P<context>{CONTEXT}) as (?P<kind>[a-z]+)(?P<detached>{_DETACHED})?"
 )
-_INDEX_COMMENT: Final = re.compile(rf"blind index of (?P<context>{CONTEXT}) by (?P<normaliser>[a-z_]+)")
+_INDEX_COMMENT: Final = re.compile(rf"blind index of (?P<context>{CONTEXT}) by (?P<normaliser>{normalisers.PATTERN})")
 _BINDABLE: Final = (Integer, String, Date)
 
 
@@ -75,13 +75,8 @@ class Kind(StrEnum):
     JSON = "json"
 
 
-class Normaliser(StrEnum):
-    """How the values of a blind index are compared; ``blind_index.NORMALISERS`` has the function of each."""
-
-    EXACT = "exact"
-    MRN = "mrn"
-    NAME = "name"
-    SSN = "ssn"
+_SEARCHABLE: Final = (Kind.TEXT, Kind.DATE, Kind.INTEGER)
+"""Kinds of which two equal values always have the same text."""
 
 
 def bound_format(column: str) -> str:
@@ -152,26 +147,37 @@ def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool =
     return declared
 
 
-def blind_index_column(normaliser: str, *, context: str | None = None, unique: bool = False) -> MappedColumn[Any]:
+def blind_index_column(
+    normaliser: str, *, of: str | None = None, context: str | None = None, unique: bool = False
+) -> MappedColumn[Any]:
     """Declare the search token of an encrypted field: ``ssn_index`` beside ``ssn_encrypted``.
 
+    A field has one blind index of whole values. It may have others of a part: of the first characters (``name:3``), or of the month or year
+    of a date (``date:month``). Each tells whoever reads the table which rows share that part.
+
     Args:
-        normaliser: Which spelling differences do not matter: a :class:`Normaliser`, or its name.
+        normaliser: Which spelling differences do not matter: ``date``, ``email``, ``exact``, ``integer``, ``mrn``, ``name``, ``phone``,
+            ``postcode``, ``ssn``, or one that ``register_normaliser`` was given; and, behind a colon, which part is compared.
+        of: The field, where the column is not named after it: ``name_start_index`` of ``name``.
         context: As for :func:`encrypted_column`.
         unique: Whether no two rows may have the same value.
 
     Raises:
-        ValueError: There is no such normaliser; otherwise as for :func:`encrypted_column`.
+        ValueError: There is no such normaliser, or a part is to be unique; otherwise as for :func:`encrypted_column`.
     """
-    if normaliser not in set(Normaliser):
-        raise ValueError(f"there is no normaliser {normaliser!r}; there are {', '.join(sorted(Normaliser))}")
+    if not re.fullmatch(normalisers.PATTERN, normaliser) or not normalisers.is_known(normaliser):
+        raise ValueError(
+            f"there is no normaliser {normaliser!r}; there are {', '.join(normalisers.names())}. Give your own to register_normaliser() before"
+        )
+    if unique and normalisers.part_of(normaliser):
+        raise ValueError(f"{normaliser} compares a part of values only, so that it cannot be unique")
     given = None if context is None else require_context(context)
     declared: MappedColumn[Any] = mapped_column(LargeBinary, index=not unique, unique=unique)
 
     def complete(column: Column[Any], table: Table) -> None:
         if column.comment is not None:
             return
-        field = _new_field(table, column, INDEX_SUFFIX)
+        field = _new_field(table, column, INDEX_SUFFIX) if of is None else of
         column.comment = f"blind index of {given or default_context(table.schema, table.name, field)} by {normaliser}"
         for index in table.indexes:
             if column.name in index.columns and (index.name is None or len(index.name.encode()) > NAME_BYTES):
@@ -221,6 +227,27 @@ def _field_of(table: Table, column: str, suffix: str) -> str:
     return column.removesuffix(suffix)
 
 
+@dataclass(frozen=True, slots=True)
+class BlindIndex:
+    """One column of tokens, as declared.
+
+    Attributes:
+        name: What a search calls it: the field, or for a part of its values the column without ``_index``.
+        column: What the table calls it: ``ssn_index``.
+        normaliser: What its tokens are made by: ``name``, or ``name:3``.
+        info: What the key of its tokens is derived for, so that tokens of two indexes cannot be compared.
+        field: The field.
+        kind: Type of the field's values.
+    """
+
+    name: str
+    column: str
+    normaliser: str
+    info: str
+    field: str
+    kind: Kind
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EncryptedField:
     """One encrypted column, as declared.
@@ -230,8 +257,7 @@ class EncryptedField:
         column: What the table calls it: ``ssn_encrypted``.
         context: What values are bound to, and the info of the column key: ``patient_data.ssn``.
         kind: Type of the value.
-        index_column: Column of its blind index; None where it cannot be searched.
-        normaliser: Name of the blind index's normaliser.
+        indexes: Its blind indexes; none where it cannot be searched.
         is_detached: Whether the table was a partition, so that the table that it was part of has the same context.
     """
 
@@ -239,8 +265,7 @@ class EncryptedField:
     column: str
     context: str
     kind: Kind
-    index_column: str | None = None
-    normaliser: str | None = None
+    indexes: tuple[BlindIndex, ...] = ()
     is_detached: bool = False
 
 
@@ -268,6 +293,17 @@ class EncryptedTable:
         """The column that holds the key version of each row."""
         return self.table.c[VERSION_COLUMN]
 
+    @property
+    def indexes(self) -> list[BlindIndex]:
+        """The blind indexes of all fields."""
+        return [index for field in self.fields.values() for index in field.indexes]
+
+    @property
+    def covered(self) -> list[str]:
+        """The names of its encrypted columns and of their blind indexes."""
+        columns = ([each.column, *(index.column for index in each.indexes)] for each in self.fields.values())
+        return [name for names in columns for name in names]
+
     def beside(self, name: str) -> str:
         """Return a name for a subquery that stands beside the table: another one, should the table itself be called so."""
         return f"{name}_" if name == self.table.name else name
@@ -287,8 +323,13 @@ class EncryptedTable:
         if VERSION_COLUMN not in table.c or not key:
             raise ValueError(f"table {table.fullname} needs a primary key and a column {VERSION_COLUMN}")
         for field in fields.values():
-            if field.index_column is not None and field.kind is not Kind.TEXT:
-                raise ValueError(f"table {table.fullname}: {field.name} has a blind index, which only text can have")
+            if field.indexes and field.kind not in _SEARCHABLE:
+                raise ValueError(
+                    f"table {table.fullname}: {field.name} has a blind index, which only text, dates and integers can have"
+                )
+            for index in field.indexes:
+                if problem := normalisers.problem_with(index.normaliser, field.kind):
+                    raise ValueError(f"column {table.fullname}.{index.column}: {problem}")
         for column in key:
             if not is_bindable(column.type):
                 raise ValueError(
@@ -314,7 +355,7 @@ def _fields(table: Table) -> list[EncryptedField]:
     Raises:
         ValueError: A declaration cannot be followed.
     """
-    indexes = dict(_indexes(table))
+    indexes = _indexes(table)
     fields: dict[str, EncryptedField] = {}
     for column in table.c:
         if not (found := _ENCRYPTED_COMMENT.fullmatch(column.comment or "")):
@@ -327,13 +368,11 @@ def _fields(table: Table) -> list[EncryptedField]:
             raise ValueError(
                 f"{where} and {fields[context].column} have the same context {context}, so that their values could be swapped"
             )
-        index, normaliser = indexes.pop(context, (None, None))
-        name = _field_of(table, column.name, ENCRYPTED_SUFFIX)
-        is_detached = found["detached"] is not None
-        fields[context] = EncryptedField(
-            name, column.name, context, Kind(found["kind"]), index, normaliser, is_detached
-        )
-    for context, (index, _) in indexes.items():
+        name, kind = _field_of(table, column.name, ENCRYPTED_SUFFIX), Kind(found["kind"])
+        made = tuple(_index(context, name, kind, *each) for each in indexes.pop(context, {}).items())
+        fields[context] = EncryptedField(name, column.name, context, kind, made, found["detached"] is not None)
+    for context, found_indexes in indexes.items():
+        index = next(iter(found_indexes.values()))
         raise ValueError(
             f"column {table.fullname}.{index} is the blind index of {context}, but no encrypted column of the table has this context: "
             "give both the same context"
@@ -341,22 +380,30 @@ def _fields(table: Table) -> list[EncryptedField]:
     return list(fields.values())
 
 
-def _indexes(table: Table) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield the context of each blind index, with its column and its normaliser."""
-    seen: dict[str, str] = {}
+def _index(context: str, field: str, kind: Kind, normaliser: str, column: str) -> BlindIndex:
+    if not normalisers.part_of(normaliser):
+        return BlindIndex(field, column, normaliser, context, field, kind)
+    # No context has a colon, so that no other column's key is derived for the same.
+    return BlindIndex(column.removesuffix(INDEX_SUFFIX), column, normaliser, f"{context}:{normaliser}", field, kind)
+
+
+def _indexes(table: Table) -> dict[str, dict[str, str]]:
+    """Return the blind indexes of each context: columns by their normalisers."""
+    indexes: dict[str, dict[str, str]] = {}
     for column in table.c:
         if not (found := _INDEX_COMMENT.fullmatch(column.comment or "")):
             continue
-        where, context, normaliser = f"column {table.fullname}.{column.name}", found["context"], found["normaliser"]
+        context, normaliser = found["context"], found["normaliser"]
         _require_binary(table, column)
-        if normaliser not in set(Normaliser):
-            raise ValueError(
-                f"{where}: there is no normaliser {normaliser!r}; there are {', '.join(sorted(Normaliser))}"
-            )
-        if context in seen:
-            raise ValueError(f"{where} and {seen[context]} are both the blind index of {context}: drop one of them")
-        seen[context] = column.name
-        yield context, (column.name, normaliser)
+        known = indexes.setdefault(context, {})
+        is_whole = not normalisers.part_of(normaliser)
+        for other, name in known.items():
+            if other == normaliser or (is_whole and not normalisers.part_of(other)):
+                raise ValueError(
+                    f"column {table.fullname}.{column.name} and {name} are both the blind index of {context}: drop one of them"
+                )
+        known[normaliser] = column.name
+    return indexes
 
 
 def _require_binary(table: Table, column: Column[Any]) -> None:

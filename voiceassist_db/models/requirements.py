@@ -95,9 +95,7 @@ def require_writable(table: EncryptedTable, written: Iterable[Column[Any]]) -> N
         ValueError: A column is generated, or has a default that is computed in Python.
     """
     names = {column.name for column in written} - {*_DATES}
-    fields = table.fields.values()
-    filled = names | {each.name for each in table.key} | {each.column for each in fields} | {VERSION_COLUMN}
-    filled |= {each.index_column for each in fields if each.index_column}
+    filled = names | {each.name for each in table.key} | {*table.covered, VERSION_COLUMN}
     for column in table.table.c:
         where = f"table {table.name}: column {column.name}"
         if column.name in names and _is_generated(column):
@@ -214,10 +212,10 @@ def _collation_problems(column: Column[Any]) -> Iterator[str]:
 
 
 def _index_problems(table: EncryptedTable) -> Iterator[str]:
-    for field in table.fields.values():
-        if field.index_column is None:
-            continue
-        column = table.table.c[field.index_column]
+    for index in table.indexes:
+        if index.name != index.field and index.name in table.fields:
+            yield f"{index.column} is searched by the name {index.name}, which is a field's: choose another name for the column"
+        column = table.table.c[index.column]
         constraints = (
             each for each in table.table.constraints if isinstance(each, UniqueConstraint | PrimaryKeyConstraint)
         )

@@ -80,12 +80,10 @@ class Criteria:
             )
         if not isinstance(element, ColumnClause):
             return
-        if element.is_literal:
-            names = {name for each in self._table.fields.values() for name in (each.column, each.index_column) if name}
-            if any(name in element.name for name in names):
-                raise ValueError(
-                    f"literal_column() in a criterion names an encrypted column of {self._table.name}: use find()"
-                )
+        if element.is_literal and any(name in element.name for name in self._table.covered):
+            raise ValueError(
+                f"literal_column() in a criterion names an encrypted column of {self._table.name}: use find()"
+            )
         for column in element.base_columns:
             if is_declared(column):  # type: ignore[arg-type]  # a column without a comment is none
                 raise _encrypted(self._table, column.name)
@@ -156,12 +154,14 @@ def _elements(element: ExternallyTraversible) -> Iterator[ExternallyTraversible]
 
 
 def _encrypted(table: EncryptedTable, column: str) -> ValueError:
-    searched = [
-        each.name for each in table.fields.values() if each.index_column and column in {each.column, each.index_column}
+    fields = (each for each in table.fields.values() if column == each.column)
+    indexes = [
+        *(index for field in fields for index in field.indexes),
+        *(each for each in table.indexes if each.column == column),
     ]
     advice = (
-        f"search it by find({searched[0]}=…)"
-        if searched
+        f"search it by find({indexes[0].name}=…)"
+        if indexes
         else "find() searches fields with a blind index, and docs/querying.md says what to do about others"
     )
     return ValueError(f"{column} is encrypted, so PostgreSQL cannot compare its values: {advice}")

@@ -22,8 +22,7 @@ def plain_columns(table: EncryptedTable, record: type[Record]) -> list[Column[An
     """
     if record.__repr__ is not Record.__repr__:
         raise TypeError(f"{record.__name__} must be made by @record, whose repr shows no value")
-    fields = table.fields.values()
-    own = {*(each.column for each in fields), *(each.index_column for each in fields), table.version.name}
+    own = {*table.covered, table.version.name}
     own |= {each.name for each in table.key}
     plain = [each for each in table.table.c if each.name not in own]
     known = {each.name for each in dataclasses.fields(record)}  # type: ignore[arg-type]  # made by @record

@@ -91,17 +91,17 @@ def require_untaken(
         DuplicateError: Another row has the value.
     """
     table = statements.table
-    for field in table.fields.values():
-        if field.index_column is None or not table.table.c[field.index_column].unique:
+    for index in table.indexes:
+        if not table.table.c[index.column].unique:
             continue
-        values = [value for each in given if (value := getattr(each, field.name, None)) is not None]
-        older = keyring.index_column_keys(field.context)[1:]
-        tokens = [token(key, normalised(field, value)) for value in values for key in older]
+        values = [value for each in given if (value := getattr(each, index.field, None)) is not None]
+        older = keyring.index_column_keys(index.info)[1:]
+        tokens = [token(key, normalised(index, value)) for value in values for key in older]
         sought = {"tokens": dumped_tokens(tokens)}
-        taken = statements.taken(field.index_column).rows(connection, sought) if tokens else []
+        taken = statements.taken(index.column).rows(connection, sought) if tokens else []
         if any(tuple(row) != but for row in taken):
             raise DuplicateError(
-                f"another row of {table.name} already has this {field.name}: nothing was written",
+                f"another row of {table.name} already has this {index.field}: nothing was written",
                 table=table.name,
-                field=field.name,
+                field=index.field,
             )

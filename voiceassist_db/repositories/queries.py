@@ -52,18 +52,19 @@ class Queries(Reading[R]):
         if not all(each.forms for each in sought):
             return []
         asked = self._chosen(fields)
-        unasked = [each.field for each in sought if each.field not in asked]
+        searched = dict.fromkeys(self._table.fields[each.index.field] for each in sought)
+        unasked = [each for each in searched if each not in asked]
         chosen = (*asked, *unasked)
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
             names = self._statements.parameters
             return {"known": list(keyring.index_checks)} | {
-                names.where(each.column): each.tokens(keyring) for each in sought
+                names.where(each.index.column): each.tokens(keyring) for each in sought
             }
 
         rows = self._read(
             Statements.find,
-            (tuple([each.column for each in sought]), chosen),
+            (tuple([each.index.column for each in sought]), chosen),
             tokens,
             chosen,
             searches=True,

@@ -12,11 +12,12 @@ from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Column, LargeBinary
 
-from voiceassist_db.blind_index import NORMALISERS, token
+from voiceassist_db import normalisers
+from voiceassist_db.blind_index import token
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.keys import Scheme
 from voiceassist_db.masking import MaskedValues
-from voiceassist_db.models import EncryptedField, EncryptedTable
+from voiceassist_db.models import BlindIndex, EncryptedField, EncryptedTable, Kind
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any
 from voiceassist_db.pgcrypto.binding import Array
@@ -26,6 +27,8 @@ from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.rules import is_unicode, is_unlimited
 from voiceassist_db.values import MAX_ROW_BYTES, RefusedValueError
+from voiceassist_db.values import date as plain_date
+from voiceassist_db.values import integer as plain_integer
 from voiceassist_db.values import text as plain_text
 
 R = TypeVar("R", bound=Record)
@@ -87,10 +90,11 @@ class Rows(Generic[R]):
         self._dumpers = self._array_dumpers()
         self._encoders = {name: codec.encoder(each, most=share) for name, each in table.fields.items()}
         self._tokens = {
-            each.name: self._names.token(each.index_column) for each in table.fields.values() if each.index_column
+            name: [(self._names.token(index.column), index) for index in each.indexes]
+            for name, each in table.fields.items()
         }
         self._encoded = [
-            (self._names.plaintext(each.column), self._tokens.get(name), each, attrgetter(name), self._encoders[name])
+            (self._names.plaintext(each.column), self._tokens[name], attrgetter(name), self._encoders[name])
             for name, each in table.fields.items()
         ]
         self._changing = {name: self._names.plain(name) for name in self._checks}
@@ -102,8 +106,8 @@ class Rows(Generic[R]):
         dumpers = {self._names.plain(column): dump for column, dump in self._lookup_dumpers.items()}
         for field in self._table.fields.values():
             dumpers[self._names.plaintext(field.column)] = dumper(plaintext_type(field))
-            if field.index_column:
-                dumpers[self._names.token(field.index_column)] = dumper(LargeBinary())
+            for index in field.indexes:
+                dumpers[self._names.token(index.column)] = dumper(LargeBinary())
         return dumpers
 
     def new(self, record: R, keyring: Keyring) -> MaskedValues:
@@ -120,11 +124,11 @@ class Rows(Generic[R]):
             values[name] = check(value_of(record))
         row_id = codec.row_id(tuple(values.values())[: len(self._key)])
         scheme = keyring.current.scheme
-        for name, token_name, field, value_of, encode in self._encoded:
+        for name, tokens, value_of, encode in self._encoded:
             value = value_of(record)
             values[name] = encode(scheme, row_id, value)
-            if token_name:
-                values[token_name] = _token(field, value, keyring)
+            for token_name, index in tokens:
+                values[token_name] = _token(index, value, keyring)
         values.update(parameters(keyring, self._table, self._fields))
         return values
 
@@ -165,11 +169,11 @@ class Rows(Generic[R]):
             yield name, values
         row_ids = [codec.row_id(each) for each in zip(*key, strict=True)]
         scheme = keyring.current.scheme
-        for name, token_name, field, value_of, encode in self._encoded:
+        for name, tokens, value_of, encode in self._encoded:
             values = [value_of(record) for record in records]
             yield name, [encode(scheme, row_id, value) for row_id, value in zip(row_ids, values, strict=True)]
-            if token_name:
-                yield token_name, _tokens(field, values, keyring)
+            for token_name, index in tokens:
+                yield token_name, _tokens(index, values, keyring)
 
     def array(self, column: str, values: Sequence[Any]) -> Array:
         """Return many values of a column by which rows are named, which are checked already, as one parameter."""
@@ -200,8 +204,8 @@ class Rows(Generic[R]):
                 values[self._changing[name]] = self._checks[name](value)
                 continue
             values[self._changing[name]] = encode(_DIRECT, "", value)
-            if name in self._tokens:
-                values[self._tokens[name]] = _token(self._table.fields[name], value, keyring)
+            for token_name, index in self._tokens[name]:
+                values[token_name] = _token(index, value, keyring)
         return values
 
     def read(
@@ -249,30 +253,37 @@ class Rows(Generic[R]):
         return plain, encrypted
 
 
-def _token(field: EncryptedField, value: Any, keyring: Keyring) -> bytes | None:
+def _token(index: BlindIndex, value: Any, keyring: Keyring) -> bytes | None:
     if value is None:
         return None  # needs no index key, which the key store may not hold
-    return token(keyring.index_column_keys(field.context)[0], normalised(field, value))
+    return token(keyring.index_column_keys(index.info)[0], normalised(index, value))
 
 
-def _tokens(field: EncryptedField, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
+def _tokens(index: BlindIndex, values: Sequence[Any], keyring: Keyring) -> list[bytes | None]:
     if not any(value is not None for value in values):
         return [None for _ in values]  # as above
-    key = keyring.index_column_keys(field.context)[0]
-    return [None if value is None else token(key, normalised(field, value)) for value in values]
+    key = keyring.index_column_keys(index.info)[0]
+    return [None if value is None else token(key, normalised(index, value)) for value in values]
 
 
-def normalised(field: EncryptedField, value: Any) -> str:
+def normalised(index: BlindIndex, value: Any) -> str:
     """Return the form of a value by which it is searched.
 
     Raises:
         ValueError: It has none; the message does not hold it.
+        ConfigurationError: This process lacks the normaliser.
     """
     try:
+        if index.kind is not _TEXT:
+            return normalisers.form_of(index.normaliser)(_PLAIN[index.kind](value))
         text = value if type(value) is str else plain_text(value)
         if not text.isascii() and not is_unicode(text):
             raise RefusedValueError("holds a lone surrogate, which is not a character")
-        return NORMALISERS[field.normaliser or "exact"](text)
+        return normalisers.form_of(index.normaliser)(text)
     except ValueError as error:
         problem = error.args[0]
-    raise ValueError(f"{field.name} {problem}")
+    raise ValueError(f"{index.field} {problem}")
+
+
+_TEXT: Final = Kind.TEXT
+_PLAIN: Final[Mapping[Kind, Callable[[Any], Any]]] = {Kind.DATE: plain_date, Kind.INTEGER: plain_integer}

@@ -244,8 +244,8 @@ class Statements:
         for field in self.table.fields.values():
             plaintext = value(names.plaintext(field.column), plaintext_type(field))
             row[field.column] = encrypt_new(self.table, field, plaintext)
-            if field.index_column:
-                row[field.index_column] = value(names.token(field.index_column), LargeBinary())
+            for index in field.indexes:
+                row[index.column] = value(names.token(index.column), LargeBinary())
         return row
 
     def _insert(self) -> Executable:
@@ -308,17 +308,15 @@ class Statements:
             if field.name in names:
                 value = _scalar(self.parameters.plaintext(field.column), plaintext_type(field))
                 changes[field.column] = encrypt_stored(self.table, field, value, schemes)
-                if field.index_column:
-                    changes[field.index_column] = _scalar(self.parameters.token(field.index_column), LargeBinary())
+                for index in field.indexes:
+                    changes[index.column] = _scalar(self.parameters.token(index.column), LargeBinary())
         if "updated_at" in self.table.table.c:
             changes["updated_at"] = func.now()
         return changes
 
     def _index_is_current(self, names: frozenset[str] | None = None) -> list[ColumnElement[bool]]:
         """Return the condition that the tokens to be written are of the index key that the registry has as the current one."""
-        indexed = [
-            each for each in self.table.fields.values() if each.index_column and (names is None or each.name in names)
-        ]
+        indexed = [each for each in self.table.indexes if names is None or each.field in names]
         return [_is_current_index_key()] if indexed else []
 
     def _is_row(self) -> list[ColumnElement[bool]]:

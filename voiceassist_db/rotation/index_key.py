@@ -56,7 +56,7 @@ from voiceassist_db.rotation.relations import (
 )
 from voiceassist_db.rotation.report import OnProgress, Pace, Progress
 from voiceassist_db.rotation.throttle import Throttle, require_visible_replicas
-from voiceassist_db.rotation.tokens import Page, PrimaryKey, TokenTable, indexed
+from voiceassist_db.rotation.tokens import Page, PrimaryKey, TokenTable, indexed, require_normalisers
 from voiceassist_db.rotation.work import writers
 from voiceassist_db.waits import holders
 
@@ -134,6 +134,7 @@ def rotate_index_key(
         RotationActiveError: Another process is rotating this database's keys.
         RotationError: Other databases need the key before this one, or something else is in the way.
         MissingKeyError: The key store holds no index key.
+        ConfigurationError: This process lacks a normaliser of the application's.
     """
     pace = pace or Pace()
     with translated(), engine.connect() as connection:
@@ -141,6 +142,7 @@ def rotate_index_key(
         require_local_tables(connection)
         require_safe_connection(connection)
         tables = [each for each in encrypted_tables(connection) if indexed(each)]
+        require_normalisers(tables)
         require_all_rows(connection, tables)
         stored = keys.provider.fetch()
         is_adopted = keys.keyring(connection).has_direct

@@ -5,7 +5,7 @@ Owns the statements. Which rows are next, and what becomes of a failure, is ``in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,11 +25,12 @@ from sqlalchemy import (
     update,
 )
 
-from voiceassist_db.blind_index import NORMALISERS, token
-from voiceassist_db.errors import DecryptionError, TransactionConflictError
+from voiceassist_db import normalisers
+from voiceassist_db.blind_index import token
+from voiceassist_db.errors import ConfigurationError, DecryptionError, TransactionConflictError
 from voiceassist_db.keyring import Keyring
 from voiceassist_db.loading import Unloadable, text_of
-from voiceassist_db.models import EncryptedField, EncryptedTable
+from voiceassist_db.models import BlindIndex, EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
 from voiceassist_db.pgcrypto.arrays import array_parameter, dumped_tokens, dumper, element_type
 from voiceassist_db.pgcrypto.binding import Array
@@ -59,7 +60,22 @@ class Page:
 
 def indexed(table: EncryptedTable) -> tuple[EncryptedField, ...]:
     """Return a table's searchable fields."""
-    return tuple(each for each in table.fields.values() if each.index_column is not None)
+    return tuple(each for each in table.fields.values() if each.indexes)
+
+
+def require_normalisers(tables: Iterable[EncryptedTable]) -> None:
+    """Refuse tables whose tokens this process cannot make.
+
+    Raises:
+        ConfigurationError: It lacks a normaliser of the application's.
+    """
+    for table in tables:
+        for index in table.indexes:
+            if not normalisers.is_known(index.normaliser):
+                raise ConfigurationError(
+                    f"nothing was changed: the tokens of {table.name}.{index.column} are made by {normalisers.missing(index.normaliser)}. "
+                    "Or call rotate_index_key() in the application"
+                )
 
 
 class TokenTable:
@@ -69,6 +85,7 @@ class TokenTable:
         self.name = table.name
         self.table = table
         self._fields = indexed(table)
+        self._indexes = table.indexes
         self._unique = _unique(table)
         self._width = len(table.key)
         self._decoders = [codec.decoder(each, table=table.name) for each in self._fields]
@@ -78,11 +95,10 @@ class TokenTable:
         page = select(*table.key, self._has_values()).order_by(*table.key).limit(bindparam("limit"))
         self._first = Prepared(page, table=self.name)
         self._later = Prepared(page.where(key > after), table=self.name)
-        tokens = [
-            (decrypt_stored(table, each, is_adopted=is_adopted), table.table.c[str(each.index_column)])
-            for each in self._fields
+        columns: list[ColumnElement[Any]] = [
+            decrypt_stored(table, each, is_adopted=is_adopted) for each in self._fields
         ]
-        columns = [column for pair in tokens for column in pair]
+        columns += [table.table.c[each.column] for each in self._indexes]
         given = self._given(())
         wanted = key.in_(select(*(given.c[f"k{at}"] for at in range(self._width))))
         self._read = Prepared(select(*table.key, table.version, *columns).where(wanted), table=self.name)
@@ -103,9 +119,9 @@ class TokenTable:
 
     def _exchanged(self) -> tuple[dict[str, ColumnElement[Any]], list[ColumnElement[bool]]]:
         """Return the new token of each column, and the conditions that a row is one of those and has its old tokens."""
-        places = range(len(self._fields))
+        places = range(len(self._indexes))
         given = self._given([*(f"old_{at}" for at in places), *(f"new_{at}" for at in places)])
-        columns = [self.table.table.c[str(each.index_column)] for each in self._fields]
+        columns = [self.table.table.c[each.column] for each in self._indexes]
         is_given = [column == given.c[f"k{at}"] for at, column in enumerate(self.table.key)]
         # Compare and swap: a value that somebody has changed since it was read has its own, newer token. Where the change was made in
         # SQL, and left no token, the next pass finds the wrong one.
@@ -113,8 +129,8 @@ class TokenTable:
         return {column.name: given.c[f"new_{at}"] for at, column in enumerate(columns)}, is_given + is_old
 
     def _has_values(self) -> ColumnElement[bool]:
-        columns = [name for each in self._fields for name in (each.column, str(each.index_column))]
-        return or_(*(self.table.table.c[name].is_not(None) for name in columns))
+        searched = [*(each.column for each in self._fields), *(each.column for each in self._indexes)]
+        return or_(*(self.table.table.c[name].is_not(None) for name in searched))
 
     def page(self, connection: Connection, after: PrimaryKey | None) -> Page | None:
         """Return the next primary keys; None behind the last one."""
@@ -148,13 +164,13 @@ class TokenTable:
         rows = self._read.rows(connection, self._arrays(keys) | parameters(keyring, self.table, self._fields))
         stale = []
         for row in rows:
-            old = list(row[self._width + 2 :: 2])
+            old = list(row[self._width + 1 + len(self._fields) :])
             new = self._tokens(row, keyring, fills_unique=fills_unique)
             if old != new:
                 stale.append((row[: self._width], old, new))
         if not stale:
             return 0
-        places = range(len(self._fields))
+        places = range(len(self._indexes))
         values = self._arrays([key for key, _, _ in stale])
         values |= {f"old_{at}": dumped_tokens([old[at] for _, old, _ in stale]) for at in places}
         values |= {f"new_{at}": dumped_tokens([new[at] for _, _, new in stale]) for at in places}
@@ -179,31 +195,34 @@ class TokenTable:
             raise DecryptionError(
                 f"row {row_id} of {self.name} is under a key version that is not live", table=self.name, row_id=row_id
             )
+        first = self._width + 1
+        values = {
+            each.name: decode(scheme, row_id, plaintext)
+            for each, decode, plaintext in zip(self._fields, self._decoders, row[first:], strict=False)
+        }
         tokens: list[bytes | None] = []
-        for at, each in enumerate(self._fields):
-            plaintext, stored = row[self._width + 1 + 2 * at :][:2]
-            value = self._decoders[at](scheme, row_id, plaintext)
-            is_left = stored is None and not fills_unique and each.index_column in self._unique
-            made = None if value is None or is_left else self._token(each, value, keyring)
+        for index, stored in zip(self._indexes, row[first + len(self._fields) :], strict=True):
+            value = values[index.field]
+            is_left = stored is None and not fills_unique and index.column in self._unique
+            made = None if value is None or is_left else self._token(index, value, keyring)
             if made is None and stored is not None and value is not None:
                 raise DecryptionError(
-                    f"{self.name}.{each.name} of row {row_id} has a blind index, but a value that cannot be searched",
+                    f"{self.name}.{index.field} of row {row_id} has a blind index, but a value that cannot be searched",
                     table=self.name,
-                    field=each.name,
+                    field=index.field,
                     row_id=row_id,
                 )
             tokens.append(made)
         return tokens
 
     @staticmethod
-    def _token(field: EncryptedField, value: str, keyring: Keyring) -> bytes | None:
+    def _token(index: BlindIndex, value: Any, keyring: Keyring) -> bytes | None:
         """Return a value's token; None where it has no form to be searched by."""
-        normalise: Callable[[str], str] = NORMALISERS[field.normaliser or "exact"]
         try:
-            normalised = normalise(value)
+            normalised = normalisers.form_of(index.normaliser)(value)
         except ValueError:
             return None
-        return token(keyring.index_column_keys(field.context)[0], normalised)
+        return token(keyring.index_column_keys(index.info)[0], normalised)
 
 
 def _unique(table: EncryptedTable) -> set[str]:
