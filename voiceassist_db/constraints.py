@@ -37,7 +37,7 @@ _STATE = text(
     WHERE c.conrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass) AND c.contype OPERATOR(pg_catalog.=) 'c'
     """
 )
-_MARKS: Final = {"hex": r"\xd2'", "octal": r"\322'"}
+MARKS: Final = {"hex": r"\xd2'", "octal": r"\322'"}
 """What both formats ask for, as each ``bytea_output`` writes it. A constraint is known by it where its table was renamed, and the constraint was not."""
 
 _FLOOR = text(
@@ -83,7 +83,7 @@ def gaps(connection: Connection, table: EncryptedTable) -> list[Gap]:
     """Return what a table lacks: CHECKs of its ciphertext formats, their proof over all rows, and room on its pages."""
     quote, name = _quote(connection), regclass(connection, table.table)
     condition = any_format if _has_direct_key(connection) else bound_format
-    state = execute(connection, _STATE, {"table": name, **_MARKS}, table=table.name).all()
+    state = execute(connection, _STATE, {"table": name, **MARKS}, table=table.name).all()
     guarded = {row.guarded for row in state}
     found = []
     for field in table.fields.values():

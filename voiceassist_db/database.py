@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, memoized_property
 
 from voiceassist_db import config, forks
+from voiceassist_db.drivers import require_psycopg
 from voiceassist_db.engine import create_async_engine, create_engine, prepare
 from voiceassist_db.errors import VoiceAssistDBError
 from voiceassist_db.execution import translated
@@ -84,10 +85,13 @@ class Database:
         engine: An engine for PostgreSQL through psycopg. One that was made elsewhere is made fit to send keys.
         provider: The key store.
         ttl_s: Age in seconds after which the keys are fetched again.
+
+    Raises:
+        ConfigurationError: The engine is for another database or another driver, or is an async one.
     """
 
     def __init__(self, engine: Engine, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        self.engine = prepare(engine)
+        self.engine = prepare(require_psycopg(engine))
         self.keys = KeyringSource(provider, ttl_s=ttl_s)
 
     @classmethod
@@ -196,10 +200,13 @@ class AsyncDatabase:
         engine: An async engine for PostgreSQL through psycopg.
         provider: The key store; it is asked from a thread.
         ttl_s: Age in seconds after which the keys are fetched again.
+
+    Raises:
+        ConfigurationError: The engine is for another database or another driver, or is no async one.
     """
 
     def __init__(self, engine: AsyncEngine, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        prepare(engine.sync_engine)
+        prepare(require_psycopg(engine, is_async=True))
         self.engine = engine
         self.keys = KeyringSource(provider, ttl_s=ttl_s, wait=_wait_on_loop)
 

@@ -16,6 +16,8 @@ from psycopg.postgres import register_default_adapters
 from psycopg.postgres import types as postgres_types
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from voiceassist_db.errors import ConfigurationError
 
@@ -39,6 +41,34 @@ _LOADERS: Final = [
     for name in _READ
     for format_ in Format
 ]
+
+
+def require_psycopg(engine: Any, *, is_async: bool = False) -> Engine:
+    """Return the engine that our statements can use, before one of its connections is opened.
+
+    Args:
+        engine: What an application gives as its engine.
+        is_async: Whether it must be an async one.
+
+    Raises:
+        ConfigurationError: It is for another database, for another driver, or of the other kind.
+    """
+    if isinstance(engine, AsyncEngine) is not is_async or not isinstance(engine, Engine | AsyncEngine):
+        raise ConfigurationError(_ASYNC if is_async else _SYNC)
+    made = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if (made.dialect.name, made.dialect.driver) != ("postgresql", "psycopg"):
+        function = "create_async_engine" if is_async else "create_engine"
+        raise ConfigurationError(
+            f"this engine is for {made.dialect.name} through {made.dialect.driver}. Keys are sent to PostgreSQL through psycopg 3 only: make "
+            f'another engine beside it, {function}("postgresql+psycopg://…"), and give that one'
+        )
+    return made
+
+
+_SYNC: Final = (
+    "Database() takes an engine of sqlalchemy.create_engine. For an engine of create_async_engine, use AsyncDatabase()"
+)
+_ASYNC: Final = "AsyncDatabase() takes an engine of sqlalchemy.ext.asyncio.create_async_engine. For an engine of create_engine, use Database()"
 
 
 def require_fitting(driver: Any) -> None:

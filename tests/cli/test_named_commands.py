@@ -54,7 +54,10 @@ def problem_with(line: str) -> str | None:
         name, rest = f"{name} {rest[0].rstrip('.,:')}", rest[1:]
     if name not in known:
         return f"there is no command {name}"
-    options = {each for parameter in known[name].params for each in parameter.opts} | {"-h", "--help"}
+    options = {each for parameter in known[name].params for each in (*parameter.opts, *parameter.secondary_opts)} | {
+        "-h",
+        "--help",
+    }
     if name == "voiceassist-db dev" and "--" in rest:
         rest = rest[: rest.index("--")]
     for word in (each.rstrip(".,:") for each in rest):

@@ -476,3 +476,9 @@ def undeclared_in(table: Table) -> list[str]:
 def undeclared_columns(metadata: MetaData) -> list[str]:
     """Return ``table.column`` of all such columns of a metadata collection."""
     return [f"{table.fullname}.{name}" for _, table in sorted(metadata.tables.items()) for name in undeclared_in(table)]
+
+
+def declared_in(comment: str | None) -> tuple[str, str] | None:
+    """Return the context and the kind that the comment of an encrypted column declares; None where it is none."""
+    found = _ENCRYPTED_COMMENT.fullmatch(comment or "")
+    return (found["context"], found["kind"]) if found else None
