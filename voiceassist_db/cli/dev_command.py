@@ -35,8 +35,8 @@ from voiceassist_db.cli.output import say
 def command(directory: Path | None, arguments: tuple[str, ...]) -> None:
     """Run CMD, or a shell, with PostgreSQL and OpenBao up, the database migrated, keys made, and the environment set.
 
-    CMD sees VAULT_ADDR, VAULT_TOKEN and DATABASE_URL, the address of the application's role. OWNER_DATABASE_URL, ROTATOR_DATABASE_URL
-    and AUDITOR_DATABASE_URL are those of the other roles that `provision` makes: give one of them to a command as its DATABASE_URL.
+    CMD sees VAULT_ADDR, VAULT_TOKEN and DATABASE_URL, the address of the application's role. OWNER_DATABASE_URL, ROTATOR_DATABASE_URL,
+    AUDITOR_DATABASE_URL and SUPERUSER_DATABASE_URL are those of the other roles: give one of them to a command as its DATABASE_URL.
 
     The servers are real, listen on loopback only, and end with this command. Exit code: CMD's.
     """

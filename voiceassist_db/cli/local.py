@@ -32,6 +32,7 @@ ROLES: Final = Roles()
 OWNER_URL: Final = "OWNER_DATABASE_URL"
 ROTATOR_URL: Final = "ROTATOR_DATABASE_URL"
 AUDITOR_URL: Final = "AUDITOR_DATABASE_URL"
+SUPERUSER_URL: Final = "SUPERUSER_DATABASE_URL"
 """Variables with the addresses of the roles beside the application's, which has ``DATABASE_URL``."""
 
 
@@ -51,6 +52,7 @@ def local_deployment(directory: Path | None = None) -> Iterator[dict[str, str]]:
         names = (config.DATABASE_URL, OWNER_URL, ROTATOR_URL, AUDITOR_URL)
         roles = (ROLES.app, ROLES.owner, ROLES.rotator, ROLES.auditor)
         environment = dict(zip(names, (plain(urls[role]) for role in roles), strict=True)) | {
+            SUPERUSER_URL: plain(postgres.url(NAME)),
             "VAULT_ADDR": openbao.address,
             "VAULT_TOKEN": openbao.root_token,
         }

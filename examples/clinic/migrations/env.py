@@ -1,0 +1,17 @@
+"""How Alembic runs in the clinic: its own tables and those of voiceassist-db in one history."""
+
+from __future__ import annotations
+
+import os
+
+from alembic import context
+
+from clinic.tables import Base
+from voiceassist_db import create_engine
+
+engine = create_engine(os.environ["DATABASE_URL"])
+with engine.connect() as connection:
+    context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+engine.dispose()
