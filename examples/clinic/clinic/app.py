@@ -9,11 +9,13 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from clinic.tables import Access, Doctor, Visit
 from voiceassist_db import AsyncDatabase
+from voiceassist_db.errors import NotFoundError
 
 
 class NewVisit(BaseModel):
@@ -42,6 +44,8 @@ def create_app(database: AsyncDatabase | None = None) -> FastAPI:
         await app.state.database.close()
 
     app = FastAPI(title="Clinic", lifespan=lifespan)
+    app.exception_handler(NotFoundError)(not_found)
+    app.exception_handler(ValueError)(not_valid)
     app.post("/doctors", status_code=201)(add_doctor)
     app.post("/visits", status_code=201)(add_visit)
     app.get("/visits")(find_visits)
@@ -66,6 +70,16 @@ Session = Annotated[AsyncSession, Depends(session_of, scope="function")]
 Keyed = Annotated[AsyncDatabase, Depends(database_of)]
 
 
+async def not_found(_: Request, error: Exception) -> JSONResponse:
+    """Answer for a row that is not there; an error's text holds no value of a patient."""
+    return JSONResponse({"detail": str(error)}, 404)
+
+
+async def not_valid(_: Request, error: Exception) -> JSONResponse:
+    """Answer for a value that a column cannot hold."""
+    return JSONResponse({"detail": str(error)}, 422)
+
+
 async def add_doctor(name: str, session: Session) -> int:
     """Add a doctor by the ORM, which knows nothing of keys."""
     doctor = Doctor(name=name)
@@ -86,8 +100,6 @@ async def add_visit(new: NewVisit, session: Session, database: Keyed) -> UUID:
 async def read_visit(visit: UUID, doctor: int, session: Session, database: Keyed) -> ShownVisit:
     """Show a visit to a doctor, and write down who saw it."""
     found = await database.using(session).run(lambda tx: tx.repository(Visit).get(visit))
-    if found is None:
-        raise HTTPException(404, "no such visit")
     session.add(Access(visit=visit, doctor=doctor))
     return ShownVisit(
         id=found.id, doctor=found.doctor, starts_at=found.starts_at, patient=found.patient, reason=found.reason

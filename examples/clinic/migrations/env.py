@@ -1,4 +1,4 @@
-"""How Alembic runs in the clinic: its own tables and those of voiceassist-db in one history."""
+"""How Alembic runs in the clinic: its own history, beside the one of voiceassist-db."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from clinic.tables import Access
 from fastapi.testclient import TestClient
 from sqlalchemy import select, text
 
-from voiceassist_db import Database
+from voiceassist_db import Database, uuid7
 from voiceassist_db.rotation import retire, rotate
 
 MORNING = datetime(2026, 5, 4, 8, 30, tzinfo=UTC)
@@ -48,6 +48,8 @@ def test_visits_are_listed_in_order(client: TestClient) -> None:
 def test_a_request_that_fails_leaves_nothing(client: TestClient) -> None:
     refused = client.post("/visits", json={"doctor": 4711, "starts_at": MORNING.isoformat(), "patient": "Nobody"})
     assert refused.status_code == 404
+    assert client.get(f"/visits/{uuid7()}", params={"doctor": 1}).status_code == 404
+    assert client.get("/visits", params={"patient": ""}).status_code == 422
     assert client.get("/visits", params={"patient": "Nobody"}).json() == []
 
 

@@ -1,0 +1,89 @@
+"""Fifty clients at once, three workers, a rotation and a retirement: every answer must be right.
+
+Run by ``test_service.py`` inside ``voiceassist-db dev``, which gives it servers, roles and keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2 as httpx
+
+CLIENTS = 50
+ROUNDS = 12
+
+
+def run(*command: str, role: str) -> None:
+    """Run a command as one of the roles."""
+    subprocess.run(command, check=True, env=os.environ | {"DATABASE_URL": os.environ[f"{role}_DATABASE_URL"]})
+
+
+@contextmanager
+def workers() -> Iterator[str]:
+    """Serve the clinic by three workers, as the application's role."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    command = ["gunicorn", "clinic.app:create_app()", "-w", "3", "-k", "uvicorn_worker.UvicornWorker", "-b", address]
+    with subprocess.Popen([sys.executable, "-m", *command, "--log-level", "warning"]) as server:
+        try:
+            yield f"http://{address}"
+        finally:
+            server.terminate()
+
+
+async def client(http: httpx.AsyncClient, doctor: int, number: int, started: asyncio.Event) -> int:
+    """Add, read, find and list visits; return how many answers were right."""
+    right = 0
+    for each in range(ROUNDS):
+        patient, moment = f"Patient {number} {each}", f"2026-05-{number % 28 + 1:02}T{each + 8:02}:00:00Z"
+        visit = {"doctor": doctor, "starts_at": moment, "patient": patient, "reason": f"reason {number}.{each}"}
+        id_ = (await http.post("/visits", json=visit)).raise_for_status().json()
+        read = (await http.get(f"/visits/{id_}", params={"doctor": doctor})).raise_for_status().json()
+        found = (await http.get("/visits", params={"patient": patient.upper()})).raise_for_status().json()
+        listed = (await http.get(f"/doctors/{doctor}/visits", params={"limit": 5})).raise_for_status().json()
+        assert read == visit | {"id": id_}, read
+        assert [one["id"] for one in found] == [id_], found
+        assert listed == sorted(listed, key=lambda one: one["starts_at"]), listed
+        right += 4
+        started.set()
+    return right
+
+
+async def trial(address: str) -> int:
+    """Let the clients work while the key is rotated and the one before retired."""
+    limits = httpx.Limits(max_connections=CLIENTS)
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as http:
+        for _ in range(600):
+            try:
+                doctor = (await http.post("/doctors", params={"name": "Dr. Grey"})).raise_for_status().json()
+                break
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+        started = asyncio.Event()
+        clients = [asyncio.create_task(client(http, doctor, number, started)) for number in range(CLIENTS)]
+        await started.wait()
+        await asyncio.to_thread(run, "voiceassist-db", "rotate", role="ROTATOR")
+        assert not all(each.done() for each in clients), "the clients were done before the rotation"
+        await asyncio.to_thread(run, "voiceassist-db", "retire", "--grace-days", "0", role="OWNER")
+        return sum(await asyncio.gather(*clients))
+
+
+def main() -> None:
+    """Migrate, serve, and print how many answers were right."""
+    run("alembic", "upgrade", "head", role="OWNER")
+    run("voiceassist-db", "provision", role="SUPERUSER")
+    with workers() as address:
+        right = asyncio.run(trial(address))
+    run("voiceassist-db", "verify", role="ROTATOR")
+    print(f"{right} of {CLIENTS * ROUNDS * 4} answers were right")
+
+
+if __name__ == "__main__":
+    main()
