@@ -259,7 +259,7 @@ def test_a_process_that_lacks_a_normaliser_says_so(people: Database) -> None:
             persons.add(Person(name="Fay"))
         assert rotate(people.engine, people.keys).done
         before, keys = tokens(people), people.keys.provider.fetch()
-        with pytest.raises(ConfigurationError, match=rf"nothing was changed.*persons\.number_index.*{lacking}"):
+        with pytest.raises(ConfigurationError, match=rf"persons\.number_index.*{lacking}.*Nothing was changed"):
             rotate_index_key(people.engine, people.keys)
         assert (tokens(people), people.keys.provider.fetch().revision) == (before, keys.revision)
         report = next(each for each in verify(people.engine, people.keys) if each.table == "persons")

@@ -73,8 +73,8 @@ def require_normalisers(tables: Iterable[EncryptedTable]) -> None:
         for index in table.indexes:
             if not normalisers.is_known(index.normaliser):
                 raise ConfigurationError(
-                    f"nothing was changed: the tokens of {table.name}.{index.column} are made by {normalisers.missing(index.normaliser)}. "
-                    "Or call rotate_index_key() in the application"
+                    f"the tokens of {table.name}.{index.column} are made by {normalisers.missing(index.normaliser)}. Nothing was changed; "
+                    "rotate_index_key() in the application works, too"
                 )
 
 
