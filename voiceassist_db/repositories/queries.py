@@ -48,30 +48,27 @@ class Queries(Reading[R]):
         Raises:
             ValueError: A field cannot be searched, or a value has not the form of its index. The message does not hold the value.
         """
-        sought = conditions(self._table, {**(values or {}), **more})
-        if not all(each.forms for each in sought):
-            return []
-        asked = self._chosen(fields)
-        searched = dict.fromkeys(self._table.fields[each.index.field] for each in sought)
-        unasked = [each for each in searched if each not in asked]
-        chosen = (*asked, *unasked)
+        sought = conditions(self._table, self._indexes, {**values, **more} if values else more)
+        asked = chosen = self._chosen(fields)
+        is_many = False
+        for each in sought:
+            if not each.forms:
+                return []
+            is_many = is_many or len(each.forms) > 1
+            if each.field not in chosen:
+                chosen = (*chosen, each.field)
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
-            names = self._statements.parameters
-            return {"known": list(keyring.index_checks)} | {
-                names.where(each.index.column): each.tokens(keyring) for each in sought
-            }
+            given: dict[str, Any] = {"known": list(keyring.index_checks)}
+            for each in sought:
+                given[each.parameter] = each.tokens(keyring)
+            return given
 
-        rows = self._read(
-            Statements.find,
-            (tuple([each.index.column for each in sought]), chosen),
-            tokens,
-            chosen,
-            searches=True,
-            is_many=any(len(each.forms) > 1 for each in sought),
-        )
-        found = [row for row in rows if all(each.holds(row) for each in sought)]
-        for field in unasked:
+        columns = tuple([each.index.column for each in sought])
+        found = self._read(Statements.find, (columns, chosen), tokens, chosen, searches=True, is_many=is_many)
+        for each in sought:
+            found = [row for row in found if each.holds(row)]
+        for field in chosen[len(asked) :]:
             for row in found:
                 object.__delattr__(row, field.name)
         return found

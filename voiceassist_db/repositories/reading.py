@@ -22,6 +22,7 @@ from voiceassist_db.repositories.freshness import left_behind
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.refusals import not_found, unknown_version, wrong_row
 from voiceassist_db.repositories.rows import Rows
+from voiceassist_db.repositories.searching import Searched
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.sessions import AnySession, connection_of
 from voiceassist_db.tracebacks import forgetful
@@ -45,6 +46,7 @@ class Reading(Generic[R]):
     _lookup_key: ClassVar[attrgetter[Any]]
     _fields: ClassVar[tuple[EncryptedField, ...]]
     _naming: ClassVar[list[tuple[str, Check]]]
+    _indexes: ClassVar[Mapping[str, Searched]]
     _readable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
 
     def __init__(self, session: AnySession, keys: KeyringSource) -> None:

@@ -36,6 +36,7 @@ from voiceassist_db.repositories.queries import Queries
 from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows
+from voiceassist_db.repositories.searching import searched
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.repositories.triggers import changed_as_meant, may_change_rows, written
 from voiceassist_db.sessions import connection_of
@@ -77,6 +78,7 @@ class Repository(Queries[R]):
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._lookup_key = attrgetter(*cls.lookup)
         cls._fields = tuple(cls._table.fields.values())
+        cls._indexes = searched(cls._table)
         cls._changeable, cls._readable = {}, {}  # not functools.cache, which would keep each class for ever
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each, names_row=True)) for each in lookup]
 
