@@ -30,7 +30,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.scram import quick_verifier
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.safety import SETTINGS
 from voiceassist_db.schema import migrate

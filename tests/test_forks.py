@@ -40,7 +40,7 @@ from voiceassist_db.embedded.process import HOST
 from voiceassist_db.engine import prepare
 from voiceassist_db.errors import ConfigurationError, DatabaseUnavailableError
 from voiceassist_db.forks import UNFORKED
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.schema import migrate
 

@@ -26,7 +26,8 @@ from sqlalchemy.util import immutabledict
 from tests.conftest import VaultServer, throwaway_server
 from voiceassist_db import AsyncDatabase, Database, Patient, Repositories, create_engine
 from voiceassist_db.errors import ConfigurationError, DatabaseError, DuplicateError, TransactionFailedError
-from voiceassist_db.keyring import initialise_keys, register
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import register
 from voiceassist_db.models import Base, ClinicalNoteRow, EncryptionKeyRow, PatientRow, table_of
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.repositories import PatientRepository

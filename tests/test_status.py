@@ -11,7 +11,8 @@ from sqlalchemy import URL, Engine, text
 
 from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db.errors import SchemaNotMigratedError
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import rotate

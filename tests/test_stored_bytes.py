@@ -17,7 +17,7 @@ from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.errors import BindingError, ConstraintError, DecryptionError
 from voiceassist_db.execution import execute
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Key, Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import rotate

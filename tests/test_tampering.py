@@ -23,7 +23,8 @@ from voiceassist_db.errors import (
     UnknownKeyVersionError,
     WrongKeyError,
 )
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.models import EncryptedRow, Kind, encrypted_column
 from voiceassist_db.providers.vault import VaultKeyProvider

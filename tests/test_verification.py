@@ -17,7 +17,8 @@ from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db import verification as module
 from voiceassist_db.errors import KeyNotRegisteredError, KeyStoreUnavailableError, MissingKeyError
 from voiceassist_db.examination import UNINDEXED
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.pgcrypto.codec import prefix
 from voiceassist_db.pgcrypto.expressions import OPTIONS

@@ -5,13 +5,13 @@ Owns the trial: a value is opened inside the server, and nothing of it comes bac
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, exists, select
 
-from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import ConfigurationError, DecryptionError, WrongKeyError
 from voiceassist_db.execution import execute, see_all_rows
 from voiceassist_db.keyring import Keyring, KeyVersion
@@ -23,24 +23,25 @@ SAMPLE: Final = 5
 """Values of a column that are tried: one of them may be damaged."""
 
 
-def require_schemes(connection: Connection, keyring: Keyring, versions: Iterable[int]) -> None:
+def require_schemes(connection: Connection, versions: Iterable[KeyVersion], tables: Iterable[EncryptedTable]) -> None:
     """Refuse key versions whose rows do not open under the scheme that they are registered with.
 
     Args:
         connection: A connection in a transaction, which may receive keys.
-        keyring: The keys, as the database has registered them.
-        versions: The versions that are new to the registry.
+        versions: The versions that are new to the registry, with the scheme that they are about to be registered with.
+        tables: The encrypted tables.
 
     Raises:
         ConfigurationError: The rows of a version open under the other scheme.
         WrongKeyError: They open under none.
     """
     see_all_rows(connection)
-    live = [each for each in (keyring.current, keyring.previous) if each is not None and each.version in set(versions)]
-    for version in live:
-        for table in encrypted_tables(connection):
-            for field in table.fields.values():
-                _require_scheme(connection, table, field, version)
+    for version, table in itertools.product(versions, tables):
+        has_rows = select(exists().where(table.version == version.version))
+        if not execute(connection, has_rows, table=table.name).scalar():
+            continue
+        for field in table.fields.values():
+            _require_scheme(connection, table, field, version)
 
 
 def _require_scheme(connection: Connection, table: EncryptedTable, field: EncryptedField, version: KeyVersion) -> None:

@@ -36,7 +36,7 @@ from voiceassist_db.database import AsyncDatabase, Database
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.engine import create_async_engine, create_engine
 from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import KeySet
 from voiceassist_db.masking import Opaque
 from voiceassist_db.schema import migrate
@@ -68,7 +68,7 @@ class MemoryKeyProvider(Opaque):
     def fetch(self) -> KeySet:
         """Return the keys."""
         if self._keys is None:
-            raise KeysNotFoundError("there are no keys yet: call voiceassist_db.keyring.initialise_keys")
+            raise KeysNotFoundError("there are no keys yet: call voiceassist_db.initialisation.initialise_keys")
         return self._keys
 
     def create(self, keys: KeySet) -> None:

@@ -24,7 +24,7 @@ from voiceassist_db import Database, config, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
 from voiceassist_db.errors import VoiceAssistDBError
 from voiceassist_db.execution import translated
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.schema import migrate
 

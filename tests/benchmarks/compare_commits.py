@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import os
 import secrets
 import statistics
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROUNDS = 120
@@ -61,12 +63,19 @@ class Memory:
         self._held = dataclasses.replace(new, revision=old.revision + 1)
 
 
+def initialisation() -> ModuleType:
+    """Return the module that has `initialise_keys` in the version that is imported here."""
+    try:
+        return importlib.import_module("voiceassist_db.initialisation")
+    except ModuleNotFoundError:
+        return importlib.import_module("voiceassist_db.keyring")
+
+
 class Worker:
     """The operations of the version that is imported here, on a database of its own."""
 
     def __init__(self, url: str, *, turn: int) -> None:
         from voiceassist_db import Database, Patient, create_engine
-        from voiceassist_db.keyring import initialise_keys
         from voiceassist_db.providers.environment import EnvironmentKeyProvider
         from voiceassist_db.schema import migrate
 
@@ -75,7 +84,7 @@ class Worker:
         migrate(self._engine)
         self._database = Database(self._engine, EnvironmentKeyProvider(os.environ["ENCRYPTION_KEY"]))
         with self._engine.begin() as connection:
-            initialise_keys(self._database.keys.provider, connection)
+            initialisation().initialise_keys(self._database.keys.provider, connection)
         self._rotating: Any = None
         self._name = f"{self._engine.url.database}_{turn}"
         self._added = PATIENTS + turn * 1_000_000
@@ -136,7 +145,6 @@ class Worker:
         from sqlalchemy import text
 
         from voiceassist_db import Database, create_engine
-        from voiceassist_db.keyring import initialise_keys
         from voiceassist_db.schema import migrate
 
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -144,7 +152,7 @@ class Worker:
         database = Database(create_engine(self._engine.url.set(database=self._name)), Memory())
         migrate(database.engine)
         with database.engine.begin() as connection:
-            initialise_keys(database.keys.provider, connection)
+            initialisation().initialise_keys(database.keys.provider, connection)
         with database.transaction() as tx:
             tx.patients.add_many(map(self._new, range(ROTATED)))
         return database

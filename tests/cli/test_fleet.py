@@ -23,7 +23,7 @@ from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.cli.prospects import COMPLETE
 from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.decision import Run as Rotation
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation.lease import Lease

@@ -12,8 +12,10 @@ from tests.cli.conftest import Run
 from tests.conftest import drop, plain
 from voiceassist_db import Database, Patient
 from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
+from voiceassist_db.errors import ConfigurationError, WrongKeyError
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keyring import registered_keys
-from voiceassist_db.keys import Key, KeySet
+from voiceassist_db.keys import Key, KeySet, Scheme
 from voiceassist_db.pgcrypto.expressions import OPTIONS
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import rotate
@@ -157,3 +159,26 @@ def test_both_versions_are_tried(run: Run, environment: dict[str, str], database
     assert "version 2 are written with scheme bound" in run("init-keys", "--scheme", "direct", env=environment).error
     assert run("init-keys", env=environment).code == 0
     assert known(database.engine) == {1: "bound", 2: "bound"}
+
+
+def test_the_library_refuses_a_scheme_as_well(
+    fresh_key: Key, engine: Engine, new_provider: Callable[..., VaultKeyProvider]
+) -> None:
+    """A caller that commits whatever `initialise_keys` leaves would have a registry under which no row opens."""
+    add_direct(engine, fresh_key)
+    with (
+        pytest.raises(ConfigurationError, match="are written with scheme direct, not bound"),
+        engine.begin() as connection,
+    ):
+        initialise_keys(new_provider(), connection)
+    assert known(engine) == {}
+    with engine.begin() as connection:
+        initialise_keys(new_provider(), connection, scheme=Scheme.DIRECT)
+    assert known(engine) == {1: "direct"}
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM encryption_keys"))
+        connection.execute(text("DELETE FROM patient_data"))
+    add_direct(engine, Key.generate())
+    with pytest.raises(WrongKeyError, match="open under neither scheme"), engine.begin() as connection:
+        initialise_keys(new_provider(), connection, scheme=Scheme.DIRECT)
+    assert known(engine) == {}

@@ -23,7 +23,8 @@ from voiceassist_db.errors import (
     UnknownKeyVersionError,
     WrongKeyError,
 )
-from voiceassist_db.keyring import KeyringSource, initialise_keys, register, registered_keys, source
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource, register, registered_keys, source
 from voiceassist_db.keyring.single_flight import wait_in_thread
 from voiceassist_db.keys import Key, KeyProvider, KeySet
 from voiceassist_db.providers.environment import EnvironmentKeyProvider

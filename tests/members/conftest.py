@@ -10,7 +10,8 @@ from sqlalchemy import URL, Engine, text
 
 from tests.conftest import drop
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import KeyProvider
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.verification import verify

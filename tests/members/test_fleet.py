@@ -19,7 +19,8 @@ from tests.members.killing import mortal
 from tests.rotation.test_states import roll_back
 from voiceassist_db import create_engine
 from voiceassist_db.errors import ConfigurationError, MalformedKeyError, NothingToDoError, RotationError
-from voiceassist_db.keyring import Here, forget, initialise_keys, registered_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import Here, forget, registered_keys
 from voiceassist_db.keyring import members as members_module
 from voiceassist_db.keyring.members import (
     Member,

@@ -21,7 +21,8 @@ from voiceassist_db.errors import (
     MalformedKeyError,
     RotationError,
 )
-from voiceassist_db.keyring import forget, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import forget
 from voiceassist_db.keyring.history import completed, completed_from, past
 from voiceassist_db.keyring.listing import enlist
 from voiceassist_db.keyring.members import (

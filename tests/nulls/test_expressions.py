@@ -13,7 +13,8 @@ from tests.nulls.keyed import KEYS, PLAINTEXTS, SHORT_FIELDS, Table
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import DatabaseError, MissingKeyError
 from voiceassist_db.execution import execute
-from voiceassist_db.keyring import Keyring, KeyringSource, initialise_keys, register
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import Keyring, KeyringSource, register
 from voiceassist_db.keys import Key, Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable, Kind
 from voiceassist_db.pgcrypto.binding import Keys

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from tests.nulls.keyed import KEYS, SHORT_FIELDS, Table, run
 from voiceassist_db import Database, Patient, create_engine
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Scheme
 from voiceassist_db.pgcrypto import expressions
 from voiceassist_db.providers.vault import VaultKeyProvider

@@ -23,7 +23,7 @@ from tests.providers import forking
 from tests.providers.wire import Bytes, Wire
 from tests.providers.wire import http as answer_of
 from voiceassist_db.embedded import EmbeddedOpenBao
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from voiceassist_db import Database, Patient, Repositories
 from voiceassist_db.errors import PrimaryKeyChangedError, TriggerError
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.schema import allow_direct_format

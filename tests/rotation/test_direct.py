@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from voiceassist_db import Database, Record, Repository, record
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedRow, Kind, encrypted_column
 from voiceassist_db.providers.vault import VaultKeyProvider

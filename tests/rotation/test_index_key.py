@@ -10,7 +10,8 @@ from sqlalchemy import Engine, text
 
 from voiceassist_db import Database, Patient
 from voiceassist_db.errors import DuplicateError, KeyStoreUnavailableError, NothingToDoError
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import KeySet, Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Progress, retire, rotate, rotate_index_key

@@ -23,7 +23,8 @@ from voiceassist_db.errors import (
     KeyStoreUnavailableError,
     NothingToDoError,
 )
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.rotation import plan, retire, rotate
 from voiceassist_db.status import read_status

@@ -23,7 +23,8 @@ from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.process import poll
 from voiceassist_db.errors import RotationError
-from voiceassist_db.keyring import fetched, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import fetched
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, Progress, RotationReport, plan, rotate
 from voiceassist_db.safety import SETTINGS

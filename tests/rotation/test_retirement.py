@@ -13,7 +13,8 @@ from voiceassist_db.errors import (
     RotationError,
     TransactionConflictError,
 )
-from voiceassist_db.keyring import KeyringSource, initialise_keys
+from voiceassist_db.initialisation import initialise_keys
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import retire, rotate

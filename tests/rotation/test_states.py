@@ -15,7 +15,7 @@ from tests.rotation.standby import Standby
 from tests.rotation.test_replicas import admin
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.errors import KeyNotRegisteredError, NothingToDoError, RotationError, WrongKeyError
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Key
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import plan, retire, rotate

@@ -14,7 +14,7 @@ from tests.conftest import VaultServer, leading_to
 from tests.durable import DurableServer, durable_server
 from tests.rotation.conftest import Start, Trial, chance, ended, killed, until
 from voiceassist_db import create_engine
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.schema import migrate
 

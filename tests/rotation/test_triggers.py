@@ -13,7 +13,7 @@ from tests.rotation.test_proof import fill_visits
 from voiceassist_db import Database, Patient
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import PrimaryKeyChangedError, TriggerError
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import retire, rotate, rotate_index_key

@@ -14,7 +14,7 @@ from tests.roundtrip.life import dump, restore
 from tests.roundtrip.oracle import DIRECT, Secret
 from tests.roundtrip.trial import Trial
 from voiceassist_db import AsyncDatabase, Database, create_async_engine, create_engine
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import Scheme
 from voiceassist_db.providers.vault import VaultKeyProvider
 

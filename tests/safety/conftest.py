@@ -21,7 +21,7 @@ from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.embedded.accounts import server_account
 from voiceassist_db.embedded.binaries import find_postgres
 from voiceassist_db.embedded.process import HOST
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.provisioning import Roles, provision
 from voiceassist_db.schema import migrate

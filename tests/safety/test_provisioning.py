@@ -18,7 +18,7 @@ from tests.safety.conftest import PASSWORD, ROLES, Deployment, use
 from voiceassist_db import ClinicalNote, Database, Patient, create_engine
 from voiceassist_db.checking import CVES, Line, Verdict, check
 from voiceassist_db.errors import ConfigurationError, DatabaseError, ProvisioningError
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.provisioning import Roles, leftovers, provision, statements
 from voiceassist_db.rotation import retire, rotate, rotate_index_key

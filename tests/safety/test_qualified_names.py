@@ -17,7 +17,7 @@ from tests.safety.names import looked_up
 from voiceassist_db import AsyncDatabase, ClinicalNote, Database, Patient, create_async_engine
 from voiceassist_db.checking import check
 from voiceassist_db.importing import import_patients
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.models import REGISTRY_ROWS, PatientRow
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.provisioning import Roles, statements

@@ -33,7 +33,7 @@ from tests.rotation.conftest import until
 from tests.service.process import is_whole
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedOpenBao
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import TokenLogin, VaultKeyProvider
 from voiceassist_db.schema import migrate
 from voiceassist_db.verification import verify

@@ -17,7 +17,7 @@ from tests.rotation.patients import fill
 from tests.scram import quick_verifier
 from voiceassist_db import Database, create_engine
 from voiceassist_db.embedded import EmbeddedPostgres
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.provisioning import Roles, provision
 from voiceassist_db.schema import migrate

@@ -47,11 +47,11 @@ def command(scheme: str | None, join: bool, forgotten: str | None, as_json: bool
     `vault kv put secret/voiceassist/encryption key=...` leaves it, becomes version 1 and gets an index_key beside it.
     """
     from voiceassist_db import config
-    from voiceassist_db.adoption import require_schemes
     from voiceassist_db.engine import create_engine
     from voiceassist_db.errors import ConfigurationError
     from voiceassist_db.execution import translated
-    from voiceassist_db.keyring import Here, assemble, initialise_keys
+    from voiceassist_db.initialisation import initialise_keys
+    from voiceassist_db.keyring import Here
     from voiceassist_db.keys import Scheme
     from voiceassist_db.models import packets
     from voiceassist_db.schema import allow_direct_format
@@ -67,14 +67,15 @@ def command(scheme: str | None, join: bool, forgotten: str | None, as_json: bool
         with attended(engine):
             Here.known(engine)  # on disk before the key store learns it
         with attended(engine), translated(), engine.begin() as connection:
+            weak = _adopted(connection) if scheme == Scheme.DIRECT.value else []
             done = initialise_keys(provider, connection, scheme=Scheme(scheme or Scheme.BOUND), join=join)
             if scheme is not None and scheme != done.scheme.value:
                 raise ConfigurationError(
                     f"key version {done.version} is registered with scheme {done.scheme.value}: its rows are written that way, "
                     "and it cannot change"
                 )
-            weak = _adopted(connection) if done.scheme is Scheme.DIRECT else []
-            require_schemes(connection, assemble(connection, provider.fetch()), done.registered)
+            if done.scheme is Scheme.DIRECT and scheme is None:
+                weak = _adopted(connection)
             if done.scheme is Scheme.DIRECT and done.registered:
                 allow_direct_format(connection)
     finally:

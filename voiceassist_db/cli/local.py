@@ -19,7 +19,7 @@ from voiceassist_db import config
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
 from voiceassist_db.engine import create_engine
 from voiceassist_db.execution import translated
-from voiceassist_db.keyring import initialise_keys
+from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.provisioning import Roles, provision
 from voiceassist_db.schema import migrate
 

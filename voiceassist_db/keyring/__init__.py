@@ -1,6 +1,5 @@
 """The keys that a process may use now: what the key store holds, proven against what the database has registered."""
 
-from voiceassist_db.keyring.initialisation import Initialised, initialise_keys
 from voiceassist_db.keyring.keyring import Keyring, KeyVersion
 from voiceassist_db.keyring.listing import forget
 from voiceassist_db.keyring.members import Here, Member
@@ -33,7 +32,6 @@ __all__ = [
     "OPEN",
     "REFUSALS",
     "Here",
-    "Initialised",
     "KeyVersion",
     "Keyring",
     "KeyringSource",
@@ -45,7 +43,6 @@ __all__ = [
     "forget",
     "index_restoring",
     "index_state",
-    "initialise_keys",
     "observe",
     "open_runs",
     "refused",

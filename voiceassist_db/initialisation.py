@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from voiceassist_db.adoption import require_schemes
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.decision import Command, Refusal, Remedy, decide
 from voiceassist_db.errors import (
@@ -19,6 +20,7 @@ from voiceassist_db.errors import (
     WrongKeyError,
 )
 from voiceassist_db.execution import require_writable
+from voiceassist_db.keyring import KeyVersion
 from voiceassist_db.keyring.history import completed
 from voiceassist_db.keyring.listing import ATTEMPTS
 from voiceassist_db.keyring.members import Here, joined, members
@@ -65,15 +67,16 @@ def initialise_keys(
     Raises:
         KeysNotFoundError: The store is empty, but the database has encrypted rows' keys registered: this is the wrong store,
             or its secret was lost. A new key would not open the rows.
-        WrongKeyError: The store's keys are not those that the database has registered.
-        ConfigurationError: They are those of other databases, and ``join`` is not given.
+        WrongKeyError: The store's keys are not those that the database has registered, or that its rows are under.
+        ConfigurationError: They are those of other databases, and ``join`` is not given; or rows of a version that the database does
+            not know yet are written with the other scheme.
     """
     require_writable(connection)
     here = Here.made(connection)
     known = registered_keys(connection)
     # Rows matter while no key is registered: later the newest registered version must be held anyway.
     tables = [] if known else encrypted_tables(connection)
-    keys, created = _agreed(provider, connection, here, tables, join=join)
+    keys, created = _agreed(provider, connection, here, tables, scheme=scheme, join=join)
     registered = register(connection, keys, scheme)
     return Initialised(
         created,
@@ -86,7 +89,13 @@ def initialise_keys(
 
 
 def _agreed(
-    provider: KeyProvider, connection: Connection, here: Here, tables: list[EncryptedTable], *, join: bool
+    provider: KeyProvider,
+    connection: Connection,
+    here: Here,
+    tables: list[EncryptedTable],
+    *,
+    scheme: Scheme,
+    join: bool,
 ) -> tuple[KeySet, tuple[str, ...]]:
     """Return the keys of a store that lists this database, and which of them were made for it."""
     conflict: KeyStoreConflictError | None = None
@@ -99,7 +108,9 @@ def _agreed(
             if found is None:
                 provider.create(joined(replace(KeySet.generate(), databases=""), here))
                 return provider.fetch(), CREATED
-            prove(connection, found)  # before anything is written to a secret that may be another database's
+            # Before anything is written to a secret that may be another database's.
+            prove(connection, found)
+            _require_schemes(connection, found, scheme, tables)
             wanted = found if found.index_key else replace(found, index_key=Key.generate())
             wanted = joined(completed(provider, wanted), here)
             if wanted == found:
@@ -110,6 +121,13 @@ def _agreed(
             conflict = error  # somebody else wrote it just now, and what they wrote is looked at
     assert conflict is not None  # there is at least one attempt
     raise conflict
+
+
+def _require_schemes(connection: Connection, keys: KeySet, scheme: Scheme, tables: list[EncryptedTable]) -> None:
+    known = registered_keys(connection)
+    new = [KeyVersion(version, scheme, key) for version, key in keys.versions().items() if version not in known]
+    if new:
+        require_schemes(connection, new, tables or encrypted_tables(connection))
 
 
 def _refused(
