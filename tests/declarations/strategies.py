@@ -213,12 +213,13 @@ CONVENTIONS: Final[tuple[dict[str, str] | None, ...]] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """An encrypted field: its kind, whether it has a context of its own, and its blind index."""
+    """An encrypted field: its kind, whether it has a context of its own, its blind index, and one of a part of its values."""
 
     kind: Kind
     has_context: bool = False
     normaliser: str | None = None
     is_unique: bool = False
+    part: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +272,8 @@ class Declaration:
             body[f"{name}_encrypted"] = encrypted_column(each.kind, context=context)
             if each.normaliser is not None:
                 body[f"{name}_index"] = blind_index_column(each.normaliser, context=context, unique=each.is_unique)
+            if each.part is not None:
+                body[f"{name}_part_index"] = blind_index_column(each.part, of=name, context=context)
         if not self.has_mixin:
             body["version"] = mapped_column("key_version", sa.BigInteger, nullable=False)
         row: Any = type("Row", (*((EncryptedRow,) if self.has_mixin else ()), base), body)
@@ -299,13 +302,23 @@ class Declaration:
         return (*items, options)
 
 
+NORMALISERS: Final[dict[Kind, tuple[str, ...]]] = {
+    Kind.TEXT: ("exact", "mrn", "name", "ssn", "phone", "email", "postcode"),
+    Kind.DATE: ("date",),
+    Kind.INTEGER: ("integer",),
+}
+PARTS: Final = {"name": ("name:1", "name:3"), "postcode": ("postcode:3",), "date": ("date:month", "date:year")}
+
+
 @st.composite
 def fields(draw: Any) -> Field:
     """Return an encrypted field."""
     kind = draw(st.sampled_from(Kind))
-    normaliser = draw(st.none() | st.sampled_from(["exact", "mrn", "name", "ssn"])) if kind is Kind.TEXT else None
+    known = NORMALISERS.get(kind, ())
+    normaliser = draw(st.none() | st.sampled_from(known)) if known else None
     is_unique = normaliser is not None and draw(st.booleans())
-    return Field(kind=kind, has_context=draw(st.booleans()), normaliser=normaliser, is_unique=is_unique)
+    part = draw(st.none() | st.sampled_from(PARTS[normaliser])) if normaliser in PARTS else None
+    return Field(kind=kind, has_context=draw(st.booleans()), normaliser=normaliser, is_unique=is_unique, part=part)
 
 
 @st.composite
@@ -338,7 +351,7 @@ def declarations(draw: Any) -> Declaration:
     table, schema = draw(any_name), draw(st.none() | any_name)
     # What SQLAlchemy itself refuses: two columns of one name.
     taken = {"key_version", *(("created_at", "updated_at") if has_mixin else ())}
-    taken |= {f"{name}_{suffix}" for name in made for suffix in ("encrypted", "index")}
+    taken |= {f"{name}_{suffix}" for name in made for suffix in ("encrypted", "index", "part_index")}
     if is_sound:
         table, schema = cut(table.replace(".", ""), 63) or "t", schema and cut(schema.replace(".", ""), 63)
         if table in INTERNAL_TABLES:

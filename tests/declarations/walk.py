@@ -55,11 +55,16 @@ VALUES: Final[dict[Kind, list[Any]]] = {
     Kind.DECIMAL: [Decimal("0.10"), Decimal("-1E+30"), Decimal(0), Decimal("12.50")],
     Kind.JSON: [{"é": [None, 1.5]}, {}, [], "text"],
 }
-SEARCHED: Final[dict[str, list[str]]] = {
+SEARCHED: Final[dict[str, list[Any]]] = {
     "exact": ["a", "A", "é %s", "'"],
     "mrn": ["MRN-1", "MRN-2", "mrn 3", "4"],
     "name": ["Zoë Núñez", "ZOE", "Ann  Lee", "O'Hara"],
     "ssn": ["900-00-0001", "900000002", "900 00 0003", "900-00-0004"],
+    "phone": ["+1 202 555 0100", "+49301234567", "+44 (0)20 7946 0000", "+1 202 555 0101"],
+    "email": ["Ann@example.org", "a+b@b\u00fccher.example", "x@y", "ann.lee@example.org"],
+    "postcode": ["02139", "SW1A 1AA", "12345-6789", "021-40"],
+    "date": VALUES[Kind.DATE],
+    "integer": VALUES[Kind.INTEGER],
 }
 
 
@@ -180,6 +185,8 @@ def read(kept: Repository[Any], held: Held) -> None:
             value = getattr(each, name)
             if field.normaliser is not None and value is not None:
                 assert held.key_of(each) in {held.key_of(found) for found in kept.find({name: value})}
+            if field.part is not None and value is not None:
+                assert held.key_of(each) in {held.key_of(found) for found in kept.find({f"{name}_part": value})}
 
 
 def same(one: Any, other: Any) -> bool:

@@ -67,9 +67,9 @@ class Visit(EncryptedRecord, table="visits", metadata=Base.metadata):
     state: Literal["open", "closed"] = "open"
     reason: Annotated[str | None, Encrypted(search="name")] = None
     number: Annotated[str | None, Encrypted(search="exact", unique=True, context="visits.no")] = None
-    born: Annotated[date, Encrypted]
+    born: Annotated[date, Encrypted(search="date", also={"born_month": "date:month"})]
     details: Annotated[Mapping[str, Any], Encrypted()] | None = None
-    price: Annotated[Decimal | None, Encrypted()] = None
+    price: Annotated[Decimal | None, Encrypted] = None
     id: UUID = key(default_factory=uuid7)
     created_at: datetime | None = field(default=None, compare=False, repr=False)
 
@@ -103,6 +103,8 @@ class VisitRow(EncryptedRow, OtherBase):
     price_encrypted: Mapped[bytes | None] = encrypted_column(Kind.DECIMAL)
     reason_index: Mapped[bytes | None] = blind_index_column("name")
     number_index: Mapped[bytes | None] = blind_index_column("exact", context="visits.no", unique=True)
+    born_index: Mapped[bytes | None] = blind_index_column("date")
+    born_month_index: Mapped[bytes | None] = blind_index_column("date:month", of="born")
 
 
 AT = datetime(2026, 1, 2, 9, 30, tzinfo=UTC)
@@ -186,6 +188,9 @@ def test_a_finder_of_its_own_needs_no_model(with_visits: Database) -> None:
         visits.add(visit(room="12"))
         assert visits.get("12").reason == "SECRET Flu"
         assert [each.room for each in visits.with_reason("secret  flu")] == ["12"]
+        (found,) = visits.select(Visit.__table__.c.room == "12", Visit.__table__.c.state == "open")
+        assert_type(found, Visit)
+        assert visits.find(born=found.born, born_month=found.born.replace(day=28)) == [found]
 
 
 def test_tools_find_the_table_untold(with_visits: Database) -> None:

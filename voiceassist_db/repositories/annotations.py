@@ -8,7 +8,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Union
@@ -22,11 +22,13 @@ class Encrypted:
 
     Attributes:
         search: Normaliser of the field's blind index; None where nobody searches it.
+        also: Normalisers of further blind indexes, of a part of the values, by the names that ``find`` takes: ``{"name_start": "name:3"}``.
         unique: Whether no two rows may have the same value. Needs ``search``.
         context: As for ``encrypted_column``.
     """
 
     search: str | None = None
+    also: Mapping[str, str] = field(default_factory=dict, hash=False)
     unique: bool = False
     context: str | None = None
 

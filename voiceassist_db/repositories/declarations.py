@@ -143,6 +143,8 @@ def _model(made: Any, table: str, metadata: MetaData, schema: str | None) -> typ
         if mark.search is not None:
             token = blind_index_column(mark.search, context=mark.context, unique=mark.unique)
             tokens[f"{each.name}{INDEX_SUFFIX}"] = token
+        for name, part in mark.also.items():
+            tokens[f"{name}{INDEX_SUFFIX}"] = blind_index_column(part, of=each.name, context=mark.context)
     body |= tokens  # behind all others
     of_its_own = {"metadata": metadata, "type_annotation_map": _TYPES, "__module__": __name__}
     base: Any = type("Base", (DeclarativeBase,), of_its_own)
