@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, func, literal_column, or_, select, text, true, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    TextClause,
+    and_,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.types import UserDefinedType
 
 from voiceassist_db.errors import PrimaryKeyChangedError, TriggerError
@@ -24,16 +37,32 @@ CHANGES_UPDATES: Final = (
 """The condition that a row ``t`` of ``pg_trigger`` can change rows of an UPDATE. Bits of ``pg_trigger.h``: 1 for each row, 2 before
 it, 16 at UPDATE."""
 
-_TRIGGERS: Final = text(
-    f"""
-    SELECT DISTINCT CAST(t.tgname AS pg_catalog.text) AS name FROM pg_catalog.pg_trigger t
-    WHERE (t.tgrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass)
-           OR t.tgrelid OPERATOR(pg_catalog.=) ANY (
-               SELECT p.relid FROM pg_catalog.pg_partition_tree(CAST(:table AS pg_catalog.regclass)) p))
-      AND {CHANGES_UPDATES}
-    ORDER BY 1
-    """  # noqa: S608  # of constants
-)
+CHANGES_INSERTS: Final = CHANGES_UPDATES.replace("19", "7")
+"""The same of an INSERT: 4 at INSERT."""
+
+FAMILY: Final = """
+    RECURSIVE family(relid) AS (
+        SELECT CAST(CAST(:table AS pg_catalog.regclass) AS pg_catalog.oid)
+        UNION
+        SELECT h.inhrelid FROM pg_catalog.pg_inherits h JOIN family f ON h.inhparent OPERATOR(pg_catalog.=) f.relid)
+"""
+"""A table, its partitions, and its children by ``INHERITS``: a statement on the table writes their rows too, by their triggers."""
+
+
+def _named(condition: str) -> TextClause:
+    return text(
+        f"""
+        WITH {FAMILY}
+        SELECT DISTINCT CAST(t.tgname AS pg_catalog.text) AS name
+        FROM pg_catalog.pg_trigger t JOIN family f ON f.relid OPERATOR(pg_catalog.=) t.tgrelid
+        WHERE {condition}
+        ORDER BY 1
+        """  # noqa: S608  # of constants
+    )
+
+
+_OF_UPDATES: Final = _named(CHANGES_UPDATES)
+_OF_INSERTS: Final = _named(CHANGES_INSERTS)
 
 ADVICE: Final = (
     "Nothing of this statement was kept. Change the trigger so that it leaves encrypted columns, their indexes, key_version and the primary "
@@ -42,12 +71,12 @@ ADVICE: Final = (
 
 
 def update_triggers(connection: Connection, table: EncryptedTable) -> list[str]:
-    """Return the names of the triggers that can change a row of a table, or of its partitions, before an UPDATE stores it.
+    """Return the names of the triggers that can change a row of a table, its partitions or children, before an UPDATE stores it.
 
     Whoever has updated the table in the same transaction has a lock under which no other transaction can add one.
     """
     given = {"table": regclass(connection, table.table)}
-    return list(execute(connection, _TRIGGERS, given, table=table.name).scalars())
+    return list(execute(connection, _OF_UPDATES, given, table=table.name).scalars())
 
 
 class _TID(UserDefinedType[str]):
@@ -144,8 +173,23 @@ class GuardedUpdate(Prepared):
         )
 
     def _names(self, connection: Connection) -> str:
-        names = update_triggers(connection, self._of)
-        return f"the trigger {names[0]}" if len(names) == 1 else f"one of the triggers {', '.join(names)}"
+        return _shown(update_triggers(connection, self._of))
+
+
+def _shown(names: list[str]) -> str:
+    return f"the trigger {names[0]}" if len(names) == 1 else f"one of the triggers {', '.join(names)}"
+
+
+def rows_skipped(connection: Connection, table: EncryptedTable) -> TriggerError:
+    """Return the error of an INSERT that the server did not carry out for each row: a trigger or a rule kept some out."""
+    given = {"table": regclass(connection, table.table)}
+    names = list(execute(connection, _OF_INSERTS, given, table=table.name).scalars())
+    who, how = (_shown(names), "it returns NULL") if names else ("a rule", "it replaces INSERT")
+    return TriggerError(
+        f"{who} of {table.name} skips rows, so that they are not added: {how}. Nothing of this statement was kept. Change it so that it "
+        "lets each row pass, or drop it.",
+        table=table.name,
+    )
 
 
 def key_changed(table: EncryptedTable) -> PrimaryKeyChangedError:

@@ -70,6 +70,68 @@ def test_a_trigger_that_stamps_rows_is_nobodys_harm(database: Database) -> None:
     assert not any(report.failed for report in verify(database.engine, database.keys))
 
 
+SKIPS: dict[str, tuple[str, str]] = {
+    "every row": (
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "the trigger skip of patient_data",
+    ),
+    "a row of many": (
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.patient_id ~ ''2'' THEN RETURN NULL; END IF; RETURN NEW; END'",
+        "the trigger skip of patient_data",
+    ),
+    "by a rule": ("CREATE RULE skip AS ON INSERT TO patient_data DO INSTEAD NOTHING", "a rule of patient_data"),
+}
+
+
+@pytest.mark.parametrize("write", ["add", "add_many"])
+@pytest.mark.parametrize("skip", SKIPS)
+def test_a_row_that_is_skipped_is_an_error_that_says_so(database: Database, skip: str, write: str) -> None:
+    """Nothing of the statement is kept, the transaction goes on, and the keys are not to blame, so that nobody asks for new ones."""
+    sql, who = SKIPS[skip]
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1", name="Ana"))
+    with database.engine.begin() as connection:
+        connection.execute(text(sql.replace(":", r"\:")))
+        if skip != "by a rule":
+            connection.execute(
+                text("CREATE TRIGGER skip BEFORE INSERT ON patient_data FOR EACH ROW EXECUTE FUNCTION skip()")
+            )
+    database.engine.dispose()
+    many = [Patient(patient_id=f"PT-{n}", name="Zoe") for n in range(2, 6)]
+    with database.transaction() as tx:
+        with pytest.raises(TriggerError, match=f"^{who} skips rows") as caught:
+            tx.patients.add(many[0]) if write == "add" else tx.patients.add_many(many)
+        assert (type(caught.value), caught.value.table) == (TriggerError, "patient_data")
+        tx.patients.update("PT-1", name="Zoe")
+    with database.transaction() as tx:
+        assert [(each.patient_id, each.name) for each in tx.patients.page()] == [("PT-1", "Zoe")]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_trigger_of_a_child_table_is_seen(database: Database, depth: int) -> None:
+    """An UPDATE of a table changes the rows of its children by INHERITS too, and of theirs."""
+    with database.transaction() as tx:
+        tx.patients.add(Patient(patient_id="PT-1", name="Ana"))
+    with database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE child_1 () INHERITS (patient_data)"))
+        connection.execute(text("CREATE TABLE child_2 () INHERITS (child_1)"))
+        connection.execute(text(f"INSERT INTO child_{depth} SELECT * FROM patient_data"))
+        connection.execute(text("DELETE FROM ONLY patient_data"))
+        connection.connection.cursor().execute(
+            "CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.ssn_encrypted = NULL; NEW.name_encrypted = NULL; RETURN NEW; END $$"
+        )
+        connection.execute(
+            text(f"CREATE TRIGGER change BEFORE UPDATE ON child_{depth} FOR EACH ROW EXECUTE FUNCTION change()")
+        )
+    database.engine.dispose()
+    with database.transaction() as tx:
+        with pytest.raises(
+            TriggerError, match="the trigger change of patient_data stores something else, or NULL, in name_encrypted"
+        ):
+            tx.patients.update("PT-1", name="Zoe")
+        assert tx.patients.get("PT-1").name == "Ana"
+
+
 UPDATES: dict[str, tuple[str, str]] = {
     "NEW.name_encrypted := NULL; RETURN NEW": ("name_encrypted", "name"),
     "NEW.name_encrypted := OLD.name_encrypted; RETURN NEW": ("name_encrypted", "name"),

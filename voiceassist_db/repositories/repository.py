@@ -41,6 +41,7 @@ from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.repositories.triggers import changed_as_meant, may_change_rows, written
 from voiceassist_db.sessions import connection_of
 from voiceassist_db.tracebacks import forgetful
+from voiceassist_db.triggers import rows_skipped
 
 R = TypeVar("R", bound=Record)
 
@@ -189,6 +190,11 @@ class Repository(Queries[R]):
                 count = statement.count(connection, row)
             if count:
                 return count
+            # Asked of a table with triggers at once: no newer key helps where a trigger skips the rows.
+            if returns_key or attempt > 1:
+                given = parameters(keyring, self._table, ()) | written_with(keyring, tolerated)
+                if self._statements.writable().rows(connection, given):
+                    raise rows_skipped(connection, self._table)
             if attempt == 1:
                 keyring, tolerated = renewed(self._keys, connection, keyring, deadline)
         raise left_behind(self._table.name, keyring)

@@ -110,6 +110,11 @@ class Statements:
         """Many rows from one array parameter for each column; none where the registry is ahead of the keyring."""
         return self._once(("insert_many", returns_key), lambda: self._returning(self._insert_many(), returns_key))
 
+    def writable(self) -> Prepared:
+        """One row where the registry lets rows be inserted with the keyring; else none."""
+        condition = (_is_writable(), *self._index_is_current())
+        return self._once("writable", lambda: select(literal_column("1").label("one")).where(*condition))
+
     def _returning(self, statement: Any, returns_key: bool) -> Executable:
         made: Executable = statement.returning(*self.table.key) if returns_key else statement
         return made

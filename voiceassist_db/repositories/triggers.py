@@ -15,21 +15,16 @@ from sqlalchemy import Connection, text
 from voiceassist_db.execution import execute, regclass, translated
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.prepared import Prepared
-from voiceassist_db.triggers import GuardedUpdate, key_changed
+from voiceassist_db.triggers import CHANGES_INSERTS, CHANGES_UPDATES, FAMILY, GuardedUpdate, key_changed, rows_skipped
 
 _CHANGES: Final = text(
-    """
+    f"""
+    WITH {FAMILY}
     SELECT EXISTS (
-        SELECT FROM pg_catalog.pg_trigger t
-        WHERE (t.tgrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass)
-               OR t.tgrelid OPERATOR(pg_catalog.=) ANY (
-                   SELECT p.relid FROM pg_catalog.pg_partition_tree(CAST(:table AS pg_catalog.regclass)) p))
-          AND NOT t.tgisinternal AND t.tgenabled OPERATOR(pg_catalog.<>) 'D'
-          AND (t.tgtype OPERATOR(pg_catalog.&) 3::pg_catalog.int2) OPERATOR(pg_catalog.=) 3
-          AND (t.tgtype OPERATOR(pg_catalog.&) 20::pg_catalog.int2) OPERATOR(pg_catalog.>) 0)
-    """
+        SELECT FROM pg_catalog.pg_trigger t JOIN family f ON f.relid OPERATOR(pg_catalog.=) t.tgrelid
+        WHERE {CHANGES_UPDATES} OR {CHANGES_INSERTS})
+    """  # noqa: S608  # of constants
 )
-"""Bits of ``pg_trigger.h``: 1 for each row, 2 before it, 4 at INSERT, 16 at UPDATE."""
 
 _KNOWN: Final = "voiceassist_db.tables_with_triggers"
 
@@ -57,7 +52,7 @@ def written(
     values: dict[str, Any],
     expected: Collection[tuple[Any, ...]],
 ) -> int:
-    """Write rows by a statement that returns their primary keys, and undo it where these are others than expected.
+    """Write rows by a statement that returns their primary keys, and undo it where these are others than expected, or only some.
 
     Args:
         connection: The connection.
@@ -67,15 +62,18 @@ def written(
         expected: The primary keys that the values are bound to.
 
     Returns:
-        How many rows were written.
+        How many rows were written: all, or none. None may be due to the registry, too, which the caller finds out.
 
     Raises:
         PrimaryKeyChangedError: A trigger stored another primary key.
+        TriggerError: A trigger skipped some of the rows.
     """
     with translated(table.name), connection.begin_nested():
         stored = statement.rows(connection, values)
-        if stored and set(stored) != set(expected):
+        if not set(stored) <= set(expected):
             raise key_changed(table)
+        if 0 < len(stored) < len(expected):
+            raise rows_skipped(connection, table)
     return len(stored)
 
 
