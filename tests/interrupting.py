@@ -283,6 +283,10 @@ class Limit(Exception):  # noqa: N818  # as Celery's SoftTimeLimitExceeded
     """What a signal handler raises in a Celery worker."""
 
 
+_OF_DROPPED = (GeneratorExit, ResourceWarning)
+"""What Python and the driver raise about a connection that an interrupt dropped, and that nobody else knows of."""
+
+
 class Places:
     """Knows which part of its transaction each task, or the main thread, is in.
 
@@ -351,7 +355,7 @@ class Interrupter:
         def count(unraisable: Any) -> None:
             if unraisable.exc_type is self.kind:
                 self.swallowed += 1
-            elif unraisable.exc_type is not GeneratorExit and "_exit_gen" not in repr(unraisable.object):
+            elif unraisable.exc_type not in _OF_DROPPED and "_exit_gen" not in repr(unraisable.object):
                 hook(unraisable)  # but for a generator of the driver's, whose connection is closed already
 
         sys.unraisablehook = count

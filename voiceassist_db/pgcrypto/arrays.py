@@ -1,11 +1,12 @@
 """Many values of one column as one parameter.
 
 Owns the form in which they travel: PostgreSQL's binary arrays, as psycopg writes them. Over arrays as text, the server spends
-7 % less of its time on 10,000 patients. Executes nothing.
+7 % less of its time on 10,000 patients. A value that is itself an array travels as JSON. Executes nothing.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from typing import Any, Final
@@ -13,7 +14,23 @@ from uuid import UUID
 
 from psycopg import adapters
 from psycopg.adapt import AdaptersMap, Dumper, PyFormat, Transformer
-from sqlalchemy import ARRAY, CHAR, ColumnElement, Enum, LargeBinary, String, Text, Uuid, bindparam, cast
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    JSON,
+    ColumnElement,
+    Enum,
+    LargeBinary,
+    String,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    column,
+    func,
+    select,
+)
+from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
@@ -68,11 +85,51 @@ def dumper(type_: TypeEngine[Any]) -> Dump:
 
 def dumper_of_any(type_: TypeEngine[Any]) -> Dump:
     """Return the same for a column whose values the application gives as it pleases; they travel as text."""
-    process = type_.dialect_impl(_DIALECT).bind_processor(_DIALECT)
+    process = json_of_arrays(type_) if is_array(type_) else type_.dialect_impl(_DIALECT).bind_processor(_DIALECT)
     dump = dumper(Text())
     if process is None:
         return dump
     return lambda values: dump([process(each) for each in values])
+
+
+_ARRAY: Final = "made"
+
+
+def is_array(type_: TypeEngine[Any]) -> bool:
+    """Say whether a column's values are arrays."""
+    return isinstance(type_.data_type if isinstance(type_, DOMAIN) else type_, ARRAY)
+
+
+def json_of_arrays(type_: TypeEngine[Any]) -> Callable[[Any], str | None]:
+    """Return a function that gives a value of a column of arrays as JSON, for :func:`array_of`.
+
+    PostgreSQL reads an array as text by the setting ``array_nulls``: where that is off, NULL in it is the text ``NULL``.
+    """
+    of = type_.data_type if isinstance(type_, DOMAIN) else type_
+    process = of.dialect_impl(_DIALECT).bind_processor(_DIALECT)
+
+    def written(value: Any) -> str | None:
+        if value is None:
+            return None
+        return json.dumps({_ARRAY: _texts(process(value) if process else value)}, ensure_ascii=False)
+
+    return written
+
+
+def array_of(given: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return the expression that makes an array of the JSON of :func:`json_of_arrays`, under every setting.
+
+    Args:
+        given: The JSON, as text.
+        type_: The column's type.
+    """
+    record = func.pg_catalog.json_to_record(cast(given, JSON))
+    made = record.table_valued(column(_ARRAY, ARRAY(Text)), name="given_array").render_derived(with_types=True)
+    return cast(select(made.c[_ARRAY]).scalar_subquery(), type_)
+
+
+def _texts(value: Any) -> Any:
+    return [_texts(each) for each in value] if isinstance(value, list | tuple) else _as_text(value)
 
 
 def _binary(example: Any) -> Dump:
@@ -92,8 +149,8 @@ dumped_tokens: Final = dumper(LargeBinary())
 
 
 def _as_text(value: Any) -> str | None:
-    if value is None:
-        return None
+    if value is None or type(value) is str:
+        return value
     if type(value) in _PRINTED_AS_SQL:
         return str(value)
     dumped = Transformer(_ADAPTERS).get_dumper(value, PyFormat.TEXT).dump(value)

@@ -1,4 +1,4 @@
-"""Floating-point columns, read in a form that no setting of the session changes.
+"""Columns of floating-point numbers and of arrays of them, read in a form that no setting of the session changes.
 
 PostgreSQL writes such numbers with as many digits as ``extra_float_digits`` says, and so loses some where it is below 1.
 """
@@ -10,11 +10,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from psycopg import adapters
-from sqlalchemy import REAL, ColumnElement, Float, Integer, case, cast, func, literal_column
+from psycopg.adapt import Transformer
+from psycopg.pq import Format
+from sqlalchemy import ARRAY, REAL, ColumnElement, Float, Integer, case, cast, func, literal_column
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import UserDefinedType
 
 _FLOAT8: Final = adapters.types["float8"].oid
+_FLOAT4: Final = adapters.types["float4"].oid
+_FLOAT8_ARRAY: Final = adapters.types["float8"].array_oid
 _REAL_BYTES: Final = 4
 _REAL_DIGITS: Final = 9
 """Decimal digits that tell any two values of ``real`` apart."""
@@ -22,6 +26,8 @@ _REAL_DIGITS: Final = 9
 
 def exact(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """Return the expression by which a plain column is read: of a float its bytes, of any other the column itself."""
+    if isinstance(column.type, ARRAY) and isinstance(column.type.item_type, Float):
+        return func.pg_catalog.array_send(column, type_=_SentArray(column.type)).label(column.key)
     if not isinstance(column.type, Float):
         return column
     sent = _Sent(column.type)
@@ -45,6 +51,40 @@ class _Sent(UserDefinedType[float]):
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], Any]:
         convert = self.column_type.dialect_impl(dialect).result_processor(dialect, _FLOAT8)
         return _received if convert is None else lambda sent: convert(_received(sent))
+
+
+class _SentArray(UserDefinedType[Any]):
+    """The same for arrays, in the form of ``array_send``: dimensions, flags, type of the elements, bounds, elements."""
+
+    cache_ok = False
+
+    def __init__(self, column_type: ARRAY[Any]) -> None:
+        self.column_type = column_type
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "BYTEA"
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], Any]:
+        convert = self.column_type.dialect_impl(dialect).result_processor(dialect, _FLOAT8_ARRAY)
+
+        def received(sent: bytes | None) -> Any:
+            if sent is None:
+                return None
+            numbers = Transformer().get_loader(_FLOAT8_ARRAY, Format.BINARY).load(sent)
+            if struct.unpack_from(">I", sent, _TYPE_AT)[0] == _FLOAT4:
+                numbers = _shortest_of(numbers)
+            return numbers if convert is None else convert(numbers)
+
+        return received
+
+
+_TYPE_AT: Final = 8
+
+
+def _shortest_of(numbers: Any) -> Any:
+    if isinstance(numbers, list):
+        return [_shortest_of(each) for each in numbers]
+    return None if numbers is None else shortest(numbers)
 
 
 def _received(sent: bytes | None) -> float | None:

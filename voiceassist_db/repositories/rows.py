@@ -19,7 +19,7 @@ from voiceassist_db.keys import Scheme
 from voiceassist_db.masking import MaskedValues
 from voiceassist_db.models import BlindIndex, EncryptedField, EncryptedTable, Kind
 from voiceassist_db.pgcrypto import codec
-from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any
+from voiceassist_db.pgcrypto.arrays import Dump, dumper, dumper_of_any, is_array, json_of_arrays
 from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
 from voiceassist_db.repositories.checks import Check, checker, form_checker
@@ -88,6 +88,9 @@ class Rows(Generic[R]):
         self._lookup_dumpers = {each.name: dumper_of_any(each.type) for each in plain}
         self._lookup_dumpers |= {each.name: dumper(each.type) for each in table.key}
         self._dumpers = self._array_dumpers()
+        self._arrays = {
+            self._names.plain(each.name): json_of_arrays(each.type) for each in plain if is_array(each.type)
+        }
         self._encoders = {name: codec.encoder(each, most=share) for name, each in table.fields.items()}
         self._tokens = {
             name: [(self._names.token(index.column), index) for index in each.indexes]
@@ -123,6 +126,9 @@ class Rows(Generic[R]):
         for name, value_of, check in self._written:
             values[name] = check(value_of(record))
         row_id = codec.row_id(tuple(values.values())[: len(self._key)])
+        for name, written in self._arrays.items():
+            if name in values:
+                values[name] = written(values[name])
         scheme = keyring.current.scheme
         for name, tokens, value_of, encode in self._encoded:
             value = value_of(record)
@@ -201,7 +207,9 @@ class Rows(Generic[R]):
         for name, value in changes.items():
             encode = self._encoders.get(name)
             if encode is None:
-                values[self._changing[name]] = self._checks[name](value)
+                plain = self._checks[name](value)
+                written = self._arrays.get(self._changing[name])
+                values[self._changing[name]] = written(plain) if written else plain
                 continue
             values[self._changing[name]] = encode(_DIRECT, "", value)
             for token_name, index in self._tokens[name]:

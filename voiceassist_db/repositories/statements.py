@@ -36,7 +36,7 @@ from sqlalchemy.types import TypeEngine
 
 from voiceassist_db.keys import Scheme
 from voiceassist_db.models import EncryptedField, EncryptedTable, EncryptionKeyRow, IndexKeyRow, table_of
-from voiceassist_db.pgcrypto.arrays import array_parameter, element_type, unlimited
+from voiceassist_db.pgcrypto.arrays import array_of, array_parameter, element_type, is_array, unlimited
 from voiceassist_db.pgcrypto.expressions import (
     decrypt_stored,
     encrypt_new,
@@ -254,7 +254,7 @@ class Statements:
         return row
 
     def _insert(self) -> Executable:
-        row = self._new_row(_scalar)
+        row = self._new_row(_stored)
         return insert(self.table.table).from_select(
             list(row), select(*row.values()).where(_is_writable(), *self._index_is_current())
         )
@@ -266,6 +266,8 @@ class Statements:
         def element(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
             # Those of plain columns travel as text, for they are of any type.
             given = elements[name] = Text() if name in as_text else element_type(type_)
+            if is_array(type_):
+                return array_of(column(name, given), type_)
             return cast(column(name, given), unlimited(type_))
 
         row = self._new_row(element)
@@ -307,7 +309,7 @@ class Statements:
 
     def _changes(self, names: frozenset[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
         changes: dict[str, Any] = {
-            each.name: _scalar(self.parameters.plain(each.name), each.type) for each in self.plain if each.name in names
+            each.name: _stored(self.parameters.plain(each.name), each.type) for each in self.plain if each.name in names
         }
         for field in self.table.fields.values():
             if field.name in names:
@@ -384,3 +386,8 @@ def _unknown_index_keys() -> ColumnElement[int]:
 
 def _scalar(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:
     return bindparam(name, type_=unlimited(type_))
+
+
+def _stored(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return a parameter of a value to be stored, which ``Rows`` gives as JSON where it is an array."""
+    return array_of(bindparam(name, type_=Text()), type_) if is_array(type_) else _scalar(name, type_)
