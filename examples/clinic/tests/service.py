@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import httpx2 as httpx
 
 CLIENTS = 50
-ROUNDS = 12
+ROUNDS = 6
 
 
 def run(*command: str, role: str) -> None:
@@ -56,16 +56,23 @@ async def client(http: httpx.AsyncClient, doctor: int, number: int, started: asy
     return right
 
 
+async def first_doctor(http: httpx.AsyncClient) -> int:
+    """Add a doctor, once the workers are up."""
+    for _ in range(600):
+        try:
+            answer = await http.post("/doctors", params={"name": "Dr. Grey"})
+        except httpx.TransportError:
+            await asyncio.sleep(0.1)
+        else:
+            return int(answer.raise_for_status().json())
+    raise SystemExit("the workers did not start within a minute")
+
+
 async def trial(address: str) -> int:
     """Let the clients work while the key is rotated and the one before retired."""
     limits = httpx.Limits(max_connections=CLIENTS)
     async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as http:
-        for _ in range(600):
-            try:
-                doctor = (await http.post("/doctors", params={"name": "Dr. Grey"})).raise_for_status().json()
-                break
-            except httpx.TransportError:
-                await asyncio.sleep(0.1)
+        doctor = await first_doctor(http)
         started = asyncio.Event()
         clients = [asyncio.create_task(client(http, doctor, number, started)) for number in range(CLIENTS)]
         await started.wait()

@@ -1,9 +1,10 @@
-"""Encrypted visits, as ``alembic revision --autogenerate`` wrote them, and the rights of the application."""
+"""Encrypted visits, as ``alembic revision --autogenerate`` wrote them, and the rights of the application's role."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+
 
 revision = "0002"
 down_revision = "0001"
@@ -35,12 +36,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("visits_pk")),
         postgresql_with={"fillfactor": "75"},
     )
+    op.complete_encrypted_table("visits", external=["patient_encrypted", "reason_encrypted"])
     op.create_index(op.f("visits_patient_index_ix"), "visits", ["patient_index"], unique=False)
-    # The role that `voiceassist-db provision` made for the application; it gives that role its rights on encrypted tables, too.
+    # `voiceassist-db provision` made this role, and gives it its rights on encrypted tables; these two are the clinic's own.
     op.execute("GRANT SELECT, INSERT ON doctors, accesses TO voiceassist_app")
 
 
 def downgrade() -> None:
     op.execute("REVOKE ALL ON doctors, accesses FROM voiceassist_app")
-    op.drop_index("visits_patient_index_ix", table_name="visits")
-    op.drop_table("visits")
+    op.drop_index(op.f("visits_patient_index_ix"), table_name="visits")
+    op.drop_encrypted_table("visits")
