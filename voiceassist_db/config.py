@@ -6,6 +6,7 @@ Owns the names, the defaults and the errors for what is missing or contradictory
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,9 @@ VAULT_LOGINS: Final = (
     "VAULT_TOKEN, VAULT_TOKEN_FILE, VAULT_ROLE_ID and VAULT_SECRET_ID, VAULT_KUBERNETES_ROLE, VAULT_JWT_ROLE and "
     "VAULT_JWT_FILE, VAULT_AGENT_ADDR, or VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
 )
+
+
+_PARAMETER: Final = re.compile(r"[a-z_]{1,40}")
 
 
 @forgetful
@@ -58,7 +62,22 @@ def parse_database_url(value: str) -> URL:
         url = None
     if url is None or url.drivername not in {"postgresql", "postgres", DRIVER, f"{DRIVER}_async"}:
         raise ConfigurationError(f"{DATABASE_URL} must look like postgresql://USER@HOST/DATABASE")
+    if unknown := sorted(url.query.keys() - _parameters()):
+        # What follows an unescaped ? or @ of a password is no parameter, and is not shown.
+        is_plain = "@" not in value.partition("?")[2] and all(map(_PARAMETER.fullmatch, unknown))
+        named = f"the parameter {', '.join(unknown)}" if is_plain else "a parameter"
+        raise ConfigurationError(
+            f"{DATABASE_URL} has {named}, which PostgreSQL's client library does not know: correct or remove what follows its question mark. "
+            "In a password, write ? as %3F and @ as %40"
+        )
     return url.set(drivername=DRIVER)
+
+
+def _parameters() -> set[str]:
+    """Return the parameters of a connection that the installed libpq knows."""
+    from psycopg.pq import Conninfo  # here, because most commands' --help needs no driver
+
+    return {option.keyword.decode() for option in Conninfo.get_defaults()}
 
 
 @forgetful

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from sqlalchemy import URL
 
 from tests.cli.conftest import ROTATE, Run
 from tests.conftest import plain
+from voiceassist_db import config
 from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
+from voiceassist_db.errors import ConfigurationError
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 NEEDS_KEYS = ["init-keys", "verify", "import", "rotate"]
@@ -135,3 +138,30 @@ def test_a_development_key_works_and_warns_and_cannot_rotate(
     rotate = run_process(env=env, command=ROTATE)
     assert rotate.code == 1
     assert "cannot be created or rotated" in rotate.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("postgresql://app@db1/clinic?nonsense=x", "the parameter nonsense,"),
+        ("postgresql://app@db1/clinic?sslmode=verify-full&ssl_mode=x&pool=5", "the parameter pool, ssl_mode,"),
+        ("postgresql://app:se@cret?word=1@db1/clinic", "a parameter,"),
+        ("postgresql://app@db1/clinic?Secret%20=x", "a parameter,"),
+    ],
+)
+def test_a_parameter_that_nobody_knows_is_named(address: str, named: str) -> None:
+    """Before a connection is tried. What may be a part of a password is not shown."""
+    with pytest.raises(
+        ConfigurationError, match=f"DATABASE_URL has {re.escape(named)} which PostgreSQL's client"
+    ) as refused:
+        config.parse_database_url(address)
+    assert "word" not in str(refused.value).replace("password", "")
+    assert "Secret" not in str(refused.value)
+
+
+def test_each_parameter_of_libpq_is_accepted() -> None:
+    """Among them several hosts, and those that a socket's address needs."""
+    url = config.parse_database_url(
+        "postgresql:///clinic?host=/run/a&host=/run/b&port=1&user=app&application_name=x&target_session_attrs=read-write"
+    )
+    assert url.query["host"] == ("/run/a", "/run/b")
