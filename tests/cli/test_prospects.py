@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from voiceassist_db.cli.prospects import Look, Mode, Prospect, lacking, mode_of, unlisted, without_copies
+from voiceassist_db.cli.prospects import Look, Mode, Prospect, lacking, mode_of, need, unlisted, without_copies
 from voiceassist_db.decision import Action, Refusal, Remedy, Step
 from voiceassist_db.errors import DatabaseUnavailableError
 from voiceassist_db.keyring.members import Here, Member
@@ -98,3 +98,8 @@ def test_a_key_ends_only_for_databases_that_are_listed() -> None:
     for name in ("clinic on db2.example.org:5432", "Clinic on db2.example.org:1", "main on the default host:5432"):
         assert unlisted({name: Look(None, UNKNOWN)}, listed) == [name]
     assert unlisted({names[0]: Look(Here(uuid4(), names[0]), NEW)}, listed) == [names[0]]
+
+
+def test_one_database_needs_and_several_need() -> None:
+    """The message is a sentence for any number of them."""
+    assert [need(["a"]), need(["a", "b"]), need(["a", "b", "c"])] == ["a needs", "a and b need", "a, b and c need"]

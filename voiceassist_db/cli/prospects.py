@@ -80,6 +80,12 @@ def lacking(looks: Mapping[str, Look]) -> list[str]:
     return [name for name, look in looks.items() if _lacks_key(look.prospect)]
 
 
+def need(names: Sequence[str]) -> str:
+    """Return that databases need something, in words."""
+    *most, last = names
+    return f"{', '.join(most)} and {last} need" if most else f"{last} needs"
+
+
 def _lacks_key(prospect: Prospect) -> bool:
     return isinstance(prospect, Refusal) and prospect.remedy is Remedy.RESTORE and not prospect.is_of_others
 

@@ -17,7 +17,7 @@ from voiceassist_db.cli.attending import attended, say_skipped
 from voiceassist_db.cli.databases import Databases, Target
 from voiceassist_db.cli.fleet import Result, deliver
 from voiceassist_db.cli.output import progress, say, say_error
-from voiceassist_db.cli.prospects import COMPLETE, Look, Mode, lacking, mode_of, survey, unlisted
+from voiceassist_db.cli.prospects import COMPLETE, Look, Mode, lacking, mode_of, need, survey, unlisted
 from voiceassist_db.cli.rotation_words import show_index_report, show_leftovers, show_plan, show_report, show_retirement
 from voiceassist_db.cli.stopping import stopping
 from voiceassist_db.errors import NothingToDoError, RotationActiveError, RotationError, VoiceAssistDBError
@@ -182,8 +182,8 @@ class _Fleet:
             pass
         if self.mode is Mode.HOLD:
             raise RotationError(
-                f"no new key was made, because {', '.join(lacking(self.looks))} needs a key that the secret does not hold: follow its "
-                "message first, or leave it out"
+                f"no new key was made, because {need(lacking(self.looks))} a key that the secret does not hold: follow the message of "
+                "that database first, or leave it out"
             )
         return _nothing(COMPLETE)
 
