@@ -102,6 +102,7 @@ class Code:
         self._functions: dict[str, list[Scope]] = defaultdict(list)
         self._calls: dict[str, list[tuple[Scope, ast.Call]]] = defaultdict(list)
         todo = list(roots)
+        assert all(map(_file_of, roots)), f"one of {', '.join(roots)} is no module of the package"
         while todo:
             name = todo.pop()
             if name not in self._modules and not name.startswith(NOT_OF_A_RUN) and (file := _file_of(name)):

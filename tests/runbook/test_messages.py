@@ -14,8 +14,8 @@ from tests.runbook.messages import HOLE, Code, Message
 RUNBOOK: Final = ROOT / "docs" / "rotation.md"
 HEAD: Final = ["what you see", "what it means", "what to do"]
 
-RUN: Final = ("voiceassist_db.cli.rotate_command", "voiceassist_db.keyring.initialisation")
-"""Where a run begins, and where ``init-keys`` is refused for the same reasons."""
+RUN: Final = ("voiceassist_db.cli.rotate_command", "voiceassist_db.cli.init_keys_command")
+"""Where a run begins, and ``init-keys``, which is a remedy for many of its messages."""
 
 FEWEST_LETTERS: Final = 5
 """Of what is known of a text. A message with fewer is made of others, such as the texts of several errors."""
