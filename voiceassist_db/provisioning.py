@@ -323,7 +323,7 @@ class _Plan:
             yield f"GRANT SELECT ({columns}) ON {name} TO {self._auditor}"
         for row in self._all(
             "SELECT n.nspname, s.relname FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace "
-            "JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'a' "
+            "JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i') "
             "WHERE s.relkind = 'S' AND d.refobjid = CAST(:name AS regclass) ORDER BY 1, 2",
             name=names[0],
         ):

@@ -94,6 +94,12 @@ class _Statements(PGCompiler_psycopg):
         is_named = self._is_as_written or bool(func.packagenames) or func.name.lower() in _NOT_LOOKED_UP
         return text if is_named else f"pg_catalog.{text}"
 
+    def visit_insert(self, insert_stmt: Any, visited_bindparam: Any = None, visiting_cte: Any = None, **kw: Any) -> str:
+        text = str(super().visit_insert(insert_stmt, visited_bindparam, visiting_cte, **kw))
+        is_given = any(each.identity is not None and each.identity.always for each in insert_stmt.table.primary_key)
+        # Of an identity that is generated always, the repository asks for the key first. SQLAlchemy has no words for it.
+        return text.replace(") SELECT ", ") OVERRIDING SYSTEM VALUE SELECT ", 1) if is_given else text
+
     def _generate_generic_binary(
         self, binary: BinaryExpression[Any], opstring: str, eager_grouping: bool = True, **kw: Any
     ) -> str:

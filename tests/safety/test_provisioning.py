@@ -223,6 +223,10 @@ def test_tables_of_a_team_with_partitions_and_sequences(empty: URL) -> None:
         admin.execute(
             "CREATE TABLE clinic.visits_2026 PARTITION OF clinic.visits FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')"
         )
+        admin.execute(
+            "CREATE TABLE clinic.rooms (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, plan_encrypted bytea, key_version int NOT NULL)"
+        )
+        admin.execute("COMMENT ON COLUMN clinic.rooms.plan_encrypted IS 'encrypted clinic.rooms.plan as text'")
         admin.execute("COMMENT ON COLUMN clinic.visits.reason_encrypted IS 'encrypted clinic.visits.reason as text'")
         admin.execute(
             "COMMENT ON COLUMN clinic.visits_2026.reason_encrypted IS 'encrypted clinic.visits.reason as text'"
@@ -230,6 +234,8 @@ def test_tables_of_a_team_with_partitions_and_sequences(empty: URL) -> None:
     provisioned(empty)
     with engine_at(empty, ROLES.app) as engine, engine.connect() as app:
         assert not refused(app, "INSERT INTO clinic.visits (day, key_version) VALUES ('2026-05-05', 1)")
+        for table in ("visits", "rooms"):  # a serial key and an identity, which the repository asks for by itself
+            assert not refused(app, f"SELECT nextval(pg_get_serial_sequence('clinic.{table}', 'id'))")
     with engine_at(empty, ROLES.rotator) as engine, engine.connect() as rotator:
         assert not refused(rotator, "UPDATE clinic.visits_2026 SET key_version = 1")
         assert refused(rotator, "DELETE FROM clinic.visits_2026")

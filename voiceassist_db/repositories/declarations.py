@@ -12,14 +12,15 @@ from collections.abc import Callable
 from dataclasses import field
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, TypeVar, dataclass_transform, overload
+from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Computed, DateTime, ForeignKey, Identity, MetaData, Table, Text
+from sqlalchemy import CheckConstraint, Computed, DateTime, ForeignKey, Identity, MetaData, Table, Text, func
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-from voiceassist_db.models import EncryptedRow, blind_index_column, encrypted_column, table_of
+from voiceassist_db.models import Base, EncryptedRow, blind_index_column, encrypted_column, table_of
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX, INDEX_SUFFIX
 from voiceassist_db.repositories.annotations import Annotation, Encrypted, is_of_sqlalchemy
 from voiceassist_db.repositories.records import Record, record
@@ -32,6 +33,18 @@ _IS_KEY: Final = "voiceassist_db.key"
 _TYPES: Final[dict[Any, Any]] = {str: Text, datetime: DateTime(timezone=True)}
 """SQL types of plain columns, where SQLAlchemy's own would cut or change values."""
 
+_OF_FOREIGN_KEYS: Final = (
+    "name",
+    "onupdate",
+    "ondelete",
+    "deferrable",
+    "initially",
+    "match",
+    "use_alter",
+    "info",
+    "comment",
+)
+
 KEY_FIRST: Final = -1
 """Sort order of the primary key's columns."""
 
@@ -41,16 +54,17 @@ def key(*, default_factory: Callable[[], T]) -> T: ...
 
 
 @overload
-def key() -> Any: ...
+def key(*, init: bool = True) -> Any: ...
 
 
-def key(*, default_factory: Any = dataclasses.MISSING) -> Any:
+def key(*, default_factory: Any = dataclasses.MISSING, init: bool = True) -> Any:
     """Declare a column of the primary key, to which values are bound. An example is in :class:`EncryptedRecord`.
 
     Args:
         default_factory: What makes the key of a new record. Without it, the application gives each key.
+        init: False where the server makes the key, and ``add`` returns it: ``id: int = key(init=False)``.
     """
-    return field(default_factory=default_factory, metadata={_IS_KEY: True})
+    return field(default_factory=default_factory, init=init, metadata={_IS_KEY: True})
 
 
 class _Declaring(type):
@@ -134,11 +148,11 @@ def _model(made: Any, table: str, metadata: MetaData, schema: str | None) -> typ
             annotation = Annotation.of(annotations[each.name])
             mark = annotation.encrypted
             if mark is None:
-                body[f"column_{position}"] = _plain(each, annotation)
+                body[f"column_{position}"] = _plain(each, annotation, metadata)
                 body["__annotations__"][f"column_{position}"] = _mapped(annotation)
                 continue
             body[f"{each.name}{ENCRYPTED_SUFFIX}"] = _encrypted(each, annotation, mark)
-        except TypeError as error:
+        except (TypeError, SQLAlchemyError) as error:
             raise TypeError(f"{made.__name__}.{each.name}: {error}") from None
         if mark.search is not None:
             token = blind_index_column(mark.search, context=mark.context, unique=mark.unique)
@@ -185,7 +199,7 @@ def _encrypted(each: dataclasses.Field[Any], annotation: Annotation, mark: Encry
     return encrypted_column(annotation.kind(), context=mark.context, nullable=annotation.is_nullable)
 
 
-def _plain(each: dataclasses.Field[Any], annotation: Annotation) -> MappedColumn[Any]:
+def _plain(each: dataclasses.Field[Any], annotation: Annotation, metadata: MetaData) -> MappedColumn[Any]:
     """Return the column of a field that is not encrypted, named as the field: an attribute ``metadata`` would be SQLAlchemy's own.
 
     Raises:
@@ -197,15 +211,27 @@ def _plain(each: dataclasses.Field[Any], annotation: Annotation) -> MappedColumn
             f"{odd[0]!r} is no argument of a column: use mapped_column(…) in Annotated, or __table_args__ of the class"
         )
     # A copy: one alias, such as PatientId = Annotated[UUID, ForeignKey(…)], may stand for several columns.
-    items = [_copied(each) if isinstance(each, SchemaItem) else each for each in extras]
+    items = [_copied(each, metadata) if isinstance(each, SchemaItem) else each for each in extras]
     items.sort(key=lambda each: isinstance(each, SchemaItem))  # Column takes the type first
-    if _IS_KEY in each.metadata:
-        # The application makes the keys: no sequence.
-        return mapped_column(each.name, *items, primary_key=True, autoincrement=False, sort_order=KEY_FIRST)
-    return mapped_column(each.name, *items)
+    if _IS_KEY not in each.metadata:
+        return mapped_column(each.name, *items)
+    options: dict[str, Any] = {"primary_key": True, "sort_order": KEY_FIRST}
+    is_told = any(isinstance(item, Identity | Computed | MappedColumn) for item in annotation.extras)
+    if each.init and not is_told:
+        options["autoincrement"] = False  # the application makes the keys: no sequence
+    elif not is_told:
+        items += [Identity()] if annotation.members == (int,) else []
+        options |= {"server_default": func.gen_random_uuid()} if annotation.members == (UUID,) else {}
+    return mapped_column(each.name, *items, **options)
 
 
-def _copied(item: Any) -> Any:
+def _copied(item: Any, metadata: MetaData) -> Any:
+    """Return a copy; a foreign key to a table of this package names its column, for another metadata would not find it by its name."""
+    if isinstance(item, ForeignKey):
+        table, _, column = item.target_fullname.rpartition(".")
+        if table not in metadata.tables and table in Base.metadata.tables:
+            options = {name: getattr(item, name) for name in _OF_FOREIGN_KEYS}
+            return ForeignKey(Base.metadata.tables[table].c[column], **options)
     return item._copy()  # noqa: SLF001  # as Table.to_metadata does
 
 

@@ -20,6 +20,7 @@ from voiceassist_db import forks
 from voiceassist_db.errors import FieldNotLoadedError
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Record")
 
 
 def uuid7() -> UUID:
@@ -92,6 +93,18 @@ def _loaded(record: Record, name: str) -> Any:
         return object.__getattribute__(record, name)
     except AttributeError:
         return _NOT_LOADED
+
+
+def lacks(record: Record, name: str) -> bool:
+    """Say whether a record has no value of a field: it was not read, or the server makes it."""
+    return _loaded(record, name) is _NOT_LOADED
+
+
+def with_values(record: R, values: Mapping[str, Any]) -> R:
+    """Return a copy of a record that has these values, too."""
+    _, (cls, known) = record.__reduce__()
+    made: R = _restored(cls, {**known, **values})
+    return made
 
 
 def _restored(cls: type[T], values: Mapping[str, Any]) -> T:

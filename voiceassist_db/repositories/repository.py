@@ -37,6 +37,7 @@ from voiceassist_db.repositories.records import Record
 from voiceassist_db.repositories.refusals import is_unnamed, not_found, unknown_version, unnamed_row
 from voiceassist_db.repositories.rows import BOOKKEEPING, Rows
 from voiceassist_db.repositories.searching import searched
+from voiceassist_db.repositories.server_keys import ServerKeys, made_by_server
 from voiceassist_db.repositories.statements import Statements
 from voiceassist_db.repositories.triggers import changed_as_meant, may_change_rows, written
 from voiceassist_db.sessions import connection_of
@@ -59,6 +60,8 @@ class Repository(Queries[R]):
     """
 
     forms: ClassVar[Mapping[str, Check]] = {}
+    _key: ClassVar[attrgetter[Any]]
+    _server_keys: ClassVar[ServerKeys | None]
     _changeable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -78,14 +81,20 @@ class Repository(Queries[R]):
         cls._adopted = Statements(cls._table, plain, lookup, is_adopted=True)
         cls._rows = Rows(cls._table, cls.record, plain, cls.lookup, cls.forms)
         cls._lookup_key = attrgetter(*cls.lookup)
+        cls._key = attrgetter(*(each.name for each in cls._table.key))
+        by_server = made_by_server(cls._table, cls.record)
+        cls._server_keys = ServerKeys(cls._table, by_server) if by_server else None
         cls._fields = tuple(cls._table.fields.values())
         cls._indexes = searched(cls._table)
         cls._changeable, cls._readable = {}, {}  # not functools.cache, which would keep each class for ever
         cls._naming = [(cls._statements.parameters.where(each.name), checker(each, names_row=True)) for each in lookup]
 
     @forgetful
-    def add(self, record: R) -> None:
+    def add(self, record: R) -> Any:
         """Write a new row.
+
+        Returns:
+            Its primary key, which may be made by the server: one value, or a tuple where it has several columns.
 
         Raises:
             ValueError: A value is not of its field's type.
@@ -95,6 +104,8 @@ class Repository(Queries[R]):
         if not self._keys.is_known:
             self._keys.prefetch(deadline)
         connection = connection_of(self._session, self.model)
+        if self._server_keys is not None:
+            (record,) = self._server_keys.given(connection, [record])
 
         def values(keyring: Keyring) -> MaskedValues:
             return self._rows.new(record, keyring)
@@ -102,6 +113,7 @@ class Repository(Queries[R]):
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert(returns_key=returns_key)
         self._insert(connection, statement, values, [record], deadline, returns_key=returns_key)
+        return self._key(record)
 
     @forgetful
     def add_many(self, records: Iterable[R]) -> int:
@@ -127,6 +139,8 @@ class Repository(Queries[R]):
             records: The records.
             meanwhile: Called then, unless there is nothing to wait for. It may neither raise nor use the transaction.
         """
+        if self._server_keys is not None:
+            records = self._server_keys.all_given(connection_of(self._session, self.model), records)
         groups = Groups(records, self._rows, (self.lookup[0], *self._table.fields))
         written = 0
         while group := groups.take():
