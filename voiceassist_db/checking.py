@@ -279,7 +279,7 @@ def _tables(connection: Connection) -> Iterator[Line]:
                     Verdict.NOTE,
                     f"{changer.what} can change rows while they are written: it must not change the key",
                 )
-        if table.version.nullable:
+        if table.version.nullable and not table.is_in_place:
             detail = f"{table.version.name} may be NULL: a value in a row without a version cannot be read"
             yield Line(table.name, Verdict.NOTE, detail, "Make it NOT NULL once each row has one.")
         plain = {column.name.casefold(): column.name for column in table.table.c}

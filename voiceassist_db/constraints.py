@@ -17,10 +17,13 @@ from voiceassist_db.models import EncryptedTable, EncryptionKeyRow, table_of
 from voiceassist_db.models.declaration import (
     FILLFACTOR,
     FLOOR_SUFFIX,
+    VERSION_COLUMN,
     any_format,
     bound_format,
     floor_constraint,
     format_constraint,
+    version_constraint,
+    with_version,
 )
 
 _KEYS: Final = table_of(EncryptionKeyRow)
@@ -39,6 +42,20 @@ _STATE = text(
 )
 MARKS: Final = {"hex": r"\xd2'", "octal": r"\322'"}
 """What both formats ask for, as each ``bytea_output`` writes it. A constraint is known by it where its table was renamed, and the constraint was not."""
+
+_WITH_VERSION = text(
+    """
+    SELECT a.attname, c.conname, c.convalidated
+    FROM pg_catalog.pg_constraint c
+    JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.conrelid
+        AND a.attnum OPERATOR(pg_catalog.=) ANY (c.conkey)
+    WHERE c.conrelid OPERATOR(pg_catalog.=) CAST(:table AS pg_catalog.regclass) AND c.contype OPERATOR(pg_catalog.=) 'c'
+      AND pg_catalog.starts_with(pg_catalog.replace(pg_catalog.pg_get_constraintdef(c.oid), '"', ''), pg_catalog.concat(
+          'CHECK (((', pg_catalog.replace(CAST(a.attname AS pg_catalog.text), '"', ''), ' IS NULL) OR (', CAST(:version AS pg_catalog.text),
+          ' IS NOT NULL)))'))
+    """
+)
+"""By their condition: a constraint keeps its name where its table is renamed."""
 
 _FLOOR = text(
     """
@@ -95,16 +112,39 @@ def gaps(connection: Connection, table: EncryptedTable) -> list[Gap]:
             f"column {field.column} has no CHECK that keeps plaintext, and packets without an integrity check, out"
         )
         found.append(Gap(table.name, problem, (add, _validation(name, constraint)), is_unsafe=True))
+    if table.is_in_place:
+        found += _unversioned(connection, table, name)
     name_of_floor = floor_constraint(table.table.name)
     for row in sorted(state, key=lambda row: str(row.conname)):
         if not row.convalidated and (row.guarded is not None or row.conname == name_of_floor):
-            problem = f"the constraint {row.conname} is not proven for rows that are older than it"
-            found.append(Gap(table.name, problem, (_validation(name, quote(row.conname)),), is_unsafe=True))
+            found.append(_unproven(table, name, row.conname, quote))
     for row in execute(connection, _WITHOUT_ROOM, {"table": name}, table=table.name):
         problem = f"{row.name} has no fillfactor, so that a rotation finds no room on its pages: it takes longer, and the table grows"
         change = f"ALTER TABLE {row.name} SET (fillfactor = {FILLFACTOR})"
         found.append(Gap(table.name, problem, (change,), is_unsafe=False))
     return found
+
+
+def _unversioned(connection: Connection, table: EncryptedTable, name: str) -> list[Gap]:
+    """Return what lacks of the CHECKs that a value has a key version, in a table where others insert rows without one."""
+    quote = _quote(connection)
+    known = execute(connection, _WITH_VERSION, {"table": name, "version": VERSION_COLUMN}, table=table.name).all()
+    guarded = {row.attname for row in known}
+    found = [_unproven(table, name, row.conname, quote) for row in known if not row.convalidated]
+    for field in table.fields.values():
+        if field.column not in guarded:
+            constraint = quote(version_constraint(table.table.name, field.column))
+            add = (
+                f"ALTER TABLE {name} ADD CONSTRAINT {constraint} CHECK ({with_version(quote(field.column))}) NOT VALID"
+            )
+            problem = f"column {field.column} has no CHECK that keeps values out of rows without a key version"
+            found.append(Gap(table.name, problem, (add, _validation(name, constraint)), is_unsafe=True))
+    return found
+
+
+def _unproven(table: EncryptedTable, name: str, constraint: str, quote: Callable[[str], str]) -> Gap:
+    problem = f"the constraint {constraint} is not proven for rows that are older than it"
+    return Gap(table.name, problem, (_validation(name, quote(constraint)),), is_unsafe=True)
 
 
 def complete(connection: Connection, table: EncryptedTable) -> list[Gap]:

@@ -49,6 +49,7 @@ class Examination:
         keyring: The keys that they were decrypted with.
         needs_tokens: Whether every searchable value must have a token; else rows that were adopted may lack it.
         is_last: Whether a row under a version that the keyring lacks is a failure, and not a reason to ask the key store.
+        is_in_place: Whether rows without values have no version.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Examination:
         *,
         needs_tokens: bool,
         is_last: bool,
+        is_in_place: bool,
     ) -> None:
         self.report = report
         self._width = width
@@ -77,12 +79,14 @@ class Examination:
             position += 3 + len(each.indexes)
         self._keyring = keyring
         self._is_last = is_last
+        self._is_in_place = is_in_place
 
     def examine(self, rows: Iterable[tuple[Any, ...]]) -> int | None:
         """Look at rows; return the version of the first that the keyring lacks, where looking has stopped, or None."""
         for row in rows:
             version = row[self._width]
-            scheme = self._keyring.scheme(version)
+            # Without a version no value opens, so there is none here.
+            scheme = _BOUND if version is None and self._is_in_place else self._keyring.scheme(version)
             if scheme is None and not self._is_last:
                 unknown: int = version
                 return unknown

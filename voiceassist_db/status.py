@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -72,6 +72,7 @@ class Status:
         overdue: Whether the current key is older than the policy allows.
         gaps: What encrypted tables lack; ``schema.complete_tables`` adds it. Copies of them, and tables that are
             skipped because of their owners, have no statement to add.
+        unencrypted: Rows without a key version, by table: those that have no encrypted value, of tables where others insert rows.
     """
 
     keys: tuple[RegisteredKey, ...]
@@ -80,6 +81,7 @@ class Status:
     key_age_days: float | None
     overdue: bool
     gaps: tuple[Gap, ...] = ()
+    unencrypted: dict[str, int] = field(default_factory=dict)
 
     @property
     def unfinished(self) -> tuple[Rotation, ...]:
@@ -91,18 +93,22 @@ def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_D
     """Read the registry, count rows per version in every encrypted table, and list the last rotations."""
     keys = tuple(registered_keys(connection).values())
     tables: dict[str, dict[int, int]] = {}
+    unencrypted: dict[str, int] = {}
     missing: list[Gap] = []
     found, copies = tables_and_copies(connection)
     for table in found:
         missing += gaps(connection, table)
         counted = select(table.version, func.count()).group_by(table.version).order_by(table.version)
-        tables[table.name] = dict(map(tuple, execute(connection, counted, table=table.name)))
+        rows = dict(map(tuple, execute(connection, counted, table=table.name)))
+        if none := rows.pop(None, 0):
+            unencrypted[table.name] = none
+        tables[table.name] = rows
     missing += [Gap(each.table, each.problem, (), is_unsafe=True) for each in copies]
     missing += [Gap(each.table, each.problem, (), is_unsafe=False) for each in foreign_tables(connection)]
     current = next((key for key in keys if key.state == "current"), None)
     age = (server_now(connection) - current.created_at).total_seconds() / 86400 if current else None
     overdue = age is not None and age > max_age_days
-    return Status(keys, tables, _rotations(connection), age, overdue, tuple(missing))
+    return Status(keys, tables, _rotations(connection), age, overdue, tuple(missing), unencrypted)
 
 
 def _rotations(connection: Connection) -> tuple[Rotation, ...]:

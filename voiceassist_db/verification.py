@@ -359,6 +359,7 @@ class _Walk:
                 keyring,
                 needs_tokens=self._needs_tokens,
                 is_last=is_last,
+                is_in_place=self._table.is_in_place,
             )
             unknown = statement.read(self._connection, keys | parameters(keyring, self._table, fields), part.examine)
             if unknown is None:

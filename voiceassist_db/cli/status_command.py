@@ -72,6 +72,7 @@ def as_dict(status: Status) -> dict[str, Any]:
         "tables": {
             table: {str(version): rows for version, rows in counts.items()} for table, counts in status.tables.items()
         },
+        "unencrypted": status.unencrypted,
         "rotations": [dataclasses.asdict(each) for each in status.rotations],
         "key_age_days": status.key_age_days,
         "overdue": status.overdue,
@@ -92,8 +93,10 @@ def _show(status: Status, max_age_days: int) -> None:
     if status.overdue:
         say(f"the current key is {status.key_age_days:.0f} days old, more than {max_age_days}: rotate it")
     for table, counts in status.tables.items():
-        versions = ", ".join(f"{rows:,} under version {version}" for version, rows in counts.items())
-        say(f"{table}: {versions or 'empty'}")
+        parts = [f"{rows:,} under version {version}" for version, rows in counts.items()]
+        if without := status.unencrypted.get(table):
+            parts.append(f"{without:,} with nothing encrypted")
+        say(f"{table}: {', '.join(parts) or 'empty'}")
     for gap in status.gaps:
         to_add = f". To add it: {escaped_sql('; '.join(gap.statements))};" if gap.statements else ""
         say(f"{gap.table}: {gap.problem}{to_add}")

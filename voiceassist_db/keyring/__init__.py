@@ -13,6 +13,7 @@ from voiceassist_db.keyring.observation import (
     observe,
     open_runs,
     refused,
+    without_version,
 )
 from voiceassist_db.keyring.registry import (
     RegisteredKey,
@@ -51,4 +52,5 @@ __all__ = [
     "retire_index_keys",
     "retire_version",
     "take_back",
+    "without_version",
 ]

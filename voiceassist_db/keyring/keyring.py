@@ -49,8 +49,8 @@ class Keyring:
         object.__setattr__(self, "schemes", MappingProxyType(schemes))
         object.__setattr__(self, "has_direct", Scheme.DIRECT in schemes.values())
 
-    def scheme(self, version: int) -> Scheme | None:
-        """Return the scheme of a live version; None where the version is not live."""
+    def scheme(self, version: int | None) -> Scheme | None:
+        """Return the scheme of a live version; None where the version is not live, or there is none."""
         if version == self.current.version:
             return self.current.scheme
         if self.previous is not None and version == self.previous.version:

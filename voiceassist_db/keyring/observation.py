@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, func, or_, select
 
@@ -68,6 +68,7 @@ def observe(
 
     Raises:
         WrongKeyError: A key is not the one that is registered for its version.
+        RotationError: Rows have values and no key version.
     """
     known = registered_keys(connection)
     if keys is not None:
@@ -128,8 +129,22 @@ def open_runs(connection: Connection) -> frozenset[Run]:
 
 def _rows(connection: Connection, table: EncryptedTable) -> dict[int, int]:
     see_all_rows(connection)
-    counted = select(table.version, func.count()).group_by(table.version)
-    return dict(map(tuple, execute(connection, counted, table=table.name)))
+    values = func.count().filter(table.has_no_version())
+    counted = select(table.version, func.count(), values).group_by(table.version)
+    counts: list[Any] = [*execute(connection, counted, table=table.name)]
+    found = {version: (rows, values) for version, rows, values in counts}
+    _, unversioned = found.pop(None, (0, 0))  # a row without a version and without values needs no key
+    if unversioned:
+        raise without_version(table, unversioned)
+    return {version: rows for version, (rows, _) in found.items()}
+
+
+def without_version(table: EncryptedTable, rows: int) -> RotationError:
+    """Return the error of rows that have values and no key version, so that nobody knows which key they need."""
+    return RotationError(
+        f"{rows:,} rows of {table.name} have encrypted values and no key version, so that nobody knows which key they need: give each the "
+        "version that it was written under, or remove its values. `voiceassist-db verify` names them. No key was changed"
+    )
 
 
 def explained(refusal: Refusal, provider: KeyProvider, keys: KeySet | None, connection: Connection) -> str:

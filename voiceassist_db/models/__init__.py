@@ -1,6 +1,6 @@
 """The tables, and the way to declare more of them. Nothing here knows a key."""
 
-from voiceassist_db.models.base import Base, EncryptedRow, table_of
+from voiceassist_db.models.base import Base, EncryptedInPlace, EncryptedRow, table_of
 from voiceassist_db.models.declaration import (
     BlindIndex,
     EncryptedField,
@@ -29,6 +29,7 @@ __all__ = [
     "ClinicalNoteRow",
     "DatabaseIdentityRow",
     "EncryptedField",
+    "EncryptedInPlace",
     "EncryptedRow",
     "EncryptedTable",
     "EncryptionKeyRow",

@@ -5,11 +5,12 @@ Owns the metadata, the naming of constraints, and the columns that each encrypte
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import cast
 
-from sqlalchemy import DateTime, MetaData, Table, Text, func
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import DateTime, Integer, MetaData, Table, Text, func
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+from voiceassist_db.models.declaration import IN_PLACE_COMMENT
 
 
 class Base(DeclarativeBase):
@@ -31,9 +32,22 @@ def table_of(model: type[DeclarativeBase]) -> Table:
     return cast(Table, model.__table__)
 
 
+# Without annotations: the type map of an application's base changes nothing, and a base of MappedAsDataclass asks no argument for them.
+
+
 class EncryptedRow:
     """Mixin of a table with encrypted columns: one key version per row, and the dates."""
 
-    key_version: Mapped[int] = mapped_column(sort_order=100)
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), sort_order=101)
-    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), sort_order=102)
+    key_version = mapped_column(Integer, nullable=False, sort_order=100)
+    created_at = mapped_column(DateTime(timezone=True), nullable=False, server_default=func.now(), sort_order=101)
+    updated_at = mapped_column(DateTime(timezone=True), nullable=False, server_default=func.now(), sort_order=102)
+
+
+class EncryptedInPlace:
+    """Mixin of an application's table that gets encrypted columns, and whose rows others insert without them.
+
+    Such a row has no key version until a repository writes an encrypted value. A CHECK for each encrypted column keeps values out of rows
+    without one.
+    """
+
+    key_version = mapped_column(Integer, nullable=True, comment=IN_PLACE_COMMENT, sort_order=100)

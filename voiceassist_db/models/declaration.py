@@ -20,6 +20,7 @@ from sqlalchemy import (
     DDL,
     CheckConstraint,
     Column,
+    ColumnElement,
     Date,
     Enum,
     Integer,
@@ -28,7 +29,9 @@ from sqlalchemy import (
     String,
     Table,
     Uuid,
+    and_,
     event,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import CITEXT, DOMAIN
 from sqlalchemy.orm import MappedColumn, mapped_column
@@ -54,6 +57,9 @@ FILLFACTOR: Final = 75
 """Room that a page keeps free for the next rotation's row versions (HOT), in percent used."""
 FILLFACTOR_INFO: Final = "voiceassist_db.fillfactor"
 """Where a table of SQLAlchemy 2.0 has its fillfactor, which later versions have as an option of the table."""
+
+IN_PLACE_COMMENT: Final = "key version, NULL where no value is encrypted"
+"""Comment of a version column that may be NULL: rows are inserted by others, who know nothing of encryption."""
 
 _DETACHED: Final = " in a detached partition"
 _ENCRYPTED_COMMENT: Final = re.compile(
@@ -109,6 +115,16 @@ def format_constraint(table: str, column: str) -> str:
     return fitted(f"{table}_{column}", "_format")
 
 
+def version_constraint(table: str, column: str) -> str:
+    """Return the name of the CHECK that keeps values out of rows without a key version."""
+    return fitted(f"{table}_{column}", "_version")
+
+
+def with_version(column: str) -> str:
+    """Return the SQL condition that a row without a key version has no value in a column."""
+    return f"{column} IS NULL OR {VERSION_COLUMN} IS NOT NULL"
+
+
 def floor_constraint(table: str) -> str:
     """Return the name of the CHECK that keeps rows of retired key versions out of a table."""
     return fitted(table, FLOOR_SUFFIX)
@@ -117,7 +133,8 @@ def floor_constraint(table: str) -> str:
 def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool = True) -> MappedColumn[Any]:
     """Declare an encrypted column; its attribute's name must end in ``_encrypted``.
 
-    The table gets the CHECK of the column's format, and room on its pages for rotation unless it has a ``fillfactor`` of its own.
+    The table gets the CHECK of the column's format, and room on its pages for rotation unless it has a ``fillfactor`` of its own. Beside
+    ``EncryptedInPlace`` it gets the CHECK that a value has a key version.
 
     Args:
         kind: Type of the value that application code sees.
@@ -131,7 +148,7 @@ def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool =
     """
     kind = Kind(kind)
     given = None if context is None else require_context(context)
-    declared: MappedColumn[Any] = mapped_column(LargeBinary, nullable=nullable)
+    declared: MappedColumn[Any] = _not_of_constructor(mapped_column(LargeBinary, nullable=nullable, init=False))
 
     def complete(column: Column[Any], table: Table) -> None:
         if column.comment is not None:
@@ -141,6 +158,8 @@ def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool =
         condition = bound_format(quoted(column.name))
         # conv() keeps a naming convention from changing a name by which rotation finds the constraint.
         table.append_constraint(CheckConstraint(condition, name=conv(format_constraint(table.name, column.name))))
+        # When the table has its version column, too.
+        event.listen(table, "after_parent_attach", lambda table, _: _require_version(table, column.name))
         _leave_room(table)
 
     event.listen(declared.column, "after_parent_attach", complete, propagate=True)
@@ -172,7 +191,9 @@ def blind_index_column(
     if unique and normalisers.part_of(normaliser):
         raise ValueError(f"{normaliser} compares a part of values only, so that it cannot be unique")
     given = None if context is None else require_context(context)
-    declared: MappedColumn[Any] = mapped_column(LargeBinary, index=not unique, unique=unique)
+    declared: MappedColumn[Any] = _not_of_constructor(
+        mapped_column(LargeBinary, index=not unique, unique=unique, init=False)
+    )
 
     def complete(column: Column[Any], table: Table) -> None:
         if column.comment is not None:
@@ -188,6 +209,12 @@ def blind_index_column(
     return declared
 
 
+def _not_of_constructor(declared: MappedColumn[Any]) -> MappedColumn[Any]:
+    """Return a column without an argument of the constructor, where the model is a dataclass; other models refuse ``init=``."""
+    declared._has_dataclass_arguments = False  # noqa: SLF001  # SQLAlchemy has no other way to say it for both
+    return declared
+
+
 def _new_field(table: Table, column: Column[Any], suffix: str) -> str:
     """Return the field's name of a column that a model declares, if a record can have it."""
     for name in (table.name, column.name):
@@ -199,6 +226,14 @@ def _new_field(table: Table, column: Column[Any], suffix: str) -> str:
             f"column {column.name!r}: {field!r} cannot be the name of a record's field; use a Python identifier in its normal form (NFKC)"
         )
     return field
+
+
+def _require_version(table: Table, column: str) -> None:
+    """Give a table whose rows may lack the key version the CHECK that a value of a column has one."""
+    version = table.c.get(VERSION_COLUMN)
+    if version is not None and version.comment == IN_PLACE_COMMENT:
+        name = conv(version_constraint(table.name, column))
+        table.append_constraint(CheckConstraint(with_version(quoted(column)), name=name))
 
 
 def _leave_room(table: Table) -> None:
@@ -292,6 +327,16 @@ class EncryptedTable:
     def version(self) -> Column[Any]:
         """The column that holds the key version of each row."""
         return self.table.c[VERSION_COLUMN]
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether rows without encrypted values have no key version, as they have where others insert them."""
+        return bool(self.version.nullable) and self.version.comment == IN_PLACE_COMMENT
+
+    def has_no_version(self) -> ColumnElement[bool]:
+        """Return the condition that a row has an encrypted value and no key version, so that nobody knows its key."""
+        values = (self.table.c[each.column].is_not(None) for each in self.fields.values())
+        return and_(self.version.is_(None), or_(*values))
 
     @property
     def indexes(self) -> list[BlindIndex]:

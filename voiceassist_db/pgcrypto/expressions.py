@@ -126,19 +126,25 @@ def decrypt_stored(
         is_adopted: Whether a live version has scheme ``direct``: see :func:`decrypt`.
 
     A row of neither live version yields NULL, and not an error that would end the caller's transaction: so whoever uses this
-    must select the row's version beside it, and refresh the keyring where it is unknown.
+    must select the row's version beside it, and refresh the keyring where it is unknown. A value without a version is an error (39000).
     """
     columns = (table.table if source is None else source).c
     # The version chooses a key, and not a call: the server prepares each call for every statement, needed or not.
+    version = columns[table.version.name]
     keys = {slot: _present(column_key(table, field, slot)) for slot in SLOTS}
-    key = _by_version(columns[table.version.name], keys)
-    return _decrypt(field.kind, columns[field.column], key, is_adopted=is_adopted)
+    stored = columns[field.column]
+    if not table.is_in_place:
+        return _decrypt(field.kind, stored, _by_version(version, keys), is_adopted=is_adopted)
+    # A value without a version must be an error. Its first byte opens under no key, and without a key there would be no call.
+    first = func.pg_catalog.substring(stored, literal_column("1"), literal_column("1"), type_=LargeBinary)
+    key = _by_version(version, keys, case((version.is_(None), keys["current"])))
+    return _decrypt(field.kind, case((version.is_(None), first), else_=stored), key, is_adopted=is_adopted)
 
 
 def encrypt_stored(
     table: EncryptedTable, field: EncryptedField, value: ColumnElement[Any], schemes: Mapping[str, Scheme]
 ) -> ColumnElement[bytes]:
-    """Return the expression of a changed value, under the key and scheme of its row's own version.
+    """Return the expression of a changed value, under the key and scheme of its row's own version; of the current one, where it has none.
 
     Args:
         table: The table.
@@ -149,9 +155,17 @@ def encrypt_stored(
     bound = {slot: _bind_to_row(table, field, value, scheme) for slot, scheme in schemes.items()}
     is_same = len(set(schemes.values())) == 1
     # A row of another version has no key, which is an error; without the value it would be NULL.
-    plaintext = next(iter(bound.values())) if is_same else _by_version(table.version, bound, value)
-    key = _by_version(table.version, {slot: column_key(table, field, slot) for slot in schemes})
+    version = version_to_write(table)
+    plaintext = next(iter(bound.values())) if is_same else _by_version(version, bound, value)
+    key = _by_version(version, {slot: column_key(table, field, slot) for slot in schemes})
     return encrypt(field.kind, plaintext, key)
+
+
+def version_to_write(table: EncryptedTable) -> ColumnElement[int]:
+    """Return the expression of the version that a row's values are changed under: its own, or the current one where it has none."""
+    if not table.is_in_place:
+        return table.version
+    return func.coalesce(table.version, version_parameter("current"), type_=Integer)
 
 
 def reencrypt(

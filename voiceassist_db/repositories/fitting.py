@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Column, Table, UniqueConstraint
 
 from voiceassist_db.models import EncryptedTable
-from voiceassist_db.models.requirements import require_lookup, require_writable
+from voiceassist_db.models.requirements import DATES, needs_value, require_lookup, require_writable
 from voiceassist_db.repositories.records import Record
 
 
@@ -28,13 +28,21 @@ def plain_columns(table: EncryptedTable, record: type[Record]) -> list[Column[An
     known = {each.name for each in dataclasses.fields(record)}  # type: ignore[arg-type]  # made by @record
     expected = {*table.fields, *(each.name for each in (*table.key, *plain))}
     optional = {each.name for each in plain if each.nullable or each.server_default is not None}
-    if odd := (known - expected) | (expected - optional - known):
+    lacking = set() if table.is_in_place else expected - optional - known
+    if odd := (known - expected) | lacking:
         raise TypeError(
             f"{record.__name__} and the table {table.name} do not have the same fields: {', '.join(sorted(odd))}"
         )
     kept = [each for each in plain if each.name in known]
     require_writable(table, kept)
     return kept
+
+
+def left_out(table: EncryptedTable, record: type[Record]) -> list[str]:
+    """Return the columns that a new row needs and a record lacks, so that only the application's own model can insert rows."""
+    known = {each.name for each in dataclasses.fields(record)} - set(DATES)  # type: ignore[arg-type]  # made by @record
+    written = {*known, *(each.column for each in table.fields.values()), table.version.name}
+    return [each.name for each in table.table.c if each.name not in written and needs_value(each)]
 
 
 def lookup_columns(table: EncryptedTable, names: Iterable[str]) -> list[Column[Any]]:

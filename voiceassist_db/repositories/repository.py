@@ -23,7 +23,7 @@ from voiceassist_db.pgcrypto.expressions import parameters
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.bulk import Batch, Groups
 from voiceassist_db.repositories.checks import Check, checker
-from voiceassist_db.repositories.fitting import lookup_columns, plain_columns
+from voiceassist_db.repositories.fitting import left_out, lookup_columns, plain_columns
 from voiceassist_db.repositories.freshness import (
     CURRENT,
     left_behind,
@@ -62,6 +62,7 @@ class Repository(Queries[R]):
     forms: ClassVar[Mapping[str, Check]] = {}
     _key: ClassVar[attrgetter[Any]]
     _server_keys: ClassVar[ServerKeys | None]
+    _left_out: ClassVar[list[str]]
     _changeable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -84,6 +85,7 @@ class Repository(Queries[R]):
         cls._key = attrgetter(*(each.name for each in cls._table.key))
         by_server = made_by_server(cls._table, cls.record)
         cls._server_keys = ServerKeys(cls._table, by_server) if by_server else None
+        cls._left_out = left_out(cls._table, cls.record) if cls._table.is_in_place else []
         cls._fields = tuple(cls._table.fields.values())
         cls._indexes = searched(cls._table)
         cls._changeable, cls._readable = {}, {}  # not functools.cache, which would keep each class for ever
@@ -97,13 +99,15 @@ class Repository(Queries[R]):
             Its primary key, which may be made by the server: one value, or a tuple where it has several columns.
 
         Raises:
-            ValueError: A value is not of its field's type.
+            ValueError: A value is not of its field's type; or the record lacks a column that a new row needs.
             DuplicateError: A row with this key, or with the same value in a unique index, exists.
         """
         deadline = self._keys.deadline()
         if not self._keys.is_known:
             self._keys.prefetch(deadline)
         connection = connection_of(self._session, self.model)
+        if self._left_out:
+            raise self._no_row()
         if self._server_keys is not None:
             (record,) = self._server_keys.given(connection, [record])
 
@@ -114,6 +118,13 @@ class Repository(Queries[R]):
         statement = self._statements.insert(returns_key=returns_key)
         self._insert(connection, statement, values, [record], deadline, returns_key=returns_key)
         return self._key(record)
+
+    @classmethod
+    def _no_row(cls) -> ValueError:
+        return ValueError(
+            f"a new row of {cls._table.name} needs {', '.join(cls._left_out)}, which {cls.record.__name__} does not have: insert it by the "
+            "application's model, then update() its fields here"
+        )
 
     @forgetful
     def add_many(self, records: Iterable[R]) -> int:
@@ -139,6 +150,8 @@ class Repository(Queries[R]):
             records: The records.
             meanwhile: Called then, unless there is nothing to wait for. It may neither raise nor use the transaction.
         """
+        if self._left_out:
+            raise self._no_row()
         if self._server_keys is not None:
             records = self._server_keys.all_given(connection_of(self._session, self.model), records)
         groups = Groups(records, self._rows, (self.lookup[0], *self._table.fields))
@@ -260,12 +273,12 @@ class Repository(Queries[R]):
             if not versions:
                 raise not_found(self._table, where.values())
             version = versions[0][0]
-            if keyring.scheme(version) is None:
+            if self._is_unknown(keyring, version):
                 keyring = self._keys.refresh(connection, version, deadline)
             else:  # the index key is no longer the current one, or a rotation committed between the two statements
                 keyring, tolerated = renewed(self._keys, connection, keyring, deadline)
         else:
-            if keyring.scheme(version) is None:
+            if self._is_unknown(keyring, version):
                 raise unknown_version(self._table, version, "/".join(map(str, key)))
             raise left_behind(self._table.name, keyring)
         raise unnamed_row(self._table, where.values())
@@ -291,3 +304,8 @@ class Repository(Queries[R]):
             raise ValueError(f"{cls._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
         cls._changeable[names] = cls._named_by(names)
         return cls._changeable[names]
+
+    @classmethod
+    def _is_unknown(cls, keyring: Keyring, version: int | None) -> bool:
+        """Say whether a row is under a version that a keyring lacks; under none, its values are written under the current one."""
+        return not (version is None and cls._table.is_in_place) and keyring.scheme(version) is None

@@ -39,6 +39,7 @@ BOOKKEEPING: Final = frozenset({"key_version", "created_at", "updated_at"})
 KEY_BYTES: Final = 2600
 """Bytes of all columns by which rows are named, below the 2,704 of an entry of a PostgreSQL B-tree."""
 
+_BOUND: Final = Scheme.BOUND
 _DIRECT: Final = Scheme.DIRECT
 
 Row = tuple[Any, ...]
@@ -237,7 +238,9 @@ class Rows(Generic[R]):
             scheme = keyring.scheme(row[width])
             row_id = codec.row_id(row[:width])
             if scheme is None:
-                return row[width], row_id
+                if row[width] is not None or not self._table.is_in_place:
+                    return row[width], row_id
+                scheme = _BOUND  # without a version no value opens, so there is none here
             made = make(record)
             for set_, position in plain:
                 set_(made, row[position])

@@ -29,6 +29,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -44,6 +45,7 @@ from voiceassist_db.pgcrypto.expressions import (
     is_live,
     plaintext_type,
     version_parameter,
+    version_to_write,
 )
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.criteria import Criteria
@@ -228,7 +230,14 @@ class Statements:
         return found
 
     def _is_changeable(self, names: frozenset[str]) -> list[ColumnElement[bool]]:
-        return [*self._is_row(), is_live(self.table), *self._index_is_current(names)]
+        return [*self._is_row(), self._has_key(names), *self._index_is_current(names)]
+
+    def _has_key(self, names: frozenset[str]) -> ColumnElement[bool]:
+        """Return the condition that there is a key for a row's values: its version is live, or it has none and gets the current one."""
+        if not self.table.is_in_place:
+            return is_live(self.table)
+        is_fit = _is_writable() if names & self.table.fields.keys() else true()
+        return or_(is_live(self.table), and_(self.table.version.is_(None), is_fit))
 
     def key(self) -> Prepared:
         """The primary key of one row, which is locked."""
@@ -317,6 +326,8 @@ class Statements:
                 changes[field.column] = encrypt_stored(self.table, field, value, schemes)
                 for index in field.indexes:
                     changes[index.column] = _scalar(self.parameters.token(index.column), LargeBinary())
+        if self.table.is_in_place and names & self.table.fields.keys():
+            changes[self.table.version.name] = version_to_write(self.table)
         if "updated_at" in self.table.table.c:
             changes["updated_at"] = func.now()
         return changes

@@ -29,6 +29,7 @@ from voiceassist_db.keyring import (
     register,
     registered_keys,
     retire_version,
+    without_version,
 )
 from voiceassist_db.keyring.listing import store
 from voiceassist_db.keyring.members import Here, done_with, needed_by
@@ -168,12 +169,16 @@ def _replaced_at(connection: Connection, stored: KeySet) -> datetime | None:
 def _require_unused(connection: Connection, tables: list[EncryptedTable], version: int) -> None:
     see_all_rows(connection)
     for table in tables:
-        count = select(func.count()).select_from(table.table).where(table.version <= version)
-        if rows := execute(connection, count, table=table.name).scalar_one():
+        of_version = func.count().filter(table.version <= version)
+        counts = select(of_version, func.count().filter(table.has_no_version())).select_from(table.table)
+        rows, unversioned = tuple(execute(connection, counts, table=table.name).one())
+        if rows:
             raise RotationError(
                 f"{rows:,} rows of {table.name} still need key version {version}: run the rotation again, which finishes them. "
                 "Rows that it cannot read must be repaired, restored or removed first: key_rotation_failures names them."
             )
+        if unversioned:
+            raise without_version(table, unversioned)
 
 
 def _require_unused_elsewhere(connection: Connection, version: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, or_, select
 
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import Gap, gaps
@@ -355,6 +355,9 @@ def _count(
     connection: Connection, table: EncryptedTable, *, version: int | None = None, other_than: int | None = None
 ) -> int:
     see_all_rows(connection)
-    condition = table.version == version if version is not None else table.version != other_than
+    if version is None:
+        condition: ColumnElement[bool] = or_(table.version != other_than, table.has_no_version())
+    else:
+        condition = table.version == version
     count = select(func.count()).select_from(table.table).where(condition)
     return int(execute(connection, count, table=table.name).scalar_one())

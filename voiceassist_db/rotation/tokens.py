@@ -29,6 +29,7 @@ from voiceassist_db import normalisers
 from voiceassist_db.blind_index import token
 from voiceassist_db.errors import ConfigurationError, DecryptionError, TransactionConflictError
 from voiceassist_db.keyring import Keyring
+from voiceassist_db.keys import Scheme
 from voiceassist_db.loading import Unloadable, text_of
 from voiceassist_db.models import BlindIndex, EncryptedField, EncryptedTable
 from voiceassist_db.pgcrypto import codec
@@ -190,7 +191,9 @@ class TokenTable:
     def _tokens(self, row: tuple[Any, ...], keyring: Keyring, *, fills_unique: bool) -> list[bytes | None]:
         """Return the tokens that a row should have."""
         row_id = codec.row_id(row[: self._width])
-        scheme = keyring.scheme(row[self._width])
+        version = row[self._width]
+        # Without a version no value opens, so there is none here.
+        scheme = Scheme.BOUND if version is None and self.table.is_in_place else keyring.scheme(version)
         if scheme is None:
             raise DecryptionError(
                 f"row {row_id} of {self.name} is under a key version that is not live", table=self.name, row_id=row_id
