@@ -52,5 +52,5 @@ def upgrade(op: Operations) -> None:
             name="appointments_reason_encrypted_format",
         ),
         sa.PrimaryKeyConstraint("id", name="appointments_pkey"),
-        postgresql_with={"fillfactor": "75"},
     )
+    op.execute("ALTER TABLE appointments SET (fillfactor = 75)")

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 from sqlalchemy.sql.elements import quoted_name
 
+from tests.declarations.strategies import HAS_STORAGE_OPTIONS
 from voiceassist_db import Database, Record, Repository, create_engine, record, uuid7
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import SchemaNotMigratedError
@@ -363,6 +364,22 @@ def options_of(row: type[DeclarativeBase]) -> Any:
     return table_of(row).dialect_options["postgresql"]["with"]
 
 
+def test_a_table_that_is_created_at_once_has_room(empty_url: URL) -> None:
+    """`create_all` gives it its fillfactor in SQLAlchemy 2.0 as well, where a table cannot say so; names are quoted."""
+    name = 'Order "s": %s'
+    rows = [model(), model({"ssn_encrypted": encrypted_column(Kind.TEXT, context="orders.ssn")}, name=name)]
+    copied = table_of(rows[1]).to_metadata(sa.MetaData(), schema="public", name=f"{name} 2")
+    engine = create_engine(empty_url)
+    for table in (*(table_of(row) for row in rows), copied):
+        table.create(engine)
+    with engine.connect() as connection:
+        query = text("SELECT reloptions FROM pg_class WHERE relname = :name")
+        for table in (*(table_of(row) for row in rows), copied):
+            assert connection.scalar(query, {"name": table.name}) == ["fillfactor=75"]
+    engine.dispose()
+
+
+@pytest.mark.skipif(not HAS_STORAGE_OPTIONS, reason="a table of SQLAlchemy 2.0 has no such options")
 def test_the_applications_own_table_arguments_keep_room_for_rotation() -> None:
     """Whatever a model says about its table, it has our fillfactor unless it says another; a partitioned table has none."""
     assert options_of(model()) == {"fillfactor": "75"}

@@ -13,6 +13,7 @@ from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
+from versions import PARTS, project_requirements
 
 ROOT: Final = Path(__file__).parents[1]
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -188,6 +189,16 @@ def test_the_constraints_pin_what_is_required() -> None:
             (specifier,) = pin.specifier
             assert specifier.operator == "=="
             assert specifier.version in wanted.specifier
+
+
+def test_the_environments_of_other_versions_are_real() -> None:
+    """CI's environments find the tests that they name and the tools that these need."""
+    tools = project_requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"), "test")
+    assert tools == PROJECT["project"]["optional-dependencies"]["test"]
+    for paths in PARTS.values():
+        assert [path for path in paths if not (ROOT / path).is_file()] == []
+    for line in PROJECT["project"]["dependencies"]:
+        assert next(iter(Requirement(line).specifier)).operator in {">=", "!="}
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -43,7 +43,7 @@ def require_bound(session: AnySession, engine: Engine, model: type[DeclarativeBa
         raise ValueError(f"this session uses another engine for {table.name}: give that engine to Database()")
     options: dict[str, Any] = dict(bind.get_execution_options())
     if not isinstance(session, Connection):
-        options |= session.execution_options
+        options |= getattr(session, "execution_options", {})  # which SQLAlchemy 2.0 has not
     if {table.schema, None} & set(translated_schemas(options)):
         raise ValueError(f"{table.name}: {TRANSLATED}")
     return bind.engine

@@ -15,6 +15,9 @@ from sqlalchemy.orm import DeclarativeBase, mapped_column
 from voiceassist_db import Record, Repository, record
 from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column
 
+HAS_STORAGE_OPTIONS: Final = "with" in sa.Table("t", sa.MetaData()).dialect_options["postgresql"]
+"""Whether a table can say how it is stored, which it cannot in SQLAlchemy 2.0."""
+
 INTERNAL: Final = (
     *(
         "keys",
@@ -290,6 +293,8 @@ class Declaration:
         items: tuple[Any, ...] = ()
         if self.args == "index":
             items = (sa.Index(None if self.convention and "ix" in self.convention else f"own_{self.number}", first),)
+        elif self.args in {"storage", "fillfactor"} and not HAS_STORAGE_OPTIONS:
+            pass
         elif self.args == "storage":
             options["postgresql_with"] = {"autovacuum_enabled": "off"}
         elif self.args == "fillfactor":

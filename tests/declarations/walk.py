@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -16,6 +17,7 @@ from alembic.operations import Operations
 from sqlalchemy import Connection, text
 from sqlalchemy.dialects import postgresql
 
+import voiceassist_db.alembic
 from tests.declarations.strategies import Declaration
 from voiceassist_db import Database, Repository
 from voiceassist_db.catalogue import encrypted_tables
@@ -24,7 +26,11 @@ from voiceassist_db.errors import NotFoundError
 from voiceassist_db.models import EncryptedTable, Kind, table_of
 from voiceassist_db.models.declaration import floor_constraint, format_constraint
 
+voiceassist_db.alembic.install()
+
 ROWS: Final = 4
+HAS_PLUGINS: Final = importlib.util.find_spec("alembic.runtime.plugins") is not None
+"""Whether this Alembic is 1.18 or newer."""
 
 KEYS: Final[dict[str, list[Any]]] = {
     "uuid": [UUID(int=n) for n in range(1, 5)],
@@ -103,7 +109,9 @@ def create(connection: Connection, declaration: Declaration, table: sa.Table) ->
 
     if declaration.schema is not None:
         connection.execute(sa.schema.CreateSchema(declaration.schema, if_not_exists=True))
-    options = {"include_schemas": True, "include_name": is_ours}
+    options: dict[str, Any] = {"include_schemas": True, "include_name": is_ours}
+    if HAS_PLUGINS:
+        options["autogenerate_plugins"] = ["alembic.autogenerate.*", "voiceassist_db"]
     context = MigrationContext.configure(connection, opts=options | {"target_metadata": table.metadata})
     upgrade = produce_migrations(context, table.metadata).upgrade_ops
     assert upgrade is not None

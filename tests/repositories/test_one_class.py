@@ -18,6 +18,7 @@ from sqlalchemy import URL, ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tests.catalogues import snapshot
+from tests.declarations.strategies import HAS_STORAGE_OPTIONS
 from voiceassist_db import (
     AsyncDatabase,
     Database,
@@ -37,6 +38,8 @@ from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.repositories.annotations import Annotation
 from voiceassist_db.rotation import rotate
 from voiceassist_db.verification import verify
+
+STORAGE: dict[str, Any] = {"postgresql_with": {"autovacuum_enabled": "off"}} if HAS_STORAGE_OPTIONS else {}
 
 
 class Base(DeclarativeBase):
@@ -73,7 +76,7 @@ class Visit(EncryptedRecord, table="visits", metadata=Base.metadata):
     id: UUID = key(default_factory=uuid7)
     created_at: datetime | None = field(default=None, compare=False, repr=False)
 
-    __table_args__ = (sa.Index("visits_starts", "starts_at"), {"postgresql_with": {"autovacuum_enabled": "off"}})
+    __table_args__ = (sa.Index("visits_starts", "starts_at"), STORAGE)
 
 
 class OtherBase(DeclarativeBase):
@@ -89,7 +92,7 @@ class OtherPerson(OtherBase):
 
 class VisitRow(EncryptedRow, OtherBase):
     __tablename__ = "visits"
-    __table_args__ = (sa.Index("visits_starts", "starts_at"), {"postgresql_with": {"autovacuum_enabled": "off"}})
+    __table_args__ = (sa.Index("visits_starts", "starts_at"), STORAGE)
     id: Mapped[UUID] = mapped_column(primary_key=True)
     starts_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
     person: Mapped[int] = mapped_column(ForeignKey("people.id"))

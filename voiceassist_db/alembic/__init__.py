@@ -47,7 +47,7 @@ def install() -> None:
 
         comparators: Any = autogenerate.comparators
         if register():
-            comparators.dispatch_for("schema", "postgresql")(complete_changes)
+            comparators.dispatch_for("schema")(complete_changes)
         return
     if NAME not in plugins._all_plugins:  # noqa: SLF001  # Alembic has no other way to ask
         import sys

@@ -57,6 +57,8 @@ _RENDERED: Final = (
 
 def complete_changes(context: AutogenContext, upgrade: ops.UpgradeOps, *_: Any) -> None:
     """Rewrite the changes that Alembic found, so that encrypted tables get all that their declarations need."""
+    if context.dialect is None or context.dialect.name != "postgresql":
+        return
     _register_renderers()
     rewritten = [_rewritten(context, each) for each in upgrade.ops]
     upgrade.ops[:] = [each for each in rewritten if each is not None and not _is_empty(each)]

@@ -21,6 +21,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ColumnElement,
+    Connection,
     Date,
     Enum,
     Integer,
@@ -244,14 +245,21 @@ def _leave_room(table: Table) -> None:
     if "with" not in options:  # SQLAlchemy 2.0 has no option of a table for it
         if not table.info.setdefault(FILLFACTOR_INFO, 0):
             table.info[FILLFACTOR_INFO] = FILLFACTOR
-            alter = "ALTER TABLE %(fullname)s SET (fillfactor = %(percent)s)"
-            ddl = DDL(alter, context={"percent": FILLFACTOR})  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-            event.listen(table, "after_create", ddl.execute_if(dialect="postgresql"))
+            event.listen(table, "after_create", _set_fillfactor)
         return
     storage = dict(options["with"] or {})
     if "fillfactor" not in {name.lower() for name in storage}:
         # By the argument's name, for Alembic renders those that were given.
         table.dialect_kwargs["postgresql_with"] = storage | {"fillfactor": str(FILLFACTOR)}
+
+
+def _set_fillfactor(table: Table, connection: Connection, **_: Any) -> None:
+    """Give a table that was just created its fillfactor."""
+    if connection.dialect.name == "postgresql":
+        name = ".".join(quoted(each) for each in (table.schema, table.name) if each)
+        # DDL() reads percent signs as a format.
+        statement = f"ALTER TABLE {name} SET (fillfactor = {FILLFACTOR})".replace("%", "%%")
+        connection.execute(DDL(statement))  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 
 def _field_of(table: Table, column: str, suffix: str) -> str:
