@@ -61,7 +61,12 @@ def _named(condition: str) -> TextClause:
     )
 
 
+_AROUND_UPDATES: Final = (
+    "NOT t.tgisinternal AND t.tgenabled OPERATOR(pg_catalog.<>) 'D' "
+    "AND (t.tgtype OPERATOR(pg_catalog.&) 16::pg_catalog.int2) OPERATOR(pg_catalog.=) 16"
+)
 _OF_UPDATES: Final = _named(CHANGES_UPDATES)
+_AFTER_UPDATES: Final = _named(_AROUND_UPDATES)
 _OF_INSERTS: Final = _named(CHANGES_INSERTS)
 
 ADVICE: Final = (
@@ -173,20 +178,31 @@ class GuardedUpdate(Prepared):
         )
 
     def _names(self, connection: Connection) -> str:
-        return _shown(update_triggers(connection, self._of))
+        return _trigger_of(update_triggers(connection, self._of))
 
 
-def _shown(names: list[str]) -> str:
+def _trigger_of(names: list[str]) -> str:
     return f"the trigger {names[0]}" if len(names) == 1 else f"one of the triggers {', '.join(names)}"
+
+
+def changed_again(connection: Connection, table: EncryptedTable) -> TriggerError:
+    """Return the error of a trigger that takes values from rows, or rows away, by a statement of its own."""
+    given = {"table": regclass(connection, table.table)}
+    names = list(execute(connection, _AFTER_UPDATES, given, table=table.name).scalars())
+    return TriggerError(
+        f"{_trigger_of(names)} of {table.name} stores something else, or NULL, by a statement of its own once rows are changed: encrypted values "
+        f"would be lost. {ADVICE}",
+        table=table.name,
+    )
 
 
 def rows_skipped(connection: Connection, table: EncryptedTable) -> TriggerError:
     """Return the error of an INSERT that the server did not carry out for each row: a trigger or a rule kept some out."""
     given = {"table": regclass(connection, table.table)}
     names = list(execute(connection, _OF_INSERTS, given, table=table.name).scalars())
-    who, how = (_shown(names), "it returns NULL") if names else ("a rule", "it replaces INSERT")
+    who = _trigger_of(names) if names else "a rule"
     return TriggerError(
-        f"{who} of {table.name} skips rows, so that they are not added: {how}. Nothing of this statement was kept. Change it so that it "
+        f"{who} of {table.name} skips rows, so that they are not added. Nothing of this statement was kept. Change it so that it "
         "lets each row pass, or drop it.",
         table=table.name,
     )

@@ -56,7 +56,9 @@ def adopted(engine: Engine, new_provider: Callable[..., VaultKeyProvider]) -> Da
     return Database(engine, provider)
 
 
-def set_trigger(database: Database, table: str, change: str, *, when: str = "BEFORE UPDATE") -> None:
+def set_trigger(
+    database: Database, table: str, change: str, *, when: str = "BEFORE UPDATE", each: str = "FOR EACH ROW"
+) -> None:
     """Let a trigger do something to each row."""
     with database.engine.begin() as connection:
         run(
@@ -65,7 +67,7 @@ def set_trigger(database: Database, table: str, change: str, *, when: str = "BEF
         )
         run(
             connection,
-            f'CREATE OR REPLACE TRIGGER "its change" {when} ON {table} FOR EACH ROW EXECUTE FUNCTION change()',
+            f'CREATE OR REPLACE TRIGGER "its change" {when} ON {table} {each} EXECUTE FUNCTION change()',
         )
 
 
@@ -127,6 +129,49 @@ def test_a_trigger_that_changes_a_rotation_stops_it(adopted: Database) -> None:
 def test_whatever_a_trigger_changes_it_stops_a_rotation(adopted: Database) -> None:
     """The same of every change."""
     check_each_rotation(adopted, CHANGES)
+
+
+OF_ROW: Final = "FOR EACH ROW"
+OF_STATEMENT: Final = "REFERENCING NEW TABLE AS changed FOR EACH STATEMENT"
+LATER: Final = {
+    "empties a value of a row": (OF_ROW, "SET scan_encrypted = NULL WHERE n = NEW.n AND n = 3"),
+    "empties a value of the rows": (
+        OF_STATEMENT,
+        "SET note_encrypted = NULL WHERE n IN (SELECT n FROM changed) AND n = 3",
+    ),
+    "deletes a row": (
+        OF_STATEMENT,
+        "SET n = n WHERE n IN (SELECT n FROM changed); DELETE FROM {table} WHERE n IN (SELECT n FROM changed) AND n = 3",
+    ),
+}
+"""What a trigger does to rows that were stored, by a statement of its own."""
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_a_trigger_that_changes_rows_again_stops_a_rotation(adopted: Database, what: str) -> None:
+    """It takes away what was re-encrypted; nothing of the batch stays. One that takes nothing away does no harm."""
+    table = Table("integer", FIELDS)
+    with adopted.engine.begin() as connection:
+        table.create(connection)
+        table.fill(connection, adopted.keys.provider.fetch().key.expose().decode())
+    each, change = LATER[what]
+    before = everything(adopted, table.name)
+
+    def let_it(change: str) -> None:
+        once = (
+            f"IF pg_trigger_depth() = 1 THEN UPDATE {table.name} {change.format(table=table.name)}; END IF; RETURN NULL"
+        )
+        set_trigger(adopted, table.name, once, when="AFTER UPDATE", each=each)
+
+    let_it(change)
+    with pytest.raises(TriggerError, match=f"^the trigger its change of {table.name} stores something else"):
+        rotate(adopted.engine, adopted.keys)
+    left = everything(adopted, table.name)
+    assert (left[3], len(left)) == (before[3], len(before))
+    let_it("SET n = n WHERE n = 3")
+    report = rotate(adopted.engine, adopted.keys)
+    assert (report.done, report.verified, report.quarantined) == (True, True, 0)
+    assert not any(each.failed for each in verify(adopted.engine, adopted.keys))
 
 
 PATIENT_CHANGES: Final = {

@@ -141,6 +141,7 @@ class Batches:
         self._is_stopping = is_stopping
         self._is_slow = False
         self._is_guarded = False
+        self._looks_again = False
 
     def spread(self, group: Sequence[Part]) -> list[Part]:
         """Return the parts of a group with the rows of each page spread evenly over the passes."""
@@ -163,6 +164,8 @@ class Batches:
             DatabaseError: It went on failing, and not because of a row.
         """
         statements = self._statements
+        if self._looks_again:
+            return self.rotate_given(self._read(partial(statements.old_of, part=part))), None, False
         # Waiting for a row means that others wait for all rows of the batch: what is held is left for the sweep.
         for skip_locked in (True,) if self._is_slow else (False, True):
             try:
@@ -196,9 +199,12 @@ class Batches:
         if not keys or self._is_stopping():
             return 0
         try:
+            of, looks_again = self._statements, self._looks_again
+            reencrypt = of.reencrypt_looking_again if looks_again else of.reencrypt_given
             rows, _ = self._counted(
-                partial(self._statements.reencrypt_given, keys=keys, skip_locked=not waits),
+                partial(reencrypt, keys=keys, skip_locked=not waits),
                 lock_timeout_ms=SWEEP_LOCK_TIMEOUT_MS if waits else LOCK_TIMEOUT_MS,
+                looks_again=looks_again,
             )
         except TransactionConflictError:
             if len(keys) == 1:
@@ -245,7 +251,9 @@ class Batches:
         one, other = self._prove_given(keys[:middle]), self._prove_given(keys[middle:])
         return one[0] + other[0], one[1] + other[1]
 
-    def _counted(self, work: Callable[..., int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> tuple[int, int | None]:
+    def _counted(
+        self, work: Callable[..., int], *, lock_timeout_ms: int = LOCK_TIMEOUT_MS, looks_again: bool = False
+    ) -> tuple[int, int | None]:
         """Run a batch that re-encrypts, count it, and return its rows and how many stayed on their page."""
 
         def batch(connection: Connection) -> tuple[int, int, int, int]:
@@ -259,7 +267,14 @@ class Batches:
                 raise TransactionConflictError(
                     f"{self._relation.table.name} has triggers: the batch is done again, guarded"
                 )
-            return rows, after[0] - before[0], after[1] - before[1], after[2]
+            updated = after[0] - before[0]
+            # A trigger changed rows again, by a statement of its own.
+            if updated > rows and not looks_again:
+                self._looks_again = True
+                raise TransactionConflictError(
+                    f"{self._relation.table.name} has triggers: the batch is done again, with a look at its rows"
+                )
+            return rows, updated, after[1] - before[1], after[2]
 
         rows, updated, hot_rows, xid = self._run(batch, lock_timeout_ms, AWAY)
         hot = hot_rows if updated == rows else None

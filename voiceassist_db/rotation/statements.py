@@ -42,7 +42,7 @@ from voiceassist_db.moments import Moment
 from voiceassist_db.pgcrypto.arrays import array_parameter, dumper, element_type
 from voiceassist_db.pgcrypto.expressions import column_key, is_bound_to_row, parameters, reencrypt, version_parameter
 from voiceassist_db.prepared import Prepared
-from voiceassist_db.triggers import GuardedUpdate
+from voiceassist_db.triggers import GuardedUpdate, changed_again
 
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
@@ -200,11 +200,17 @@ class Statements:
         # NO KEY, for a rotation changes none: others may go on inserting rows that refer to these.
         return statement.with_for_update(key_share=True, skip_locked=True).scalar_subquery()
 
+    def _locked(self, *, skip_locked: bool) -> Prepared:
+        given = select(*self._table.key).where(self._is_given(), self._is_old)
+        return self._prepare(given.with_for_update(key_share=True, skip_locked=skip_locked))
+
     @functools.cached_property
     def _held(self) -> Prepared:
-        return self._prepare(
-            select(*self._table.key).where(self._is_given(), self._is_old).with_for_update(key_share=True)
-        )
+        return self._locked(skip_locked=False)
+
+    @functools.cached_property
+    def _free(self) -> Prepared:
+        return self._locked(skip_locked=True)
 
     def _guard(self, *, is_part: bool, skip_locked: bool) -> GuardedUpdate:
         """Return the statement of a table with triggers: it fails where one of them changes what it stores."""
@@ -241,6 +247,28 @@ class Statements:
             return self._guard(is_part=True, skip_locked=skip_locked).write(connection, values)
         statement = self._unlocked_of_pass if skip_locked else self._pass
         return statement.count(connection, values)
+
+    @functools.cached_property
+    def _filled(self) -> Prepared:
+        counts = (func.count(self._table.table.c[each.column]) for each in self._table.fields.values())
+        return self._prepare(select(func.count(), *counts).select_from(self._table.table).where(self._is_given()))
+
+    def reencrypt_looking_again(self, connection: Connection, keys: Sequence[Key], **how: Any) -> int:
+        """Do as :meth:`reencrypt_given` does, and compare how many values there are before and afterwards.
+
+        Raises:
+            TriggerError: As there; or a trigger changed rows again, by a statement of its own, and values are gone.
+        """
+        lock = self._free if how["skip_locked"] else self._held
+        keys = _keys(lock, connection, self._older | self._keys_of(keys))
+        if not keys:
+            return 0
+        # Nobody else changes these rows until the end of the transaction.
+        before = self._filled.rows(connection, self._keys_of(keys))
+        count = self.reencrypt_given(connection, keys, **how)
+        if self._filled.rows(connection, self._keys_of(keys)) != before:
+            raise changed_again(connection, self._table)
+        return count
 
     def reencrypt_given(
         self, connection: Connection, keys: Sequence[Key], *, skip_locked: bool = True, is_guarded: bool = False
