@@ -32,7 +32,8 @@ from tests.test_migrations import dump
 from voiceassist_db import Database, Record, Repository, create_engine, field, record, uuid7
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import gaps, set_floor, validate
-from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column
+from voiceassist_db.models import EncryptedInPlace, EncryptedRow, Kind, blind_index_column, encrypted_column
+from voiceassist_db.models.declaration import IN_PLACE_COMMENT
 from voiceassist_db.rotation import retire, rotate
 from voiceassist_db.schema import allow_direct_format
 
@@ -79,14 +80,13 @@ def after(*, is_searched: bool = True, orders: str = ORDERS) -> MetaData:
     """Return them as they shall be: two more columns, and a table of their own."""
     their = base()
 
-    class Visit(their):  # type: ignore[misc, valid-type]
+    class Visit(EncryptedInPlace, their):  # type: ignore[misc, valid-type]
         __tablename__ = "visits"
         id: Mapped[UUID] = mapped_column(primary_key=True)
         note: Mapped[str | None]
         reason_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
         if is_searched:
             reason_index: Mapped[bytes | None] = blind_index_column("exact")
-        key_version: Mapped[int] = mapped_column(server_default="1")
 
     class Order(EncryptedRow, their):  # type: ignore[misc, valid-type]
         __tablename__ = orders
@@ -168,7 +168,7 @@ def test_a_migration_is_short_complete_and_goes_back(environment: Environment) -
     first = environment.seen()
     up, down = environment.written(after())
     assert "op.add_encrypted_column('visits', 'reason_encrypted', 'text', context='visits.reason')" in up
-    assert "op.complete_encrypted_table('visits', fillfactor=75)" in up
+    assert "op.complete_encrypted_table('visits', versions=['reason_encrypted'], fillfactor=75)" in up
     assert "op.drop_encrypted_column('visits', 'reason_encrypted')" in down
     assert "op.drop_encrypted_table('Order" in down
     assert names_in(up) | names_in(down) <= {"op", "sa", "postgresql"}
@@ -212,13 +212,12 @@ def test_columns_that_were_added_without_their_check_get_it(environment: Environ
         environment.plugins = PLUGINS
     metadata = after()
     environment.connection.execute(
-        text(
-            "ALTER TABLE visits ADD reason_encrypted bytea, ADD reason_index bytea, ADD key_version integer DEFAULT 1 NOT NULL"
-        )
+        text("ALTER TABLE visits ADD reason_encrypted bytea, ADD reason_index bytea, ADD key_version integer")
     )
     environment.connection.execute(
         text("COMMENT ON COLUMN visits.reason_encrypted IS 'encrypted visits.reason as text'")
     )
+    environment.connection.execute(text(f"COMMENT ON COLUMN visits.key_version IS '{IN_PLACE_COMMENT}'"))
     environment.connection.execute(
         text("COMMENT ON COLUMN visits.reason_index IS 'blind index of visits.reason by exact'")
     )
@@ -228,7 +227,8 @@ def test_columns_that_were_added_without_their_check_get_it(environment: Environ
     first = environment.seen()
     up, down = environment.written(metadata)
     assert up.strip().splitlines()[1].strip() == (
-        "op.complete_encrypted_table('visits', checks=['reason_encrypted'], external=['reason_encrypted'], fillfactor=75)"
+        "op.complete_encrypted_table('visits', checks=['reason_encrypted'], versions=['reason_encrypted'], "
+        "external=['reason_encrypted'], fillfactor=75)"
     )
     environment.run(up)
     assert environment.differences(metadata) == []
@@ -245,7 +245,7 @@ def test_encrypted_data_is_dropped_only_when_somebody_says_so(
     environment.run(up)
     table = {column: after().tables[name] for column, name in (("column", "visits"), ("table", ORDERS))}[what]
     shown = {"column": "visits holds", "table": '"Order ""s"": %s" holds'}[what]
-    row = {"drug_encrypted": CIPHERTEXT, "key_version": 1} if what == "table" else {"reason_encrypted": CIPHERTEXT}
+    row = {"drug_encrypted" if what == "table" else "reason_encrypted": CIPHERTEXT, "key_version": 1}
     environment.connection.execute(sa.insert(table).values(id=uuid7(), **row))
     environment.connection.commit()
     down, again = environment.written(before())
@@ -284,7 +284,9 @@ def test_the_printed_sql_refuses_as_well(environment: Environment, database_url:
         administrator.execute(printed(up).encode())
         assert environment.differences(metadata) == []
         assert all(not gaps(environment.connection, table) for table in encrypted_tables(environment.connection))
-        environment.connection.execute(text("UPDATE visits SET reason_encrypted = :value"), {"value": CIPHERTEXT})
+        environment.connection.execute(
+            text("UPDATE visits SET reason_encrypted = :value, key_version = 1"), {"value": CIPHERTEXT}
+        )
         environment.connection.commit()
         with pytest.raises(psycopg.errors.RaiseException, match="drop-encrypted-data"):
             administrator.execute(printed(down).encode())

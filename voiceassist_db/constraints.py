@@ -43,7 +43,7 @@ _STATE = text(
 MARKS: Final = {"hex": r"\xd2'", "octal": r"\322'"}
 """What both formats ask for, as each ``bytea_output`` writes it. A constraint is known by it where its table was renamed, and the constraint was not."""
 
-_WITH_VERSION = text(
+WITH_VERSION = text(
     """
     SELECT a.attname, c.conname, c.convalidated
     FROM pg_catalog.pg_constraint c
@@ -128,7 +128,7 @@ def gaps(connection: Connection, table: EncryptedTable) -> list[Gap]:
 def _unversioned(connection: Connection, table: EncryptedTable, name: str) -> list[Gap]:
     """Return what lacks of the CHECKs that a value has a key version, in a table where others insert rows without one."""
     quote = _quote(connection)
-    known = execute(connection, _WITH_VERSION, {"table": name, "version": VERSION_COLUMN}, table=table.name).all()
+    known = execute(connection, WITH_VERSION, {"table": name, "version": VERSION_COLUMN}, table=table.name).all()
     guarded = {row.attname for row in known}
     found = [_unproven(table, name, row.conname, quote) for row in known if not row.convalidated]
     for field in table.fields.values():

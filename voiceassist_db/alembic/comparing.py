@@ -18,15 +18,18 @@ from voiceassist_db.alembic.operations import (
     DropEncryptedTableOp,
     StripEncryptedTableOp,
 )
-from voiceassist_db.constraints import MARKS
+from voiceassist_db.constraints import MARKS, WITH_VERSION
 from voiceassist_db.history import VERSION_TABLE
 from voiceassist_db.models import Base
 from voiceassist_db.models.declaration import (
     FILLFACTOR,
     FILLFACTOR_INFO,
+    IN_PLACE_COMMENT,
+    VERSION_COLUMN,
     declared_in,
     floor_constraint,
     format_constraint,
+    version_constraint,
 )
 from voiceassist_db.models.names import quoted
 
@@ -94,6 +97,10 @@ def _rewritten(context: AutogenContext, operation: ops.MigrateOperation) -> ops.
 def _rewritten_changes(context: AutogenContext, changes: ops.ModifyTableOps) -> ops.ModifyTableOps:
     table = _declared(context, changes.schema, str(changes.table_name))
     changes.ops[:] = [_rewritten_column(each) for each in changes.ops if not _is_of_ours(table, each)]
+    dropped = [each.column_name for each in changes.ops if isinstance(each, DropEncryptedColumnOp)]
+    versioned = _versioned(context, changes.schema, str(changes.table_name)) if dropped else set()
+    if lost := [each for each in dropped if each in versioned]:  # so that they come back with the columns
+        changes.ops.insert(0, StripEncryptedTableOp(str(changes.table_name), versions=lost, schema=changes.schema))
     if table is not None and _encrypted(table) and not _is_new(context, changes):
         added = [each.column_name for each in changes.ops if isinstance(each, AddEncryptedColumnOp)]
         lack = _lacking(context, table, changes.schema, added)
@@ -117,7 +124,9 @@ def _is_of_ours(table: Table | None, operation: ops.MigrateOperation) -> bool:
     if table is None or not isinstance(operation, ops.CreateCheckConstraintOp | ops.DropConstraintOp):
         return False
     name = str(table.name)
-    kept = {floor_constraint(name), *(format_constraint(name, each) for each in _encrypted(table))}
+    kept = {floor_constraint(name)}
+    for column in _encrypted(table):
+        kept |= {format_constraint(name, column), version_constraint(name, column)}
     return str(operation.constraint_name) in kept
 
 
@@ -145,7 +154,24 @@ def _lacking(context: AutogenContext, table: Table, schema: str | None, added: l
         return CompleteEncryptedTableOp(str(table.name), schema=schema)
     checks = [each for each in _encrypted(table) if each not in added and each not in row.guarded]
     room = _fillfactor(table) if row.relkind == "r" and not row.has_room else None
-    return CompleteEncryptedTableOp(str(table.name), checks=checks, external=checks, fillfactor=room, schema=schema)
+    versioned = _versioned(context, schema, str(table.name)) if _is_in_place(table) else set(_encrypted(table))
+    versions = [each for each in _encrypted(table) if each not in versioned]
+    return CompleteEncryptedTableOp(
+        str(table.name), checks=checks, versions=versions, external=checks, fillfactor=room, schema=schema
+    )
+
+
+def _is_in_place(table: Table) -> bool:
+    version = table.c.get(VERSION_COLUMN)
+    return version is not None and bool(version.nullable) and version.comment == IN_PLACE_COMMENT
+
+
+def _versioned(context: AutogenContext, schema: str | None, name: str) -> set[str]:
+    """Return the columns of a table in the database that have the CHECK that a value has a key version."""
+    assert context.connection is not None
+    full = ".".join(quoted(each) for each in (schema, name) if each)
+    known = context.connection.execute(WITH_VERSION, {"table": full, "version": VERSION_COLUMN})
+    return {str(row.attname) for row in known}
 
 
 def _completion(table: Table, *, reflected: bool = False) -> CompleteEncryptedTableOp:

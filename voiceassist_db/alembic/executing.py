@@ -19,7 +19,13 @@ from voiceassist_db.alembic.operations import (
     DropEncryptedTableOp,
     StripEncryptedTableOp,
 )
-from voiceassist_db.models.declaration import any_format, bound_format, format_constraint
+from voiceassist_db.models.declaration import (
+    any_format,
+    bound_format,
+    format_constraint,
+    version_constraint,
+    with_version,
+)
 from voiceassist_db.models.names import quoted
 
 DROP: Final = "drop-encrypted-data"
@@ -52,6 +58,11 @@ def _complete(operations: Operations, operation: CompleteEncryptedTableOp) -> No
         check = f"CHECK ({condition(quoted(column))})"
         _execute(operations, f"ALTER TABLE {name} ADD CONSTRAINT {constraint} {check} NOT VALID")
         _execute(operations, f"ALTER TABLE {name} VALIDATE CONSTRAINT {constraint}")
+    for column in operation.versions:
+        constraint = quoted(version_constraint(operation.table_name, column))
+        check = f"CHECK ({with_version(quoted(column))})"
+        _execute(operations, f"ALTER TABLE {name} ADD CONSTRAINT {constraint} {check} NOT VALID")
+        _execute(operations, f"ALTER TABLE {name} VALIDATE CONSTRAINT {constraint}")
     for column in operation.external:
         _execute(operations, f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} SET STORAGE EXTERNAL")
     if operation.fillfactor:
@@ -60,9 +71,10 @@ def _complete(operations: Operations, operation: CompleteEncryptedTableOp) -> No
 
 def _strip(operations: Operations, operation: StripEncryptedTableOp) -> None:
     name = _full(operation)
-    for column in operation.checks:
-        constraint = quoted(format_constraint(operation.table_name, column))
-        _execute(operations, f"ALTER TABLE {name} DROP CONSTRAINT {constraint}")
+    constraints = [format_constraint(operation.table_name, column) for column in operation.checks]
+    constraints += [version_constraint(operation.table_name, column) for column in operation.versions]
+    for constraint in constraints:
+        _execute(operations, f"ALTER TABLE {name} DROP CONSTRAINT IF EXISTS {quoted(constraint)}")
     for column in operation.external:
         _execute(operations, f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} SET STORAGE EXTENDED")
     if operation.fillfactor:

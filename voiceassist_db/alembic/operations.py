@@ -127,12 +127,14 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
         table_name: str,
         *,
         checks: Sequence[str] = (),
+        versions: Sequence[str] = (),
         external: Sequence[str] = (),
         fillfactor: int | None = None,
         schema: str | None = None,
     ) -> None:
         self.table_name = table_name
         self.checks = tuple(checks)
+        self.versions = tuple(versions)
         self.external = tuple(external)
         self.fillfactor = fillfactor
         self.schema = schema
@@ -140,7 +142,7 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.checks or self.external or self.fillfactor)
+        return bool(self.checks or self.versions or self.external or self.fillfactor)
 
     @classmethod
     def complete_encrypted_table(
@@ -149,6 +151,7 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
         table_name: str,
         *,
         checks: Sequence[str] = (),
+        versions: Sequence[str] = (),
         external: Sequence[str] = (),
         fillfactor: int | None = None,
         schema: str | None = None,
@@ -159,11 +162,14 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
             operations: Alembic's.
             table_name: Name of the table.
             checks: Columns that get the CHECK of their format. It is proven over all rows.
+            versions: Columns that get the CHECK that a value has a key version, where rows may lack one (``EncryptedInPlace``).
             external: Columns whose values are stored as they are, since ciphertext does not compress.
             fillfactor: Percent of a page that inserts fill. The rest is room for the row versions of a rotation.
             schema: The table's schema.
         """
-        operations.invoke(cls(table_name, checks=checks, external=external, fillfactor=fillfactor, schema=schema))
+        operations.invoke(
+            cls(table_name, checks=checks, versions=versions, external=external, fillfactor=fillfactor, schema=schema)
+        )
 
     @classmethod
     def strip_encrypted_table(
@@ -172,12 +178,15 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
         table_name: str,
         *,
         checks: Sequence[str] = (),
+        versions: Sequence[str] = (),
         external: Sequence[str] = (),
         fillfactor: int | None = None,
         schema: str | None = None,
     ) -> None:
         """Take back what ``complete_encrypted_table`` gave with the same arguments."""
-        stripped = cls(table_name, checks=checks, external=external, fillfactor=fillfactor, schema=schema)
+        stripped = cls(
+            table_name, checks=checks, versions=versions, external=external, fillfactor=fillfactor, schema=schema
+        )
         operations.invoke(stripped.reverse())
 
     def reverse(self) -> CompleteEncryptedTableOp:
@@ -186,6 +195,7 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
         return kind(
             self.table_name,
             checks=self.checks,
+            versions=self.versions,
             external=self.external,
             fillfactor=self.fillfactor,
             schema=self.schema,
@@ -194,12 +204,13 @@ class CompleteEncryptedTableOp(ops.MigrateOperation):
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return what Alembic prints of it."""
         name = "strip_encrypted_table" if self.is_reversed else "complete_encrypted_table"
-        return name, self.schema, self.table_name, self.checks, self.external, self.fillfactor
+        return name, self.schema, self.table_name, self.checks, self.versions, self.external, self.fillfactor
 
     def rendered(self) -> str:
         """Return its call in a migration."""
         told = repr(self.table_name)
         told += f", checks={list(self.checks)!r}" if self.checks else ""
+        told += f", versions={list(self.versions)!r}" if self.versions else ""
         told += f", external={list(self.external)!r}" if self.external else ""
         told += f", fillfactor={self.fillfactor}" if self.fillfactor else ""
         return f"{self.to_diff_tuple()[0]}({told}{_schema(self.schema)})"
