@@ -245,7 +245,7 @@ def _leave_room(table: Table) -> None:
     if "with" not in options:  # SQLAlchemy 2.0 has no option of a table for it
         if not table.info.setdefault(FILLFACTOR_INFO, 0):
             table.info[FILLFACTOR_INFO] = FILLFACTOR
-            event.listen(table, "after_create", _set_fillfactor)
+            event.listen(table, "after_create", _set_fillfactor, propagate=True)
         return
     storage = dict(options["with"] or {})
     if "fillfactor" not in {name.lower() for name in storage}:
