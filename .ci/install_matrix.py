@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ PIPS: Final = {"20.3.4": 11, "23.1.2": 13, "23.2": 13, "24.0": 13, "24.1": 13, "
 (PEP 600), 23.1.2 the first that runs on Python 3.12; 24.1 to 25.3 compare every value of a marker as a version."""
 
 UVS: Final = ("0.4.0", NEWEST)
+NEEDED: Final = (
+    "voiceassist_db/py.typed",
+    "voiceassist_db/_migrations/versions/0001",
+    "voiceassist_db/_migrations/guide/0003",
+    "voiceassist_db/_docs/migrations.md",
+)
+"""Files that only the build puts there, or that only tools look for."""
+
+ENTRIES: Final = ("[alembic.plugins]", "voiceassist-db = ")
+LINK: Final = re.compile(r"\]\((?!https?://|#|mailto:)([^)\s]+)\)")
 TIMEOUT_S: Final = 600
 LINES_OF_OUTPUT: Final = 30
 LEADING_ELSEWHERE: Final = re.compile(r"PYTHON|VIRTUAL_ENV|DATABASE_URL|VAULT_|VOICEASSIST_DB_|ENCRYPTION_KEY|PG")
@@ -128,6 +139,17 @@ def plan(found: list[Python]) -> tuple[list[Environment], list[str]]:
     return list(chosen), unused
 
 
+def problems_of(wheel: Path) -> list[str]:
+    """Return what a wheel lacks that an installed package needs, and the links of its description that lead nowhere on a package index."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+        (entries,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/entry_points.txt"))
+    found = [f"it has no {name}" for name in NEEDED if not any(each.startswith(name) for each in names)]
+    found += [f"its description has the link {target}" for target in LINK.findall(metadata)]
+    return found + [f"it has no entry point {name}" for name in ENTRIES if name not in entries]
+
+
 def _environ(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not LEADING_ELSEWHERE.match(name)} | more
 
@@ -153,6 +175,8 @@ class Matrix:
         """Build the source distribution, and from it the wheel, and return the wheel's name."""
         self._run(str(self._uv), "build", "--quiet", "--out-dir", str(self._directory / "dist"), str(ROOT))
         (self._wheel,) = (self._directory / "dist").glob("*.whl")
+        if lacking := problems_of(self._wheel):
+            raise FailedError("; ".join(lacking))
         return self._wheel.name
 
     def download(self, python: Python) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import install_matrix
@@ -77,6 +78,24 @@ def test_a_failure_is_named(
     printed = capsys.readouterr().out
     assert "FAILED Python 3.12.1, pip 24.2: InvalidVersion" in printed
     assert "ok     Python 3.12.1, pip 24.0, which is pip 24.0" in printed
+
+
+def test_what_a_wheel_lacks_is_found(tmp_path: Path) -> None:
+    """A wheel without its migrations, or with links that lead nowhere on a package index, is not installed at all."""
+    wheel, whole = tmp_path / "bad.whl", tmp_path / "good.whl"
+    for path, text in (
+        (wheel, "see [docs](docs/tables.md)"),
+        (whole, "see [this](https://example.org) and [that](#that)"),
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("p.dist-info/METADATA", text)
+            archive.writestr("p.dist-info/entry_points.txt", "" if path == wheel else "\n".join(install_matrix.ENTRIES))
+            for name in install_matrix.NEEDED if path == whole else ():
+                archive.writestr(name, "")
+    found = install_matrix.problems_of(wheel)
+    assert len(found) == len(install_matrix.NEEDED) + 1 + len(install_matrix.ENTRIES)
+    assert "its description has the link docs/tables.md" in found
+    assert install_matrix.problems_of(whole) == []
 
 
 def test_no_python_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
