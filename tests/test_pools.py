@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,24 @@ def test_a_failure_to_connect_takes_no_place(database_url: URL) -> None:
             engine.connect()
         except sqlalchemy.exc.OperationalError:
             assert pool.checkedout() == 0
+
+
+def test_a_failure_to_connect_leaves_other_errors_alone(database_url: URL) -> None:
+    """What an application handles meanwhile keeps the local variables that its own tools show."""
+    engine = create_engine(database_url.set(port=1))
+
+    def fail() -> None:
+        cause = "mine"
+        raise ValueError(cause)
+
+    try:
+        fail()
+    except ValueError as error:
+        with pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+            engine.connect()
+        assert caught.value.__context__ is not None
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        assert frames[-1].f_locals == {"cause": "mine"}
 
 
 def test_the_entries_are_taken_in_the_order_that_is_asked_for(new_engine: Callable[..., Engine]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -76,10 +77,11 @@ class WholePool(QueuePool):
 
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out. If that fails, the traceback keeps no entry alive."""
+        ambient = sys.exception()
         try:
             return super().connect()
         except BaseException as error:
-            forget_locals(error)
+            forget_locals(error, ambient=ambient)
             raise
 
     def overflow(self) -> int:

@@ -11,12 +11,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def forget_locals(error: BaseException) -> None:
+def forget_locals(error: BaseException, *, ambient: BaseException | None = None) -> None:
     """Clear the local variables of every frame that an exception has passed through so far, and of those that hang on it.
 
     Frames that still run, the caller's and those above it, keep theirs.
+
+    Args:
+        error: The exception.
+        ambient: What the caller handled before. It keeps its frames as they are, and so does what hangs on it alone.
     """
-    seen: set[int] = set()
+    seen: set[int] = set() if ambient is None else {id(ambient)}
     todo: list[BaseException | None] = [error]
     while todo:
         each = todo.pop()
