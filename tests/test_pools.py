@@ -168,8 +168,14 @@ def test_an_interrupt_at_any_line_leaves_the_pool_whole(new_engine: Callable[...
 
 @pytest.mark.wide
 @DROPS
-@pytest.mark.parametrize("work", WORK)
-@pytest.mark.parametrize("event", ["line", pytest.param("opcode", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("work", "event"),
+    [
+        ("exhaust", "line"),
+        ("reconnect", "line"),
+        *(pytest.param(work, "opcode", marks=pytest.mark.long) for work in WORK),
+    ],
+)
 def test_an_interrupt_at_any_step_leaves_the_pool_whole(
     new_engine: Callable[..., Engine], work: str, event: str
 ) -> None:
