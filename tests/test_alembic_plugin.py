@@ -188,6 +188,7 @@ def test_a_migration_is_short_complete_and_goes_back(environment: Environment) -
     assert environment.seen() == second
 
 
+@wide
 def test_what_is_written_is_what_is_executed(environment: Environment) -> None:
     """Operations that are invoked as they are, without being written first, do the same."""
     metadata = after(is_searched=False)
@@ -203,6 +204,7 @@ def test_what_is_written_is_what_is_executed(environment: Environment) -> None:
     assert all(not gaps(environment.connection, table) for table in encrypted_tables(environment.connection))
 
 
+@wide
 def test_columns_that_were_added_without_their_check_get_it(environment: Environment) -> None:
     """As an environment without the plugin adds them: one operation brings what is missing."""
     if HAS_PLUGINS:
@@ -236,7 +238,7 @@ def test_columns_that_were_added_without_their_check_get_it(environment: Environ
     assert environment.seen() == first
 
 
-@pytest.mark.parametrize("what", ["column", "table"])
+@pytest.mark.parametrize("what", ["column", pytest.param("table", marks=wide)])
 def test_encrypted_data_is_dropped_only_when_somebody_says_so(
     what: str, environment: Environment, empty_url: URL
 ) -> None:
@@ -388,6 +390,7 @@ def test_the_entry_point_is_the_plugin() -> None:
         assert list(_all_plugins).count(voiceassist_db.alembic.NAME) == 1
 
 
+@wide
 def test_our_checkout_never_drops_a_team_s_table(empty_url: URL) -> None:
     """Our own environment knows no models but ours, so it leaves all other tables out."""
     from alembic.command import check

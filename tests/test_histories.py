@@ -258,6 +258,7 @@ def test_a_version_table_that_may_not_be_read_is_none_of_ours(empty_url: URL) ->
 # --- without the patients' tables, and in another schema --------------------------------------------------------------
 
 
+@wide
 def test_the_registry_alone(empty_url: URL) -> None:
     """An application with a table clinical_notes of its own keeps it, and the choice is remembered."""
     with connected(empty_url) as (engine, connection):
@@ -289,7 +290,8 @@ def test_a_table_in_the_place_of_the_registry_is_named(empty_url: URL) -> None:
         assert migrate(engine, schema="vault").after == (HEAD,)
 
 
-@pytest.mark.parametrize("schema", ["vault", pytest.param('Team"s: %s', marks=wide)])
+@wide
+@pytest.mark.parametrize("schema", ["vault", 'Team"s: %s'])
 def test_another_schema(schema: str, empty_url: URL, fresh: dict[str, list[tuple[Any, ...]]]) -> None:
     """Everything is in it, the version table as well, and the schema public is as it was."""
     with connected(empty_url) as (engine, connection):
@@ -310,7 +312,8 @@ def test_another_schema(schema: str, empty_url: URL, fresh: dict[str, list[tuple
 # --- SQL for somebody else to run -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", ["", pytest.param("0003", marks=wide), pytest.param("0004", marks=wide)])
+@wide
+@pytest.mark.parametrize("number", ["", "0003", "0004"])
 def test_the_printed_sql_does_the_same(number: str, empty_url: URL, fresh: dict[str, list[tuple[Any, ...]]]) -> None:
     """`--sql` fits the database as it is, former rows included, and changes nothing itself."""
     with connected(empty_url) as (engine, connection):

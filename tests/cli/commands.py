@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 from typing import Final
 
@@ -13,6 +14,7 @@ from voiceassist_db.cli import cli
 SCRIPTS: Final = sorted((ROOT / "scripts").glob("*.py"))
 
 
+@functools.cache
 def every_command() -> dict[str, click.Command]:
     """Return the commands by how a shell calls them, such as ``voiceassist-db dev`` and ``rotate_keys.py``."""
     found: dict[str, click.Command] = {"voiceassist-db": cli}

@@ -40,6 +40,7 @@ def test_migrate_needs_no_file_of_a_checkout(
     assert again.stdout.startswith(f"nothing to do: the database is at {done.json['after'][0]}")
 
 
+@pytest.mark.wide
 def test_the_sql_is_printed_for_somebody_else(run: Run, empty_url: URL) -> None:
     """What it prints can be given to psql as it is, and nothing is left to do."""
     env = {"DATABASE_URL": plain(empty_url)}
@@ -54,6 +55,7 @@ def test_the_sql_is_printed_for_somebody_else(run: Run, empty_url: URL) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--sql", "--json"], ["--sql", "--dry-run"], ["--schema", "x" * 64], ["--schema", ""]], ids=" ".join
 )
+@pytest.mark.wide
 def test_options_that_do_not_fit_are_wrong_usage(arguments: list[str], run: Run, empty_url: URL) -> None:
     """They are refused before anything is done."""
     assert run("migrate", *arguments, env={"DATABASE_URL": plain(empty_url)}).code == 2

@@ -77,9 +77,12 @@ def test_messages_name_commands_that_exist_in_the_package() -> None:
     """Whoever installed the wheel has no script and no alembic.ini, so no message sends them there."""
     found = 0
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "_migrations" in path.parts:
+        source = path.read_text(encoding="utf-8")
+        if "_migrations" in path.parts or not (
+            GONE.search(source) or "voiceassist-db " in source or "commands import" in source
+        ):
             continue
-        for told in texts(path.read_text(encoding="utf-8")):
+        for told in texts(source):
             assert not GONE.search(told), (path, told)
             lines = [line.strip() for line in re.findall(r"`(voiceassist-db [a-z][^`…]*)`", told)]
             found += len(lines)
