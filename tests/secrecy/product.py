@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, exists, text
 from sqlalchemy.orm import Session
 
 from tests.cli.conftest import COMMAND, ROTATE
@@ -26,6 +26,7 @@ from tests.secrecy.server import ROLES, Server
 from tests.secrecy.values import Secrets
 from voiceassist_db import AsyncDatabase, Database, Patient, Repositories, create_async_engine, create_engine
 from voiceassist_db.errors import DuplicateError
+from voiceassist_db.models import ClinicalNoteRow, PatientRow
 from voiceassist_db.pgcrypto.binding import Keys
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, retire, rotate, rotate_index_key
@@ -182,6 +183,13 @@ class Product:
         assert patient in tx.patients.find_by_ssn(str(patient.ssn))
         assert tx.patients.find_by_mrn(str(patient.mrn)) == patient
         assert patient in tx.patients.find_by_name(str(patient.name))
+        assert tx.patients.find(name=patient.name, ssn=patient.ssn, mrn=[patient.mrn]) == [patient]
+        of_patient = (
+            PatientRow.patient_id.in_([patient.patient_id]),
+            exists().where(ClinicalNoteRow.patient == PatientRow.id),
+        )
+        assert tx.patients.select(*of_patient, order_by=PatientRow.created_at.desc()) == [patient]
+        assert (tx.patients.count(*of_patient), tx.patients.exists(*of_patient)) == (1, True)
         assert tx.patients.get_many([patient.patient_id])
         assert len(tx.patients.page(limit=1000)) >= PREPARED  # decoded while the server reads
         assert len(tx.clinical_notes.of_patient(patient.id)) == 1
@@ -232,7 +240,10 @@ class Product:
             keyring = database.keys.keyring(connection)
         with database.transaction() as tx:
             patients, repositories = tx.patients.page(limit=1000), (type(tx.patients), type(tx.clinical_notes))
-        for prepared in (each for kind in repositories for each in kind._statements._prepared.values()):
+        statements = [kind._statements for kind in repositories]
+        for prepared in (
+            each for of in statements for kept in (of._prepared, of._of_criteria) for each in kept.values()
+        ):
             self.printed.keep("compiled statements: text", prepared.sql)
             self.printed.keep("compiled statements: parameters", vars(prepared))
         for key in (stored, stored.key, stored.index_key, keyring, keyring.current, Keys([stored.key])):
