@@ -20,7 +20,10 @@ from sqlalchemy.types import TypeDecorator
 from voiceassist_db import AsyncDatabase, Database, Record, Repository, create_async_engine, field, record, uuid7
 from voiceassist_db.errors import FieldNotLoadedError
 from voiceassist_db.models import EncryptedRow, Kind, PatientRow, blind_index_column, encrypted_column
+from voiceassist_db.pgcrypto.expressions import parameters as keys_of
 from voiceassist_db.repositories import statements
+from voiceassist_db.repositories.criteria import Criteria
+from voiceassist_db.repositories.ordering import Order
 from voiceassist_db.rotation import rotate
 
 
@@ -219,6 +222,7 @@ def test_criteria_mean_what_sqlalchemy_means_by_them(clinic: Database) -> None:
                 visits = tx.repository(Visits)
                 found = visits.select(*make())
                 assert found == [VISITS[number] for number in expected], at
+                assert {each.id for each in found} == {*tx.session.scalars(select(VisitRow.id).where(*make()))}, at
                 assert (visits.count(*make()), visits.exists(*make())) == (len(expected), bool(expected)), at
                 assert visits.select(*make(), limit=1) == found[:1]
 
@@ -394,6 +398,24 @@ def test_pages_meet_every_row_once_in_any_order(database: Database) -> None:
                 values = (*(getattr(page[-1], name) for name, _ in order), page[-1].id)
                 place = page[-1] if chance.random() < 0.5 or ("id" in dict(order)) else values
             assert paged == [each for each in expected if each.number < 3], order
+
+
+@pytest.mark.parametrize("descends", [False, True])
+def test_an_index_answers_a_page(clinic: Database, descends: bool) -> None:
+    """Rows before the page are neither read nor sorted, and only its own rows are decrypted."""
+    column = VisitRow.starts_at.desc() if descends else VisitRow.starts_at
+    fields = tuple(Visits._table.fields.values())
+    order = Order(Visits._table, Visits._statements.plain, column)
+    place = order.place(VISITS[2], Visit)
+    prepared = Visits._statements.select(fields, Criteria(Visits._table, ()), order, place)
+    with clinic.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE INDEX by_start ON visits (starts_at, id)")
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        given = order.values(place) | keys_of(clinic.keys.keyring(connection), Visits._table, fields) | {"limit": 2}
+        plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {prepared.sql}", given))
+    assert f"Index Scan{' Backward' if descends else ''} using by_start" in plan
+    assert "Index Cond: (ROW(starts_at, id)" in plan
+    assert "Sort" not in plan
 
 
 def test_a_page_goes_on_behind_a_row_that_is_gone(clinic: Database) -> None:
