@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from tests.cli.conftest import Run
 from tests.conftest import VaultServer, leading_to, plain, throwaway_server
+from tests.rotation.patients import fill
 from tests.rotation.standby import NAME, Standby
 from voiceassist_db import Database, Patient, create_engine
 from voiceassist_db.cli.rotate_command import rotate_keys as rotate_command
@@ -315,3 +316,64 @@ def test_a_standby_is_told_apart_before_anything_is_written(
         )
     assert before == fetched(provider)
     assert run("status", env=env).code == 0
+
+
+SLOT = "of_standby"
+
+
+@pytest.fixture(params=["", SLOT])
+def feeding(primary: EmbeddedPostgres, standby: Standby, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A standby that tells of its transactions, through a replication slot or without one; the name of the slot."""
+    slot: str = request.param
+    if slot:
+        admin(primary, f"SELECT pg_create_physical_replication_slot('{slot}')")
+    standby.execute(f"ALTER SYSTEM SET primary_slot_name = '{slot}'")
+    standby.execute("ALTER SYSTEM SET hot_standby_feedback = on")
+    standby.execute("SELECT pg_reload_conf()")
+    yield slot
+    for setting in ("primary_slot_name", "hot_standby_feedback"):  # not all: primary_conninfo is one of them
+        standby.execute(f"ALTER SYSTEM RESET {setting}")
+    standby.execute("SELECT pg_reload_conf()")
+    if slot:
+        for _ in poll(PATIENCE_S):
+            if admin(primary, f"SELECT 1 FROM pg_replication_slots WHERE slot_name = '{slot}' AND NOT active"):
+                break
+        admin(primary, f"SELECT pg_drop_replication_slot('{slot}')")
+
+
+HELD = """
+SELECT 1 FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+WHERE r.state = 'streaming' AND coalesce(s.slot_name, '') = '{slot}' AND coalesce(s.xmin, r.backend_xmin) IS NOT NULL
+"""
+
+
+def test_a_transaction_of_a_standby_is_named(
+    primary: EmbeddedPostgres, standby: Standby, followed: Database, feeding: str
+) -> None:
+    """It keeps dead rows here as one of this server does: the run waits for it, says who it is, and continues."""
+    notes: set[str] = set()
+    with psycopg.connect(plain(standby.url)) as reader:
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        reader.execute("SELECT 1")
+        for _ in poll(PATIENCE_S):
+            if held := admin(primary, HELD.format(slot=feeding)):
+                break
+        assert held
+        pace = Pace(target_batch_s=0.01, patience_s=3.0)
+        done = rotate(followed.engine, followed.keys, pace=pace, on_progress=lambda now: notes.add(now.note))
+    assert done.done
+    who = f"the standby of the replication slot {feeding}" if feeding else f"the standby {NAME} (pid "
+    assert any(note.startswith(who) and "by hot_standby_feedback: pages cannot be" in note for note in notes), notes
+
+
+@pytest.mark.long
+def test_a_standby_that_tells_late_grows_no_table(followed: Database, feeding: str) -> None:
+    """A pass waits until the standby has told that it does not see the rows of the pass before: once a second here."""
+    with followed.engine.begin() as connection:
+        connection.execute(text("DELETE FROM patient_data"))
+        fill(connection, followed.keys.provider.fetch().key, rows=15_000)
+    with followed.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM FULL patient_data"))
+    report = rotate(followed.engine, followed.keys, pace=Pace(target_batch_s=0.2))
+    print(f"slot {feeding or 'none'}: x{report.table_growth:.2f}, HOT {report.hot_ratio:.2f}")
+    assert report.table_growth < 1.05

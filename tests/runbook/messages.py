@@ -169,6 +169,8 @@ class Code:
                 return part(inner)
             case ast.Call() if (name := _called(node)) and not name.startswith("__"):
                 functions = self._functions.get(name, [])
+                if name.startswith("_"):  # several modules have a private function of this name
+                    functions = [each for each in functions if each.module == at.module]
                 returned = (
                     self._texts(each, to, depth + 1, follows_parameters=True)
                     for to in functions

@@ -1,6 +1,7 @@
 """How far the server can clean pages: a row version that is dead is removed once no transaction can see it any more.
 
-Owns the look at the transactions that keep dead row versions, and the wait for them. It ends no transaction.
+Owns the look at the transactions that keep dead row versions, and the wait for them. It ends no transaction. With hot_standby_feedback
+the transactions of standbys count, too: the process that sends WAL to a standby, or its replication slot, has the oldest of their numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MAX_PAUSE_S: Final = 0.2
 _NO_TRANSACTION: Final = "AUTOCOMMIT"
 """A look needs one statement, between two batches of a few milliseconds."""
 
-_HERE: Final = "a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+# A process that sends WAL to a standby has no database, and counts in each.
+_HERE: Final = "(a.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() OR a.datname IS NULL)"
 
 # VACUUM has a snapshot, too, but it keeps no dead row.
 _KEEPS: Final = f"""
@@ -41,7 +43,10 @@ _REACHED: Final = Prepared(
         CAST(CAST(pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS pg_catalog.text) AS pg_catalog.int8),
         (SELECT x.number OPERATOR(pg_catalog.+) pg_catalog.min(
                 pg_catalog.age(x.id) OPERATOR(pg_catalog.-) pg_catalog.age(a.backend_xmin))
-         FROM pg_catalog.pg_stat_activity a WHERE {_KEEPS})) AS reached
+         FROM pg_catalog.pg_stat_activity a WHERE {_KEEPS}),
+        (SELECT x.number OPERATOR(pg_catalog.+) pg_catalog.min(
+                pg_catalog.age(x.id) OPERATOR(pg_catalog.-) pg_catalog.age(s.xmin))
+         FROM pg_catalog.pg_replication_slots s WHERE s.xmin IS NOT NULL)) AS reached
     FROM (SELECT CAST(:xid AS pg_catalog.int8) AS number,
                  CAST(CAST(CAST(CAST(:xid AS pg_catalog.int8) AS pg_catalog.text) AS pg_catalog.xid8) AS pg_catalog.xid) AS id) x
     """  # noqa: S608  # of constants
@@ -51,15 +56,25 @@ _REACHED: Final = Prepared(
 
 _HOLDER: Final = text(
     f"""
-    SELECT a.pid, a.usename, a.application_name, a.state,
-           extract(epoch FROM (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.xact_start))::int AS seconds
+    SELECT 'session' AS kind, a.pid, a.usename, a.application_name AS name, a.state,
+           extract(epoch FROM (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.xact_start))::int AS seconds,
+           greatest(pg_catalog.age(a.backend_xmin), pg_catalog.age(a.backend_xid)) AS age
     FROM pg_catalog.pg_stat_activity a
     WHERE ({_KEEPS} OR a.backend_xid IS NOT NULL AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())
       AND a.xact_start OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '1 s')
       AND a.application_name OPERATOR(pg_catalog.<>) :own
-    ORDER BY greatest(pg_catalog.age(a.backend_xmin), pg_catalog.age(a.backend_xid)) DESC LIMIT 1
+    UNION ALL
+    SELECT 'standby', a.pid, a.usename, a.application_name, NULL, NULL, pg_catalog.age(a.backend_xmin)
+    FROM pg_catalog.pg_stat_activity a WHERE :standbys AND a.backend_xmin IS NOT NULL AND a.datname IS NULL
+    UNION ALL
+    SELECT 'slot', s.active_pid, NULL, s.slot_name, NULL, NULL, pg_catalog.age(s.xmin)
+    FROM pg_catalog.pg_replication_slots s WHERE :standbys AND s.xmin IS NOT NULL
+    ORDER BY 7 DESC LIMIT 1
     """  # noqa: S608  # of constants
 )
+
+TELL_AFTER_S: Final = 1.0
+"""After how long a wait a standby is named: it tells its oldest transaction every few seconds only."""
 
 
 class Horizon:
@@ -108,7 +123,7 @@ class Horizon:
                 if time.monotonic() > until:
                     self._given_up_at = reached
                     return True
-                self._tell()
+                self._tell(standbys=time.monotonic() - started > TELL_AFTER_S)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
         finally:
@@ -127,14 +142,28 @@ class Horizon:
 
         return persistently(self._engine, ask, what="a look at old snapshots", is_stopping=self._is_stopping)
 
-    def _tell(self) -> None:
-        """Say whom it waits for, unless that has only begun."""
+    def _tell(self, *, standbys: bool) -> None:
+        """Say whom it waits for, unless that has only begun.
+
+        Args:
+            standbys: Whether that may be a standby.
+        """
 
         def ask(connection: Connection) -> Row[Any] | None:
-            return execute(connection, _HOLDER, {"own": APPLICATION}, table="pg_stat_activity").first()
+            given = {"own": APPLICATION, "standbys": standbys}
+            return execute(connection, _HOLDER, given, table="pg_stat_activity").first()
 
         holder = persistently(self._engine, ask, what="a look at old snapshots", is_stopping=self._is_stopping)
         if holder is not None:
             self._is_told = True
-            who = f"pid {holder.pid} ({holder.usename}, {holder.application_name or 'no name'}, {holder.state})"
-            self._on_hold(f"{who} has a transaction open for {holder.seconds} s: pages cannot be cleaned, tables grow")
+            self._on_hold(f"{_keeper_of(holder)}: pages cannot be cleaned, tables grow")
+
+
+def _keeper_of(holder: Row[Any]) -> str:
+    if holder.kind == "session":
+        who = f"pid {holder.pid} ({holder.usename}, {holder.name or 'no name'}, {holder.state})"
+        return f"{who} has a transaction open for {holder.seconds} s"
+    of = f"the standby {holder.name or 'without a name'} (pid {holder.pid})"
+    if holder.kind == "slot":
+        of = f"the standby of the replication slot {holder.name}"
+    return f"{of} keeps dead rows for its own transactions by hot_standby_feedback"
