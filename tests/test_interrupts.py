@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, Engine, NestedTransaction, RootTransaction, Transaction, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from tests.interrupting import (
@@ -459,6 +460,31 @@ def test_an_interrupt_at_the_end_of_a_pipeline_reaches_the_caller(
         patch.setattr(psycopg.Pipeline, "_exit_gen", interrupted)
         with tx.session.begin_nested() if in_savepoint else nullcontext():
             tx.patients.add_many([patient(each) for each in ids])
+    require_returned(database.engine)
+    ledger.check(ids, "pipeline")
+    assert ledger.kept == 0
+
+
+@pytest.mark.parametrize("in_savepoint", [False, True])
+def test_an_interrupt_at_the_beginning_of_a_pipeline_reaches_the_caller(
+    database: Database, ledger: Ledger, in_savepoint: bool
+) -> None:
+    """Of a session of the application's own, too. The driver then takes its pipeline for one that was left, and asserts that it is."""
+    ids = ledger.new_ids()
+    begin = psycopg.Pipeline._enter_gen
+
+    def interrupted(pipeline: psycopg.Pipeline) -> Iterator[Any]:
+        yield from begin(pipeline)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(psycopg.Pipeline, "_enter_gen", interrupted)
+        with (
+            Session(database.engine) as session,
+            session.begin(),
+            session.begin_nested() if in_savepoint else nullcontext(),
+        ):
+            database.using(session).patients.add_many([patient(each) for each in ids])
     require_returned(database.engine)
     ledger.check(ids, "pipeline")
     assert ledger.kept == 0

@@ -286,11 +286,14 @@ class Prepared:
         except DRIVER_ERRORS as error:
             failure = self._failure(connection, error, ambient)
         except BaseException as error:
+            # Where an interrupt meets the beginning of a pipeline, the driver raises an AssertionError in its place.
+            failure = interrupt_behind(error, ambient=ambient) if isinstance(error, AssertionError) else None
             forget_locals(error)
-            del parameters, way, cursor  # which have parameters and rows in them
             if not isinstance(error, VoiceAssistDBError):
                 settle(connection)
-            raise
+            if failure is None:
+                del parameters, way, cursor  # which have parameters and rows in them
+                raise
         del parameters, way, cursor
         if isinstance(failure, DatabaseUnavailableError) and not connection.invalidated:
             connection.invalidate()
