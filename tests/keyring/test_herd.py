@@ -130,8 +130,11 @@ class Waits:
     def __init__(self, keys: KeyringSource, caller: Callable[[], object], *, gathers: int = 0) -> None:
         self.longest_s = 0.0
         self.fetches = 0
-        self._gathered = threading.Semaphore(0)
-        self._gathers = gathers
+        self._have_begun = threading.Event()
+        self._missing = gathers
+        self._counting = threading.Lock()
+        if not gathers:
+            self._have_begun.set()
         self._deadline = keys.deadline
         keys.deadline = self._asked  # type: ignore[misc]
         self._caller = caller
@@ -152,8 +155,12 @@ class Waits:
         self.fetches = max(self.fetches, len(self._waited_for.pop(self._caller())))
 
     def _asked(self) -> float:
-        self._gathered.release()
-        return self._deadline()
+        deadline = self._deadline()
+        with self._counting:
+            self._missing -= 1
+            if self._missing == 0:
+                self._have_begun.set()
+        return deadline
 
     def _waiting(self, landed: Future[None], seconds: float) -> object:
         if seconds > 0:
@@ -162,9 +169,7 @@ class Waits:
         return self._wait(landed, seconds)
 
     def _recording(self, *, after: int, deadline: float, waits: bool = True) -> Fetched:
-        for _ in range(self._gathers):
-            assert self._gathered.acquire(timeout=60)
-        self._gathers = 0
+        assert self._have_begun.wait(60)
         began = self._began.setdefault(self._caller(), time.monotonic())
         self.longest_s = max(self.longest_s, deadline - began)
         return self._fetch(after=after, deadline=deadline, waits=waits)
