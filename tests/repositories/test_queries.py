@@ -211,6 +211,10 @@ CRITERIA: list[tuple[Callable[[], tuple[Any, ...]], list[int]]] = [
     (lambda: (VisitRow.doctor.in_(select(Doctor.id).where(Doctor.ward.in_(["north", "x"]))),), [0, 2]),
     (lambda: ((other := aliased(VisitRow)).room == VisitRow.room, other.number > VisitRow.number), [0]),
     (lambda: (VisitRow.number == select(func.max(Doctor.id)).scalar_subquery(),), [2]),
+    # Names of ours, of the criterion's own.
+    (lambda: (VisitRow.doctor.in_(select(select(Doctor.id).where(Doctor.id == 1).cte("stored").c.id)),), [0, 2]),
+    (lambda: (VisitRow.doctor == aliased(Doctor, name="stored").id,), [0, 1, 2]),
+    (lambda: (VisitRow.doctor == select(Doctor.id).where(Doctor.id == 2).subquery("always").c.id,), [1]),
 ]
 
 
@@ -323,6 +327,18 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: (s := select(VisitRow.id, VisitRow.code_index.label("c")).subquery()).c.c == s.c.id,
         "code_index is encrypted",
+    ),
+    (
+        lambda: VisitRow.id == select(VisitRow.id).where(VisitRow.code_index == b"x").subquery().c.id,
+        "code_index is encrypted",
+    ),
+    (
+        lambda: VisitRow.id.in_(select(select(VisitRow.id).where(VisitRow.note_encrypted == b"x").cte().c.id)),
+        "note_encrypted is encrypted",
+    ),
+    (
+        lambda: VisitRow.id == select(VisitRow.id).where(sa.text("true")).subquery().c.id,
+        "text()",
     ),
     (lambda: sa.literal_column("visits.code_index = 'x'", sa.Boolean), "literal_column.*encrypted"),
     (lambda: sa.text("true"), "text()"),

@@ -51,7 +51,7 @@ class Criteria:
         if not criteria:
             return
         self._whole = and_(*map(_expression, criteria))
-        for element in _elements(self._whole):
+        for element in _elements(self._whole, set()):
             if isinstance(element, BindParameter):
                 self._take(element)
             else:
@@ -98,8 +98,7 @@ class Criteria:
         """
         if self._whole is None:
             return []
-        renamed = cloned_traverse(self._whole, {"maintain_key": True}, {"bindparam": self._rename})
-        condition = AsWritten(renamed)
+        condition = AsWritten(self._renamed(self._whole))
         key = self._table.key
         whole = select(*key).where(condition)
         self._require_own_parameters(whole)
@@ -113,10 +112,18 @@ class Criteria:
             )
         return [tuple_(*key).in_(whole.correlate(None))]
 
-    def _rename(self, parameter: Any) -> None:
-        parameter.key = self._names[parameter.key]
-        parameter.unique = False
-        parameter.value, parameter.callable = None, None  # the statement is kept, and must not keep a value
+    def _renamed(self, whole: ColumnElement[bool]) -> ColumnElement[bool]:
+        """Return the criteria with parameters of our names and without values: the statement is kept, and must not keep one."""
+        done: set[int] = set()
+
+        def rename(parameter: Any) -> None:
+            if id(parameter) not in done:  # a copy within a subquery is met again
+                done.add(id(parameter))
+                parameter.key, parameter.unique = self._names[parameter.key], False
+                parameter.value, parameter.callable = None, None
+
+        # Subqueries that only columns lead to are copied too, as Select.params() does it.
+        return cloned_traverse(whole, {"maintain_key": True, "detect_subquery_cols": True}, {"bindparam": rename})
 
     def _require_own_parameters(self, whole: Any) -> None:
         try:
@@ -139,18 +146,27 @@ def _expression(criterion: Any) -> Any:
     )
 
 
-def _elements(element: ExternallyTraversible) -> Iterator[ExternallyTraversible]:
+def _elements(element: ExternallyTraversible, seen: set[int]) -> Iterator[ExternallyTraversible]:
     """Yield what an expression is made of, but for columns of which it only asks whether they are NULL: that is no secret."""
+    if id(element) in seen or _is_null_test(element):
+        return
+    seen.add(id(element))
+    yield element
+    for child in element.get_children():
+        yield from _elements(child, seen)
     if (
+        isinstance(element, ColumnClause) and element.table is not None
+    ):  # a subquery, which may have criteria of its own
+        yield from _elements(element.table, seen)
+
+
+def _is_null_test(element: ExternallyTraversible) -> bool:
+    return (
         isinstance(element, BinaryExpression)
         and element.operator in _NULL_TESTS
         and isinstance(element.right, Null)
         and isinstance(element.left, ColumnClause)
-    ):
-        return
-    yield element
-    for child in element.get_children():
-        yield from _elements(child)
+    )
 
 
 def _encrypted(table: EncryptedTable, column: str) -> ValueError:
