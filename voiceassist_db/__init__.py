@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from voiceassist_db.database import AsyncDatabase, AsyncTransaction, Database, Repositories
     from voiceassist_db.engine import create_async_engine, create_engine
     from voiceassist_db.errors import VoiceAssistDBError
+    from voiceassist_db.normalisers import register_normaliser
     from voiceassist_db.repositories import (
         ClinicalNote,
         ClinicalNoteRepository,
@@ -47,6 +48,7 @@ __all__ = [
     "field",
     "key",
     "record",
+    "register_normaliser",
     "uuid7",
 ]
 
@@ -58,6 +60,7 @@ _MODULES: Final = {
     "VoiceAssistDBError": "errors",
     "create_async_engine": "engine",
     "create_engine": "engine",
+    "register_normaliser": "normalisers",
 }
 """Where a name is, if not in ``repositories``."""
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from sqlalchemy import ClauseElement, ColumnElement, Executable, Select, Table
+from sqlalchemy import BindParameter, ClauseElement, ColumnElement, Executable, Select, Table
 from sqlalchemy.dialects.postgresql import DOMAIN
 from sqlalchemy.dialects.postgresql.base import PGTypeCompiler
 from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
@@ -204,11 +204,12 @@ def others(statement: Select[Any], table: Table) -> tuple[set[str], set[str]]:
 
 def binders(made: SQLCompiler) -> dict[str, Callable[[Any], Any]]:
     """Return, by parameter, what turns a value into what the driver takes; others are given as they are."""
-    return {
-        name: processor
-        for name, bind in made.binds.items()
-        if (processor := bind.type.dialect_impl(DIALECT).bind_processor(DIALECT))
-    }
+    return {name: process for name, bind in made.binds.items() if (process := binder(bind))}
+
+
+def binder(parameter: BindParameter[Any]) -> Callable[[Any], Any] | None:
+    """Return what turns a parameter's value into what the driver takes; None where it is given as it is."""
+    return parameter.type.dialect_impl(DIALECT).bind_processor(DIALECT)
 
 
 def rendered(statement: Executable, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

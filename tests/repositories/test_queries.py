@@ -18,7 +18,7 @@ from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import TypeDecorator
 
 from voiceassist_db import AsyncDatabase, Database, Record, Repository, create_async_engine, field, record, uuid7
-from voiceassist_db.errors import FieldNotLoadedError
+from voiceassist_db.errors import ConfigurationError, FieldNotLoadedError
 from voiceassist_db.models import EncryptedRow, Kind, PatientRow, blind_index_column, encrypted_column
 from voiceassist_db.pgcrypto.expressions import parameters as keys_of
 from voiceassist_db.repositories import statements
@@ -352,6 +352,12 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: VisitRow.number == bindparam("x", 1, literal_execute=True), "literal_execute"),
     (lambda: and_(VisitRow.number == bindparam("x", 1), VisitRow.doctor == bindparam("x", 2)), "two parameters.*'x'"),
     (Smuggler, "parameter that is not its own"),
+    (
+        lambda: VisitRow.starts_at == sa.type_coerce("SECRET", sa.Enum("a", "b", validate_strings=True)),
+        r"not valid for its type Enum \(LookupError\)",
+    ),
+    (lambda: VisitRow.keys.in_([sa.type_coerce(5, Shouting)]), "not valid for its type Shouting"),
+    (lambda: sa.type_coerce(VisitRow.keys, Shouting).in_(["SECRET", 5]), "not valid for its type Shouting"),
     (lambda: Doctor.ward == "north", "joins doctors with visits"),
     (lambda: and_(VisitRow.number == 1, Doctor.ward == "north"), "joins doctors with visits"),
     (lambda: VisitRow.number.op("=")(sa.cast(sa.null(), sa.types.NullType())), "cannot be written in SQL"),
@@ -364,8 +370,9 @@ def test_what_is_no_criterion_is_refused(clinic: Database) -> None:
         visits = tx.repository(Visits)
         for make, problem in REFUSED:
             for question in (visits.select, visits.count, visits.exists):
-                with pytest.raises(ValueError, match=problem):
+                with pytest.raises(ValueError, match=problem) as caught:
                     question(make())
+                assert "SECRET" not in f"{caught.value} {caught.value.__context__}"
         assert numbers(visits.select(sa.type_coerce(VisitRow.keys, Shouting) == "k")) == []
 
 
@@ -468,6 +475,17 @@ def test_orders_and_places_that_do_not_fit_are_refused(options: dict[str, Any], 
     """Before anything is sent."""
     with pytest.raises(ValueError, match=problem):
         Visits(None, None).select(**options)  # type: ignore[arg-type]  # nothing is asked
+
+
+def test_a_table_that_is_mapped_to_another_schema_is_refused(clinic: Database) -> None:
+    """The statement is not translated, so it would look for the other table in a wrong place."""
+    elsewhere = sa.Table("rooms", sa.MetaData(), sa.Column("name", sa.Text), schema="tenant")
+    with clinic.engine.connect() as connection:
+        mapped = connection.execution_options(schema_translate_map={"tenant": "one"})
+        visits = clinic.using(mapped).repository(Visits)
+        with pytest.raises(ConfigurationError, match="schema_translate_map"):
+            visits.select(VisitRow.room == elsewhere.c.name)
+        assert visits.count() == 5
 
 
 def test_fields_that_are_not_asked_for_stay_encrypted(clinic: Database) -> None:

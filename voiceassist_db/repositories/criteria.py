@@ -18,7 +18,7 @@ from sqlalchemy.sql.visitors import ExternallyTraversible, cloned_traverse
 
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.models.declaration import is_declared
-from voiceassist_db.qualified import AsWritten, compiled, others
+from voiceassist_db.qualified import AsWritten, binder, compiled, others
 
 GIVEN: Final = "given_"
 """Names of an application's own parameters begin so, and no name of ours does."""
@@ -68,10 +68,23 @@ class Criteria:
                 "literal_execute"
             )
         name = self._names.setdefault(parameter.key, f"{GIVEN}{len(self._names)}")
-        value = parameter.effective_value
+        value: Any = parameter.effective_value
         if name in self.values and self.values[name] is not value and self.values[name] != value:
             raise ValueError(f"two parameters of the criteria are called {parameter.key!r}, and have different values")
         self.values[name] = value
+        process = binder(parameter)
+        if process is None or parameter.type._is_tuple_type:  # noqa: SLF001  # there is no other way to ask
+            return
+        try:
+            for each in value if parameter.expanding else (value,):
+                process(each)
+        except Exception as error:  # noqa: BLE001  # whatever a type raises, it may quote the value
+            problem = type(error).__name__
+        else:
+            return
+        raise ValueError(
+            f"a value in a criterion is not valid for its type {type(parameter.type).__name__} ({problem})"
+        )
 
     def _require_plain(self, element: ExternallyTraversible) -> None:
         if isinstance(element, TextClause):
