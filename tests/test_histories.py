@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import pytest
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, text
 
 from tests.conftest import plain
@@ -253,6 +255,39 @@ def test_a_version_table_that_may_not_be_read_is_none_of_ours(empty_url: URL) ->
         connection.commit()
         assert migrate(engine).kept is None
         assert revisions(connection) == [HEAD]
+
+
+@pytest.mark.parametrize("table", ["patient_data", pytest.param("clinical_notes", marks=wide)])
+def test_a_downgrade_that_would_delete_patients_is_refused(table: str, engine: Engine) -> None:
+    """It changes nothing, unless somebody says that the data may go; the printed SQL refuses as well."""
+    with engine.connect() as connection:
+        connection.execute(
+            text("INSERT INTO patient_data (id, patient_id, key_version) VALUES (gen_random_uuid(), 'a', 1)")
+        )
+        if table == "clinical_notes":
+            connection.execute(text("ALTER TABLE clinical_notes DROP CONSTRAINT clinical_notes_note_encrypted_format"))
+            insert = "INSERT INTO clinical_notes (patient, id, note_encrypted, key_version) SELECT id, id, '', 1 FROM patient_data"
+            connection.execute(text(insert))
+        connection.commit()
+        before = dump(connection)
+        connection.commit()
+        config = alembic_config(connection)
+        with pytest.raises(CommandError, match="-x drop-encrypted-data"):
+            alembic.command.downgrade(config, "voiceassist_0002")
+        assert tables(connection) >= set(PATIENT_TABLES)
+        connection.commit()
+        alembic.command.upgrade(config, "head")
+        assert dump(connection) == before
+        connection.commit()
+        out = io.StringIO()
+        config.output_buffer = out
+        alembic.command.downgrade(config, f"{HEAD}:voiceassist_0002", sql=True)
+        refused = pytest.raises(psycopg.errors.RaiseException, match="drop-encrypted-data")
+        with refused, psycopg.connect(plain(engine.url), autocommit=True) as administrator:
+            administrator.execute(out.getvalue().encode())
+        config.cmd_opts = Namespace(x=["drop-encrypted-data"])
+        alembic.command.downgrade(config, "voiceassist_0002")
+        assert not tables(connection) & set(PATIENT_TABLES)
 
 
 # --- without the patients' tables, and in another schema --------------------------------------------------------------
