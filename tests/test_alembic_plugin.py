@@ -298,6 +298,15 @@ def test_the_printed_sql_refuses_as_well(environment: Environment, database_url:
     assert environment.seen() == first
 
 
+def test_a_table_called_by_a_word_of_sql(environment: Environment) -> None:
+    """Such a name works only where it is quoted."""
+    metadata = after(orders="order")
+    up, down = environment.written(metadata)
+    environment.run(up)
+    assert environment.differences(metadata) == []
+    environment.run(down)
+
+
 @wide
 @pytest.mark.skipif(not BY_NAME, reason="this Alembic does not compare CHECKs")
 def test_a_floor_is_never_dropped(environment: Environment) -> None:

@@ -31,7 +31,7 @@ from voiceassist_db.models.declaration import (
     format_constraint,
     version_constraint,
 )
-from voiceassist_db.models.names import quoted
+from voiceassist_db.models.names import full_name
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -147,7 +147,7 @@ def _adding(table_name: str, schema: str | None, column: Any) -> AddEncryptedCol
 
 def _lacking(context: AutogenContext, table: Table, schema: str | None, added: list[str]) -> CompleteEncryptedTableOp:
     """Return what an existing table lacks beside the columns that are being added."""
-    name = ".".join(quoted(str(each)) for each in (schema, table.name) if each)
+    name = full_name(schema, str(table.name))
     assert context.connection is not None
     row = context.connection.execute(_STATE, {"table": name, **MARKS}).one_or_none()
     if row is None:
@@ -169,7 +169,7 @@ def _is_in_place(table: Table) -> bool:
 def _versioned(context: AutogenContext, schema: str | None, name: str) -> set[str]:
     """Return the columns of a table in the database that have the CHECK that a value has a key version."""
     assert context.connection is not None
-    full = ".".join(quoted(each) for each in (schema, name) if each)
+    full = full_name(schema, name)
     known = context.connection.execute(WITH_VERSION, {"table": full, "version": VERSION_COLUMN})
     return {str(row.attname) for row in known}
 

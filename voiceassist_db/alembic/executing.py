@@ -26,7 +26,7 @@ from voiceassist_db.models.declaration import (
     version_constraint,
     with_version,
 )
-from voiceassist_db.models.names import quoted
+from voiceassist_db.models.names import full_name, quoted
 
 DROP: Final = "drop-encrypted-data"
 """The argument of ``alembic -x`` that lets encrypted data be deleted."""
@@ -130,8 +130,7 @@ def _has_direct_key(operations: Operations) -> bool:
 
 
 def _full(operation: Any) -> str:
-    names = [operation.schema, operation.table_name] if operation.schema else [operation.table_name]
-    return ".".join(quoted(str(name)) for name in names)
+    return full_name(operation.schema, str(operation.table_name))
 
 
 def _execute(operations: Operations, statement: str) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import re
 from typing import Final
 
+from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
+
 NAME_BYTES: Final = 63
 """PostgreSQL silently cuts a longer identifier (NAMEDATALEN is 64, and counts the NUL at its end)."""
 
@@ -67,6 +69,12 @@ def fitted(name: str, suffix: str) -> str:
 def quoted(name: str) -> str:
     """Return a name as an SQL identifier that means this name and no other."""
     return name if _PLAIN.fullmatch(name) else '"{}"'.format(name.replace('"', '""'))
+
+
+def full_name(schema: str | None, table: str) -> str:
+    """Return the SQL name of a table, which may be called by a word of SQL, such as ``order``."""
+    names = [name for name in (schema, table) if name]
+    return ".".join(f'"{name}"' if name in RESERVED_WORDS else quoted(name) for name in names)
 
 
 def problem_with(name: str) -> str | None:
