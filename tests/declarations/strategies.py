@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import keyword
+import types
 import unicodedata
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final
 
 import sqlalchemy as sa
 from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
-from voiceassist_db import Record, Repository, record
-from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column
+from voiceassist_db import Encrypted, EncryptedRecord, Record, Repository, field, key, record
+from voiceassist_db.models import EncryptedInPlace, EncryptedRow, Kind, blind_index_column, encrypted_column
 
 HAS_STORAGE_OPTIONS: Final = "with" in sa.Table("t", sa.MetaData()).dialect_options["postgresql"]
 """Whether a table can say how it is stored, which it cannot in SQLAlchemy 2.0."""
@@ -71,6 +74,8 @@ INTERNAL: Final = (
         "values",
         "metadata",
         "registry",
+        "column_0",
+        "row",
     ),
 )
 """Names of our parameters, aliases, attributes and arguments."""
@@ -247,14 +252,18 @@ class Declaration:
     convention: dict[str, str] | None = None
     args: str = "none"
     has_mixin: bool = True
+    form: str = "three classes"
+    has_server_key: bool = False
     number: str = ""
 
     def declare(self) -> type[Repository[Any]]:
-        """Declare model, record and repository.
+        """Declare model, record and repository, or one class.
 
         Raises:
             ValueError, TypeError: It is refused.
         """
+        if self.form == "one class":
+            return self._declare_one()
         base: Any = type("Base", (DeclarativeBase,), {"metadata": sa.MetaData(naming_convention=self.convention)})
         body: dict[str, Any] = {
             "__tablename__": self.table,
@@ -265,7 +274,8 @@ class Declaration:
         # Alembic's comparison fails on a sequence with an apostrophe in its name.
         serial: Any = False if any("'" in name for name in (self.schema or "", self.table, *self.key)) else "auto"
         for position, (name, type_) in enumerate(self.key.items()):
-            body[f"key{position}"] = mapped_column(name, types[type_], primary_key=True, autoincrement=serial)
+            options: dict[str, Any] = {"primary_key": True, "autoincrement": serial}
+            body[f"key{position}"] = mapped_column(name, types[type_], *self._identity(), **options | self._default())
         for position, (name, plain) in enumerate(self.plain.items()):
             body[f"plain{position}"] = mapped_column(
                 name, PLAIN_TYPES[plain.type_], nullable=plain.is_nullable, unique=plain.is_lookup
@@ -279,13 +289,47 @@ class Declaration:
                 body[f"{name}_part_index"] = blind_index_column(each.part, of=name, context=context)
         if not self.has_mixin:
             body["version"] = mapped_column("key_version", sa.BigInteger, nullable=False)
-        row: Any = type("Row", (*((EncryptedRow,) if self.has_mixin else ()), base), body)
+        mixin = EncryptedInPlace if self.form == "in place" else EncryptedRow
+        row: Any = type("Row", (*((mixin,) if self.has_mixin else ()), base), body)
         kept = [*self.key, *(name for name, plain in self.plain.items() if plain.is_kept), *self.fields]
-        made: Any = record(
-            type("Made", (Record,), {"__annotations__": dict.fromkeys(kept, Any), "__module__": __name__})
-        )
+        of_record: dict[str, Any] = {"__annotations__": dict.fromkeys(kept, Any), "__module__": __name__}
+        if self.has_server_key:
+            of_record |= {name: field(init=False) for name in self.key}
+        made: Any = record(type("Made", (Record,), of_record))
         lookup = next(((name,) for name, plain in self.plain.items() if plain.is_lookup), ())
         return type("Rows", (Repository,), {"model": row, "record": made, "lookup": lookup})
+
+    def _identity(self) -> list[Any]:
+        return [sa.Identity()] if self.has_server_key and "uuid" not in self.key.values() else []
+
+    def _default(self) -> dict[str, Any]:
+        return {"server_default": sa.func.gen_random_uuid()} if self.has_server_key and not self._identity() else {}
+
+    def _declare_one(self) -> type[Repository[Any]]:
+        """Declare it by one class, which has no column but its fields."""
+        annotations: dict[str, Any] = {}
+        body: dict[str, Any] = {"__annotations__": annotations, "__module__": __name__}
+        for name, type_ in self.key.items():
+            of_server = [mapped_column(*self._identity(), **self._default())] if self.has_server_key else []
+            annotations[name] = Annotated[(Any, (KEY_TYPES | UNKEYABLE)[type_], *of_server)]
+            body[name] = key(init=not self.has_server_key)
+        for name, plain in self.plain.items():
+            if plain.is_kept:
+                made = mapped_column(PLAIN_TYPES[plain.type_], nullable=plain.is_nullable, unique=plain.is_lookup)
+                annotations[name] = Annotated[Any, made]
+        for position, (name, each) in enumerate(self.fields.items()):
+            context = f"given-{self.number}.{position}" if each.has_context else None
+            also = {f"{name}_part": each.part} if each.part else {}
+            mark = Encrypted(search=each.normaliser, also=also, unique=each.is_unique, context=context)
+            annotations[name] = Annotated[PYTHON_TYPES[each.kind] | None, mark]
+        *items, options = self._table_args()
+        schema = options.pop("schema")
+        body["__table_args__"] = (*items, options)
+        metadata = sa.MetaData(naming_convention=self.convention)
+        given: dict[str, Any] = {"table": self.table, "metadata": metadata, "schema": schema}
+        declared: Any = types.new_class("Made", (EncryptedRecord,), given, lambda namespace: namespace.update(body))
+        lookup = next(((name,) for name, plain in self.plain.items() if plain.is_lookup), ())
+        return type("Rows", (Repository,), {"record": declared, "lookup": lookup})
 
     def _table_args(self) -> Any:
         first = next(iter(self.key))
@@ -307,6 +351,15 @@ class Declaration:
         return (*items, options)
 
 
+PYTHON_TYPES: Final[dict[Kind, Any]] = {
+    Kind.TEXT: str,
+    Kind.BYTES: bytes,
+    Kind.DATE: date,
+    Kind.DATETIME: datetime,
+    Kind.INTEGER: int,
+    Kind.DECIMAL: Decimal,
+    Kind.JSON: dict[str, Any],
+}
 NORMALISERS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.TEXT: ("exact", "mrn", "name", "ssn", "phone", "email", "postcode"),
     Kind.DATE: ("date",),
@@ -372,6 +425,13 @@ def declarations(draw: Any) -> Declaration:
         made = {name: Field(kind=each.kind, has_context=each.has_context) for name, each in made.items()}
     elif draw(st.booleans()) and "code" not in {*key, *made}:
         plain["code"] = Plain(type_=draw(st.sampled_from(["text", "varchar", "integer", "bytes"])), is_lookup=True)
+    form = draw(st.sampled_from(["one class", "in place", "three classes", "three classes"]))
+    has_mixin = has_mixin or form != "three classes"
+    # Alembic's comparison fails on a sequence with an apostrophe in its name.
+    is_quoted = any("'" in each for each in (schema or "", table, *key))
+    has_server_key = args != "partitions" and form != "in place" and not is_quoted and draw(st.integers(0, 2)) == 0
+    if has_server_key:
+        key = {next(iter(key)): draw(st.sampled_from(["uuid", "integer", "bigint"]))}
     convention = draw(st.sampled_from(CONVENTIONS))
     return Declaration(
         schema=schema,
@@ -382,6 +442,8 @@ def declarations(draw: Any) -> Declaration:
         convention=convention,
         args=args,
         has_mixin=has_mixin,
+        form=form,
+        has_server_key=has_server_key,
     )
 
 

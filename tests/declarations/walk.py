@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -24,7 +24,8 @@ from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.constraints import gaps
 from voiceassist_db.errors import NotFoundError
 from voiceassist_db.models import EncryptedTable, Kind, table_of
-from voiceassist_db.models.declaration import floor_constraint, format_constraint
+from voiceassist_db.models.declaration import floor_constraint, format_constraint, version_constraint
+from voiceassist_db.repositories.records import with_values
 
 voiceassist_db.alembic.install()
 
@@ -141,7 +142,8 @@ def records(declaration: Declaration, rows: type[Repository[Any]]) -> list[Any]:
     """Return records for a table, of values that are hard to keep."""
     made = []
     for n in range(ROWS):
-        values: dict[str, Any] = {name: KEYS[type_][n] for name, type_ in declaration.key.items()}
+        key = {} if declaration.has_server_key else declaration.key
+        values: dict[str, Any] = {name: KEYS[type_][n] for name, type_ in key.items()}
         for name, plain in declaration.plain.items():
             if plain.is_kept:
                 values[name] = None if plain.is_nullable and n == 3 else PLAIN[plain.type_][n]
@@ -158,8 +160,14 @@ def fill(database: Database, declaration: Declaration, rows: type[Repository[Any
     first, *others = held.records
     with database.transaction() as tx:
         kept = tx.repository(rows)
-        kept.add(first)
-        assert len(others) == kept.add_many(others)
+        if declaration.has_server_key:
+            held.records = [with_key(declaration, each, kept.add(each)) for each in held.records]
+        else:
+            kept.add(first)
+            assert len(others) == kept.add_many(others)
+        first = held.records[0]
+        if declaration.form == "in place":
+            forget_versions(tx.session, held.table)
         read(kept, held)
         changes: dict[str, Any] = {}
         for name, each in declaration.fields.items():
@@ -170,9 +178,20 @@ def fill(database: Database, declaration: Declaration, rows: type[Repository[Any
                 changes[name] = PLAIN[plain.type_][1]
         key = held.key_of(first)
         kept.update(*key if isinstance(key, tuple) else [key], **changes)
-        held.records[0] = replace(first, **changes)
+        held.records[0] = with_values(first, changes)
         read(kept, held)
     return held
+
+
+def with_key(declaration: Declaration, made: Any, key: Any) -> Any:
+    """Return a record with the key that the server made."""
+    return with_values(made, dict.fromkeys(declaration.key, key))
+
+
+def forget_versions(session: Any, table: EncryptedTable) -> None:
+    """Let the rows without values be as those that others insert."""
+    has_none = sa.and_(*(table.table.c[each.column].is_(None) for each in table.fields.values()))
+    session.execute(sa.update(table.table).where(has_none).values({table.version.name: None}))
 
 
 def read(kept: Repository[Any], held: Held) -> None:
@@ -213,6 +232,7 @@ def check_declared(connection: Connection, held: list[Held]) -> None:
         assert [column.name for column in declared.key] == [column.name for column in stored.key]
         of_model = {name: astuple(field) for name, field in declared.fields.items()}
         assert of_model == {name: astuple(field) for name, field in stored.fields.items()}
+        assert declared.is_in_place == stored.is_in_place == (each.declaration.form == "in place")
         assert gaps(connection, stored) == [], each.declaration
 
 
@@ -229,6 +249,8 @@ def check_constraints(connection: Connection, held: list[Held], floor: int) -> N
         assert f">= {floor}" in found[*place, floor_constraint(table.name)].definition
         names = [floor_constraint(table.name)]
         names += [format_constraint(table.name, field.column) for field in each.table.fields.values()]
+        if each.table.is_in_place:
+            names += [version_constraint(table.name, field.column) for field in each.table.fields.values()]
         assert all(found[*place, name].convalidated for name in names)
 
 

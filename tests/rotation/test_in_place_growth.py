@@ -8,7 +8,10 @@ import pytest
 from sqlalchemy import text
 
 from tests.repositories.test_in_place import OldBase, PersonSecrets, add_columns
+from tests.test_alembic_plugin import PLUGINS
 from voiceassist_db import Database
+from voiceassist_db.catalogue import encrypted_tables
+from voiceassist_db.constraints import gaps
 from voiceassist_db.rotation import retire, rotate
 
 pytestmark = pytest.mark.wide
@@ -35,7 +38,8 @@ def test_rotations_of_a_table_in_place_are_hot(database: Database, is_rewritten:
                 f"INSERT INTO persons (phone, joined_at) SELECT 'a phone number', now() FROM generate_series(1, {ROWS})"
             )
         )
-        add_columns(connection)
+        add_columns(connection, autogenerate_plugins=PLUGINS)
+        assert [gap for each in encrypted_tables(connection) for gap in gaps(connection, each)] == []
     with database.transaction() as tx:
         for n in range(1, ROWS + 1, SHARE):
             tx.repository(PersonSecrets).update(n, ssn=f"9{n:08d}", note=f"a note of some length, {n}")
