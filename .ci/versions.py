@@ -32,6 +32,7 @@ PARTS: Final[dict[str, list[str]]] = {
         "tests/test_interrupts.py",
         "tests/test_catalogue.py",
         "tests/repositories/test_one_class.py",
+        "tests/repositories/test_queries.py",
         "tests/repositories/test_repository.py",
         "tests/rotation/test_rotate.py",
     ],
