@@ -34,9 +34,8 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["doctor"], ["doctors.id"], name=op.f("visits_doctor_fk")),
         sa.PrimaryKeyConstraint("id", name=op.f("visits_pk")),
-        postgresql_with={"fillfactor": "75"},
     )
-    op.complete_encrypted_table("visits", external=["patient_encrypted", "reason_encrypted"])
+    op.complete_encrypted_table("visits", external=["patient_encrypted", "reason_encrypted"], fillfactor=75)
     op.create_index(op.f("visits_patient_index_ix"), "visits", ["patient_index"], unique=False)
     # `voiceassist-db provision` made this role, and gives it its rights on encrypted tables; these two are the clinic's own.
     op.execute("GRANT SELECT, INSERT ON doctors, accesses TO voiceassist_app")
