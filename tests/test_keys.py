@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voiceassist_db.errors import MalformedKeyError
+from voiceassist_db.keyring import KeyringSource
 from voiceassist_db.keys import KEY_BYTES, Key, KeySet
 
 RAW = bytes(range(KEY_BYTES))
@@ -124,3 +125,9 @@ def test_a_contradictory_key_set_is_refused(wrong: dict[str, Any], message: str)
     """Versions that are out of order, or a previous key without its number, never become a keyring."""
     with pytest.raises(MalformedKeyError, match=message):
         KeySet(key=Key(RAW), **wrong)
+
+
+def test_what_is_no_key_store_is_refused_at_once() -> None:
+    """Or the first read would fail, far from where it was given."""
+    with pytest.raises(ValueError, match="NoneType is no key store: give what"):
+        KeyringSource(None)  # type: ignore[arg-type]  # as an application without a type checker does

@@ -46,6 +46,10 @@ class KeyringSource:
 
     def __init__(self, provider: KeyProvider, *, ttl_s: float = DEFAULT_TTL_S, wait: Wait = wait_in_thread) -> None:
         require_number("ttl_s", ttl_s)
+        if not callable(getattr(provider, "fetch", None)):
+            raise ValueError(
+                f"a {type(provider).__name__} is no key store: give what voiceassist_db.config.key_provider() returns"
+            )
         self.provider = provider
         self._ttl_s = ttl_s
         self._flights = SingleFlight(provider, wait)

@@ -185,7 +185,11 @@ def blind_index_column(
     Raises:
         ValueError: There is no such normaliser, or a part is to be unique; otherwise as for :func:`encrypted_column`.
     """
-    if not re.fullmatch(normalisers.PATTERN, normaliser) or not normalisers.is_known(normaliser):
+    if (
+        not isinstance(normaliser, str)
+        or not re.fullmatch(normalisers.PATTERN, normaliser)
+        or not normalisers.is_known(normaliser)
+    ):
         raise ValueError(
             f"there is no normaliser {normaliser!r}; there are {', '.join(normalisers.names())}. Give your own to register_normaliser() before"
         )
