@@ -303,10 +303,10 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "nothing but None": (lambda: declared(Annotated[None, Encrypted()]), TypeError, "cannot be encrypted"),
     "an unknown normaliser": (lambda: declared(Annotated[str, Encrypted(search="x")]), ValueError, "no normaliser 'x'"),
     "a normaliser that is no name": (
-        lambda: declared(Annotated[str, Encrypted(search=True)]),
+        lambda: declared(Annotated[str, Encrypted(search=True)]),  # type: ignore[arg-type]
         ValueError,
         "no normaliser True",
-    ),  # type: ignore[arg-type]
+    ),
     "unique without search": (lambda: Encrypted(unique=True), ValueError, "needs search="),
     "two marks": (
         lambda: declared(Annotated[str, Encrypted(), Encrypted()]),
