@@ -36,7 +36,7 @@ def test_status_has_the_fields_of_its_contract(run: Run, filled: dict[str, str],
     """One object on the last line, whose dates a machine can read, before a rotation and after."""
     before = run("status", "--json", env=filled)
     assert (before.code, before.stderr, before.stdout.count("\n")) == (0, "", 1)
-    assert set(before.json) == {"keys", "tables", "rotations", "key_age_days", "overdue", "gaps"}
+    assert set(before.json) == {"keys", "tables", "unencrypted", "rotations", "key_age_days", "overdue", "gaps"}
     (key,) = before.json["keys"]
     assert key == key | {"version": 1, "state": "current", "scheme": "bound", "replaced_at": None, "retired_at": None}
     assert before.json["tables"] == {"clinical_notes": {}, "patient_data": {"1": len(PATIENTS)}}
