@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from voiceassist_db import AsyncDatabase, Database
 from voiceassist_db.errors import ConfigurationError, VoiceAssistDBError
+from voiceassist_db.testing import MemoryKeyProvider
 
-UNUSED: Final[Any] = None
+UNUSED: Final = MemoryKeyProvider()
 PASSWORD: Final = "hunter2"
 
 

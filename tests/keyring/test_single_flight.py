@@ -322,8 +322,10 @@ def test_a_child_forked_during_a_fetch_makes_its_own(fork: Callable[[], int] | N
     flights = SingleFlight(store, wait_in_thread)
     thread = threading.Thread(target=ask, args=(flights,))
     thread.start()
-    while not store.fetches:
+    # Until it waits, and no longer competes for the interpreter's own lock, which a fork in C would copy.
+    while not store.answers._cond._waiters:  # type: ignore[attr-defined]  # of the standard library
         time.sleep(0.001)
+    time.sleep(0.05)
 
     def fetch() -> int:
         store.answers = threading.Event()

@@ -23,8 +23,8 @@ TRANSACTIONS = {
     "the lease": b"INSERT INTO key_rotations",
     "the registry": b"INSERT INTO encryption_keys",
     "the batch": b"UPDATE patient_data",
-    "the sweep": b"SELECT patient_data.id",
-    "the proof": b"count(*) FILTER",
+    "the sweep": b"SELECT patient_data.ctid, patient_data.id",
+    "the proof": b"count(*) FILTER (WHERE NOT",
     "the result": b"finished_at=",
 }
 """The transactions of a run, each by words of one of its statements."""
