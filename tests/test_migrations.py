@@ -302,6 +302,7 @@ def test_the_message_holds_exactly_the_statements_that_help(unprivileged: PlainD
         assert tables(connection) == OURS
 
 
+@pytest.mark.wide
 def test_alembic_itself_says_it_too(unprivileged: PlainDatabase) -> None:
     """`alembic upgrade head` ends with the same message as its last words, and without a traceback."""
     done = run_alembic("upgrade", "head", address=plain(unprivileged.url))
@@ -351,6 +352,7 @@ def test_downgrade_keeps_a_schema_that_somebody_else_owns(unprivileged: PlainDat
 # --- beside others --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_of_several_migrators_one_does_the_work(empty_url: URL, kind: str) -> None:
     """Those that start at once all succeed: the others wait for the first, and find nothing left to do."""
@@ -447,6 +449,7 @@ def test_a_role_s_own_settings_do_not_shorten_a_migration(empty_url: URL, empty:
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_alembic_takes_an_address_with_a_percent_sign(unprivileged: PlainDatabase) -> None:
     """The real command line reads DATABASE_URL, whose password may hold what configuration files interpolate."""
     prepare_extension(unprivileged.admin, unprivileged.url)
@@ -460,6 +463,7 @@ def test_alembic_takes_an_address_with_a_percent_sign(unprivileged: PlainDatabas
     assert run_alembic("check", address=address).returncode == 0
 
 
+@pytest.mark.wide
 def test_alembic_without_an_address_says_so_in_a_line(empty_url: URL) -> None:
     """A forgotten DATABASE_URL, or one of another database's kind, is no traceback and shows no password."""
     for address in ("", plain(empty_url).replace("postgresql:", "mysql:")):
@@ -470,6 +474,7 @@ def test_alembic_without_an_address_says_so_in_a_line(empty_url: URL) -> None:
         assert str(empty_url.password) not in done.stderr + done.stdout
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
 def test_the_printed_sql_makes_the_same_schema(
     new_database: Callable[[str | None], URL],

@@ -19,6 +19,8 @@ from voiceassist_db.keyring import register
 from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 
+pytestmark = pytest.mark.wide
+
 Work = Callable[[Repositories], object]
 Run = Callable[[Work], object]
 

@@ -244,6 +244,7 @@ def _unknown_version(ward: Ward, row: UUID, _other: UUID) -> None:
     ward.execute("UPDATE patient_data SET key_version = 9 WHERE id = :id", id=row)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("harm", "field", "problem"),
     [

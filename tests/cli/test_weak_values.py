@@ -20,6 +20,8 @@ from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import rotate
 from voiceassist_db.weak_values import WeakValues, may_read, weak_values
 
+pytestmark = pytest.mark.wide
+
 GPG = {
     None: "8c0d04090302af35a39f7b1053adffd23b016fe32b4e10af328edda0b0b343a77881fc7273d462cb2a8001e301d2176645f8c6cd3f6d6159ddb9277b3d32"
     "afaa243b58ff1b752ad718657738",

@@ -205,6 +205,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.wide
 @given(st.dictionaries(st.text(), JSON), st.booleans())
 def test_an_address_is_read_as_it_was_written_or_refused(address: dict[str, object], ascii_only: bool) -> None:
     """Any JSON object arrives equal, however it was escaped; only NUL and half characters are refused."""

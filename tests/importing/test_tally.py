@@ -16,6 +16,8 @@ from sqlalchemy import text
 from voiceassist_db import Database, Patient
 from voiceassist_db.importing import ImportReport, Reading, Update, ids, import_patients, patients
 
+pytestmark = pytest.mark.wide
+
 CASES = Path(__file__).parent / "cases"
 HEADER = "patient_id,mrn,name"
 AGAIN = "duplicate patient_id: the database or an earlier line has this patient with another"

@@ -18,6 +18,8 @@ from voiceassist_db import Database, Record, Repositories, Repository, record
 from voiceassist_db.errors import ValueFormatError
 from voiceassist_db.models import EncryptedRow, encrypted_column
 
+pytestmark = pytest.mark.wide
+
 VALUES: Final[dict[str, Any]] = {
     "note": PLAINTEXTS["note"][1],
     "scan": PLAINTEXTS["scan"][1],

@@ -169,6 +169,7 @@ def strategies() -> st.SearchStrategy[tuple[Kind, list[Any]]]:
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("scheme", Scheme)
 @server
 @given(drawn=strategies())

@@ -168,6 +168,7 @@ def with_visits(database: Database) -> Database:
     return database
 
 
+@pytest.mark.wide
 def test_every_type_is_stored_alike_by_one_and_by_many(with_visits: Database) -> None:
     """Whatever way a row is written, each plain column reads back as it was given, server defaults notwithstanding."""
     with with_visits.transaction() as tx:
@@ -181,6 +182,7 @@ def test_every_type_is_stored_alike_by_one_and_by_many(with_visits: Database) ->
         assert [one, *many] == tx.repository(VisitRepository).page()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("style", ["postgres", "postgres_verbose", "sql_standard", "iso_8601"])
 @pytest.mark.parametrize("output", ["hex", "escape"])
 def test_bytes_and_intervals_are_stored_alike_under_every_setting(

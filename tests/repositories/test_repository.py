@@ -427,6 +427,7 @@ def test_add_many_calls_nothing_that_could_use_its_transaction(tx: Repositories)
     assert list(inspect.signature(PatientRepository.add_many).parameters) == ["self", "records"]
 
 
+@pytest.mark.wide
 def test_repository_classes_that_nobody_uses_are_freed(tx: Repositories) -> None:
     """Also after they have read and changed some fields; a thousand of them are made in a loop. What they declare goes with the keys."""
     tx.patients.add(Patient(patient_id="PT-001", name="Zoë"))

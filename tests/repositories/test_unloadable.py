@@ -146,6 +146,7 @@ def gauges(type_: sa.types.TypeEngine[Any]) -> type[Repository[Gauge]]:
     return GaugeRepository
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("type_", "value"),
     [

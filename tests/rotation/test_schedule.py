@@ -84,6 +84,7 @@ def taken_by_turns(known: Schedule, workers: int, chance: random.Random) -> Iter
             alive.remove(worker)
 
 
+@pytest.mark.wide
 @settings(deadline=None)
 @given(
     pages=st.integers(0, 700),

@@ -47,6 +47,7 @@ KEYS: dict[str, tuple[dict[str, str], list[tuple[Any, ...]]]] = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("key", KEYS)
 def test_primary_keys_of_every_type(database: Database, key: str) -> None:
     """Whatever type a row's key is of, its values stay bound to it."""

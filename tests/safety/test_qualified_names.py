@@ -143,6 +143,7 @@ def run_everything(database: Database) -> None:
         initialise_keys(database.keys.provider, connection)
 
 
+@pytest.mark.wide
 def test_every_statement_that_is_sent_names_its_schemas(recorder: Recorder, database: Database) -> None:
     """Functions, types, operators and collations, in all that the package does; tables are the application's."""
     in_place.Base.metadata.create_all(database.engine)
