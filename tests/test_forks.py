@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import create_async_engine as sqlalchemy_create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AssertionPool, NullPool, Pool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import AssertionPool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from tests.conftest import VaultServer, throwaway_server
 from tests.forking import Child, ChildError, HungError, fork_in_c
@@ -350,8 +350,10 @@ def test_a_statement_that_runs_at_the_fork_hangs_nobody(database: Database) -> N
         assert done.is_set()
 
 
-def test_locks_that_another_thread_holds_at_the_fork_hang_nobody(database: Database) -> None:
-    """The pool's, the keyring's and the token's: a child has its own."""
+def test_locks_that_another_thread_holds_at_the_fork_hang_nobody(url: URL, deployed: VaultKeyProvider) -> None:
+    """The keyring's, the token's, and those of SQLAlchemy's pool, which engines made elsewhere have: a child has its own."""
+    database = Database(create_engine(url, poolclass=QueuePool), deployed)
+    assert work(database, 1) == 0
     pool: Any = database.engine.pool
     keys: Any = database.keys
     provider: Any = keys.provider
@@ -371,6 +373,7 @@ def test_locks_that_another_thread_holds_at_the_fork_hang_nobody(database: Datab
         child = Child(use)
         assert child.result() == 0
     assert work(database, 1) == 0
+    database.close()
 
 
 def test_locks_of_our_attributes_hang_nobody(database: Database) -> None:

@@ -34,6 +34,7 @@ from voiceassist_db.providers.vault import AppRoleLogin, TokenLogin, VaultKeyPro
 from voiceassist_db.providers.vault.answers import Answer, RawSecret
 from voiceassist_db.providers.vault.client import Lease, Stored
 from voiceassist_db.repositories.bulk import Batch
+from voiceassist_db.testing import MemoryKeyProvider
 
 pytestmark = pytest.mark.wide
 
@@ -43,7 +44,7 @@ SECRET = "S3cret-Ænigma-4711"
 NAMES = (
     "Key", "KeySet", "KeyVersion", "Keyring", "Keys", "Array", "Masked", "TokenLogin", "AppRoleLogin", "RawSecret", "Answer",
     "Lease", "Stored", "VaultKeyProvider", "VaultClient", "GivenToken", "LoginToken", "VaultKeyProvider by AppRole",
-    "EnvironmentKeyProvider", "KeyringSource", "Database", "AsyncDatabase", "Repositories", "PatientRepository", "Batch",
+    "EnvironmentKeyProvider", "MemoryKeyProvider", "KeyringSource", "Database", "AsyncDatabase", "Repositories", "PatientRepository", "Batch",
     "EmbeddedPostgres", "EmbeddedOpenBao", "ServerAddress", "Patient", "ClinicalNote", "a patient that was read in part",
 )  # fmt: skip
 
@@ -115,6 +116,7 @@ def things(
             "LoginToken": by_role._token,
             "VaultKeyProvider by AppRole": by_role,
             "EnvironmentKeyProvider": environment,
+            "MemoryKeyProvider": MemoryKeyProvider(keys),
             "KeyringSource": database.keys,
             "Database": database,
             "AsyncDatabase": AsyncDatabase(create_async_engine(database.engine.url), provider),
