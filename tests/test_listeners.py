@@ -157,6 +157,20 @@ async def test_statements_on_an_event_loop_are_told(database: Database, provider
     assert SSN not in repr(listener.seen)
 
 
+def test_listeners_to_one_connection_or_to_the_end_alone_are_told(database: Database) -> None:
+    """Whichever of SQLAlchemy's ways an application takes to listen."""
+    listener = Listener()
+    with database.engine.begin() as connection:
+        event.listen(connection, "before_cursor_execute", listener.before)
+        database.using(connection).patients.add(PATIENT)
+    assert listener.verbs() == ["before INSERT"]
+    told: list[str] = []
+    event.listen(database.engine, "after_cursor_execute", lambda _, __, sql, *___: told.append(sql.split()[0]))
+    with database.transaction() as tx:
+        tx.patients.delete("PT-001")
+    assert "DELETE" in told
+
+
 def test_a_listener_that_fails_lets_nothing_through(database: Database) -> None:
     """Audit that cannot be written stops the read; the error is the listener's own."""
     with database.transaction() as tx:
