@@ -1,6 +1,6 @@
 """Addresses of servers: which of them a secret may be sent to in clear.
 
-Owns the form of a key store's address. Opens no connection and resolves no name.
+Owns the form of a key store's address, and how a database's is handed to libpq. Opens no connection and resolves no name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import SplitResult, urlsplit
+
+from sqlalchemy import URL
 
 from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.masking import Masked
@@ -81,3 +83,8 @@ def _split(text: str) -> SplitResult | None:
     except ValueError:
         return None
     return None if not is_server or {"?", "#"} & set(text) else parts
+
+
+def plain(url: URL) -> str:
+    """Return a database's address as psycopg and libpq take it, with its password."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -32,6 +32,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy import URL, Engine, NullPool, make_url
 
+from voiceassist_db.addresses import plain
 from voiceassist_db.database import AsyncDatabase, Database
 from voiceassist_db.embedded import EmbeddedPostgres
 from voiceassist_db.engine import create_async_engine, create_engine
@@ -40,6 +41,8 @@ from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import KeySet
 from voiceassist_db.masking import Opaque
 from voiceassist_db.schema import migrate
+
+__all__ = ["FAST", "SERVER", "Databases", "MemoryKeyProvider", "in_memory", "plain", "throwaway_server"]
 
 SERVER: Final = "VOICEASSIST_DB_TEST_DSN"
 """Variable with the address of a server to use in place of the embedded one: its role needs CREATEDB."""
@@ -118,11 +121,6 @@ def in_memory() -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-
-
-def plain(url: URL) -> str:
-    """Return an address as psycopg takes it, with its password."""
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 class Databases:

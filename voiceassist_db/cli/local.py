@@ -16,6 +16,7 @@ from psycopg import sql
 from sqlalchemy import URL, Engine
 
 from voiceassist_db import config
+from voiceassist_db.addresses import plain
 from voiceassist_db.embedded import EmbeddedOpenBao, EmbeddedPostgres
 from voiceassist_db.engine import create_engine
 from voiceassist_db.execution import translated
@@ -95,8 +96,3 @@ def _engine(url: URL) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
-
-
-def plain(url: URL) -> str:
-    """Return an address as psycopg takes it, with its password."""
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
