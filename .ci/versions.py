@@ -30,6 +30,7 @@ PARTS: Final[dict[str, list[str]]] = {
         "tests/test_sessions.py",
         "tests/test_async.py",
         "tests/test_interrupts.py",
+        "tests/test_listeners.py",
         "tests/test_catalogue.py",
         "tests/repositories/test_one_class.py",
         "tests/repositories/test_queries.py",

@@ -12,7 +12,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine
-from voiceassist_db.errors import ConfigurationError, DuplicateError
+from voiceassist_db.errors import ConfigurationError, DuplicateError, NotFoundError
 from voiceassist_db.providers.vault import VaultKeyProvider
 
 SSN = "900-11-2233"
@@ -82,6 +82,35 @@ def test_every_statement_is_told_with_masks(database: Database) -> None:
     everything = repr(listener.seen)
     for secret in (SSN, "Overheard", "MRN-77", keys.key.expose().decode()):
         assert secret not in everything
+
+
+@pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute", "handle_error"])
+@pytest.mark.parametrize("level", ["all engines", "engine", "connection"])
+def test_a_listener_to_one_event_alone_is_told(database: Database, name: str, level: str) -> None:
+    """Whichever it is, and wherever it listens: nobody has to listen to another one for that."""
+    if (name, level) == ("handle_error", "connection"):
+        return  # SQLAlchemy has it for engines only
+    told: list[Any] = []
+
+    def listener(*given: Any) -> None:
+        told.append(given)
+
+    with database.engine.connect() as connection:
+        patients = database.using(connection).patients
+        patients.add(PATIENT)  # before anybody listens
+        connection.commit()
+        target: Any = {"all engines": Engine, "engine": database.engine, "connection": connection}[level]
+        event.listen(target, name, listener)
+        try:
+            with pytest.raises(DuplicateError):
+                patients.add(Patient(patient_id="PT-001", ssn=SSN))
+            connection.rollback()
+            with pytest.raises(NotFoundError):
+                patients.get("PT-404")
+        finally:
+            event.remove(target, name, listener)
+    assert told
+    assert SSN not in repr(told)
 
 
 def test_a_failure_is_told_with_our_error(database: Database) -> None:
