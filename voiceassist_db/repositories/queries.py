@@ -5,10 +5,13 @@ Owns the questions. What a search compares is ``searching``'s, what a criterion 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from voiceassist_db.keyring import Keyring
+from voiceassist_db.pgcrypto.arrays import dumped_tokens
+from voiceassist_db.pgcrypto.binding import Array
 from voiceassist_db.prepared import Prepared
 from voiceassist_db.repositories.criteria import Criteria
 from voiceassist_db.repositories.ordering import Order
@@ -59,7 +62,7 @@ class Queries(Reading[R]):
                 chosen = (*chosen, each.field)
 
         def tokens(keyring: Keyring) -> dict[str, Any]:
-            given: dict[str, Any] = {"known": list(keyring.index_checks)}
+            given: dict[str, Any] = {"known": _known(keyring.index_checks)}
             for each in sought:
                 given[each.parameter] = each.tokens(keyring)
             return given
@@ -157,6 +160,12 @@ class Queries(Reading[R]):
             if any(getattr(each, column) != value for each in found):
                 raise wrong_row(connection_of(self._session, self.model), self._table, (value,))
         return found
+
+
+@functools.lru_cache(maxsize=16)
+def _known(checks: tuple[bytes, ...]) -> Array:
+    """Return the check values of a keyring's index keys, which are no secret, as one parameter."""
+    return dumped_tokens(list(checks))
 
 
 def _limit(limit: int) -> int:
