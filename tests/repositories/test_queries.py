@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
@@ -17,7 +18,19 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column, rela
 from sqlalchemy.sql.visitors import iterate
 from sqlalchemy.types import TypeDecorator
 
-from voiceassist_db import AsyncDatabase, Database, Record, Repository, create_async_engine, field, record, uuid7
+from voiceassist_db import (
+    AsyncDatabase,
+    Database,
+    Encrypted,
+    EncryptedRecord,
+    Record,
+    Repository,
+    create_async_engine,
+    field,
+    key,
+    record,
+    uuid7,
+)
 from voiceassist_db.errors import ConfigurationError, FieldNotLoadedError
 from voiceassist_db.models import EncryptedRow, Kind, PatientRow, blind_index_column, encrypted_column
 from voiceassist_db.pgcrypto.expressions import parameters as keys_of
@@ -421,6 +434,78 @@ def test_pages_meet_every_row_once_in_any_order(database: Database) -> None:
                 values = (*(getattr(page[-1], name) for name, _ in order), page[-1].id)
                 place = page[-1] if chance.random() < 0.5 or ("id" in dict(order)) else values
             assert paged == [each for each in expected if each.number < 3], order
+
+
+class Measured(EncryptedRecord, table="measured", metadata=sa.MetaData()):
+    """Columns of each type that has an order, which may be NULL."""
+
+    real: Annotated[float | None, sa.REAL] = None
+    single: Annotated[float | None, sa.Float(24)] = None
+    double: float | None = None
+    number: Decimal | None = None
+    few_digits: Annotated[float | None, sa.Numeric(15, 3, asdecimal=False)] = None
+    small: Annotated[int | None, sa.SmallInteger] = None
+    short: Annotated[str | None, sa.String(2)] = None
+    day: date | None = None
+    hour: Annotated[time | None, sa.Time(timezone=True)] = None
+    moment: Annotated[datetime | None, sa.DateTime(timezone=False)] = None
+    is_done: bool | None = None
+    place: UUID | None = None
+    note: Annotated[str | None, Encrypted()] = None
+    id: int = key(init=False)
+
+
+AWKWARD: dict[str, Any] = {
+    "real": [0.1, -0.3, float("nan"), float("inf")],
+    "single": [0.1, 16777216.0],
+    "double": [0.1, 0.30000000000000004, float("nan"), -0.0],
+    "number": [Decimal("0.1"), Decimal("0.12345678901234567890123"), Decimal("1e20")],
+    "few_digits": [0.1, 123456789012.345],
+    "small": [1, -1],
+    "short": ["a", "b ", "b"],
+    "day": [date(2026, 1, 1), date.min],
+    "hour": [time(12, tzinfo=UTC), time(14, tzinfo=timezone(timedelta(hours=2))), time(12, 0, 0, 1, tzinfo=UTC)],
+    "moment": [datetime(2026, 1, 1), datetime(2026, 1, 1, 0, 0, 0, 1)],  # without a zone
+    "is_done": [True, False],
+    "place": [UUID(int=0), UUID(int=1 << 127)],
+}
+
+
+def test_pages_meet_every_row_once_by_columns_of_any_type(database: Database) -> None:
+    """The place of a row is what Python has of it: it must be what PostgreSQL compares. Each value is there several times."""
+    Measured.__table__.metadata.create_all(database.engine)
+    columns = Measured.__table__.c
+    with database.transaction() as tx:
+        rows = tx.repository(Measured)
+        rows.add_many(Measured(**{name: each}) for name, values in AWKWARD.items() for each in values * 3)
+        every = rows.count()
+        for name in AWKWARD:
+            for order in (columns[name], columns[name].desc()):
+                paged: list[int] = []
+                place = None
+                while len(paged) <= every and (
+                    page := rows.select(order_by=order, after=place, limit=every // 5, fields=[])
+                ):
+                    paged += [each.id for each in page]
+                    place = page[-1]
+                assert len(paged) == len(set(paged)) == every, name
+
+
+class Rounded(EncryptedRecord, table="rounded", metadata=sa.MetaData()):
+    """Columns of which Python gets fewer digits than PostgreSQL has."""
+
+    binary: Annotated[Decimal, sa.Float(asdecimal=True)]
+    free: Annotated[float, sa.Numeric(asdecimal=False)]
+    long: Annotated[float, sa.Numeric(16, asdecimal=False)]
+    note: Annotated[str | None, Encrypted()] = None
+    id: int = key(init=False)
+
+
+@pytest.mark.parametrize("name", ["binary", "free", "long"])
+def test_numbers_that_a_record_has_rounded_are_no_order(name: str) -> None:
+    """A page would begin at another place, and meet rows twice or never."""
+    with pytest.raises(ValueError, match=f"order_by cannot take {name}.*fewer digits"):
+        Rounded.__repository__(None, None).select(order_by=Rounded.__table__.c[name])  # type: ignore[arg-type]  # nothing is asked
 
 
 @pytest.mark.parametrize("descends", [False, True])

@@ -5,6 +5,7 @@ Every order ends with the primary key, so that a page begins behind one row, wha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    cast,
     false,
     or_,
     tuple_,
@@ -31,15 +33,20 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.types import TypeEngine
 
 from voiceassist_db.models import EncryptedTable
 from voiceassist_db.pgcrypto.arrays import unlimited
 from voiceassist_db.repositories.checks import checker
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.records import Record
+from voiceassist_db.repositories.rules import is_real
 
 _ORDERED: Final = (Boolean, Date, DateTime, Float, Integer, Numeric, String, Time, Uuid)
 _UNORDERED: Final = (CHAR, CITEXT, Enum)
+
+_FLOAT_DIGITS: Final = sys.float_info.dig
+"""Decimal digits of a number that a float holds in every case."""
 
 Direction = tuple[Column[Any], bool]
 
@@ -127,7 +134,9 @@ class Order:
         return (or_(column > other, column.is_(None)) if column.nullable else column > other), column == other
 
     def _value(self, column: Column[Any]) -> ColumnElement[Any]:
-        return bindparam(self._names.after(column.name), type_=unlimited(column.type))
+        given = bindparam(self._names.after(column.name), type_=unlimited(column.type))
+        # The driver sends double precision, where 0.1 is another number than in real.
+        return cast(given, column.type) if is_real(column.type) else given
 
 
 def _direction(table: EncryptedTable, known: Mapping[str, Column[Any]], given: Any) -> Direction:
@@ -146,4 +155,16 @@ def _direction(table: EncryptedTable, known: Mapping[str, Column[Any]], given: A
         raise ValueError(
             f"order_by cannot take {column.name}, which is of type {column.type!r}: use a column of text, numbers, dates, times or uuid"
         )
+    if _is_rounded(column.type):
+        raise ValueError(
+            f"order_by cannot take {column.name}, which is of type {column.type!r}: Python gets its numbers with fewer digits than "
+            "PostgreSQL compares. Declare it as Double() or as Numeric()"
+        )
     return column, is_descending
+
+
+def _is_rounded(type_: TypeEngine[Any]) -> bool:
+    """Say whether a record may hold less of a number than the column does, so that it does not say where its row stands."""
+    if isinstance(type_, Float):
+        return type_.asdecimal
+    return isinstance(type_, Numeric) and not type_.asdecimal and not 0 < (type_.precision or 0) <= _FLOAT_DIGITS

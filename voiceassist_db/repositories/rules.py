@@ -166,12 +166,17 @@ def _integer(type_: Integer) -> Rule:
     return check
 
 
+def is_real(type_: TypeEngine[Any]) -> bool:
+    """Say whether a column is declared as PostgreSQL's ``real``, under whichever name."""
+    return isinstance(type_, REAL) or (isinstance(type_, Float) and 0 < (type_.precision or 0) <= _REAL_BITS)
+
+
 def _float(type_: Float[Any]) -> Rule:
-    is_real = isinstance(type_, REAL) or 0 < (type_.precision or 0) <= _REAL_BITS
+    is_single = is_real(type_)
 
     def check(value: Any) -> float:
         number = values.floating(value)
-        if is_real and not _is_real(number):
+        if is_single and not _is_real(number):
             raise RefusedValueError("has more digits than type real keeps")
         return number
 
