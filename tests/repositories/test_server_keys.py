@@ -134,6 +134,8 @@ def test_many_rows_get_keys_in_their_order(tables: Database) -> None:
         rows.delete(7)
         assert rows.add_many([Numbered(note="x"), read, Numbered(note="y")]) == 3
         assert [rows.get(each).note for each in (2501, 7, 2502)] == ["x", "6", "y"]
+        assert rows.add_many([made := Numbered(note="twice"), made]) == 2
+        assert [rows.get(each).note for each in (2503, 2504)] == ["twice", "twice"]
         with pytest.raises(DuplicateError), tx.session.begin_nested():
             rows.add(read)
         with pytest.raises(ValueError, match="numbered stores Numbered, not Drawn"):

@@ -83,17 +83,18 @@ class ServerKeys:
 
     def given(self, connection: Connection, records: list[R]) -> list[R]:
         """Return these records with keys; one that has its key already, because it was read, stays as it is."""
-        lacking = [
-            each for each in records if isinstance(each, Record) and any(lacks(each, name) for name in self._names)
-        ]
-        if not lacking:
+        lacking = [isinstance(each, Record) and any(lacks(each, name) for name in self._names) for each in records]
+        if not any(lacking):
             return records
-        values: dict[str, Any] = {"rows": len(lacking)}
+        values: dict[str, Any] = {"rows": sum(lacking)}
         if self._asks_sequence:
             values["table"] = regclass(connection, self._table.table)
         keys = iter(self._statement.rows(connection, values))
-        made = {id(each): with_values(each, dict(zip(self._names, next(keys), strict=True))) for each in lacking}
-        return [made.get(id(each), each) for each in records]
+        # By position: one record may be given several times, and is as many rows.
+        return [
+            with_values(each, dict(zip(self._names, next(keys), strict=True))) if is_lacking else each
+            for each, is_lacking in zip(records, lacking, strict=True)
+        ]
 
     def all_given(self, connection: Connection, records: Iterable[R]) -> Iterator[R]:
         """Yield many records with keys."""
