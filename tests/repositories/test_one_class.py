@@ -285,10 +285,16 @@ def test_the_kind_follows_from_the_annotation(annotation: Any, kind: Kind, is_nu
     assert (read.kind(), read.is_nullable) == (kind, is_nullable)
 
 
-def declared(annotation: Any, name: str = "reason", **options: Any) -> None:
-    """Declare a table with one field of this annotation, and a key."""
-    given = {"table": "visits", "metadata": MetaData()} | options
-    body = {"__annotations__": {"id": UUID, name: annotation}, "id": key(default_factory=uuid7), "__module__": __name__}
+START = Encrypted(also={"start": "name:3"})
+
+
+def declared(
+    annotation: Any, name: str = "reason", *, table: str | None = "visits", has_metadata: bool = True, **more: Any
+) -> None:
+    """Declare a table with one field of this annotation, with more fields, and a key."""
+    given = {"table": table, "metadata": MetaData() if has_metadata else None}
+    fields = {"id": UUID, name: annotation} | more
+    body = {"__annotations__": fields, "id": key(default_factory=uuid7), "__module__": __name__}
     types.new_class("Made", (EncryptedRecord,), given, lambda namespace: namespace.update(body))
 
 
@@ -335,9 +341,45 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "cannot be evaluated .*Missing",
     ),
-    "no metadata": (lambda: declared(Annotated[str, Encrypted()], metadata=None), TypeError, "needs both, table= and"),
+    "no metadata": (
+        lambda: declared(Annotated[str, Encrypted()], has_metadata=False),
+        TypeError,
+        "needs both, table= and",
+    ),
     "no table": (lambda: declared(Annotated[str, Encrypted()], table=None), TypeError, "needs both, table= and"),
     "nothing encrypted": (lambda: declared(str), ValueError, "declares no encrypted column"),
+    "a part called as its field": (
+        lambda: declared(Annotated[str, Encrypted(search="name", also={"reason": "name:3"})]),
+        TypeError,
+        "Made: two columns would be called reason_index",
+    ),
+    "a part in place of whole values": (
+        lambda: declared(Annotated[str, Encrypted(search="name:3")]),
+        ValueError,
+        r"reason_index compares a part of reason only.*by which find\(reason=…\) searches: choose another name",
+    ),
+    "a part called as that of another field": (
+        lambda: declared(Annotated[str, START], other=Annotated[str, START]),
+        TypeError,
+        "Made: two columns would be called start_index",
+    ),
+    "a plain column called as a token's": (
+        lambda: declared(Annotated[str, START], start_index=str),
+        TypeError,
+        "Made: two columns would be called start_index",
+    ),
+    "a record of a table that it does not declare": (
+        lambda: types.new_class("Longer", (Visit,)),
+        TypeError,
+        "class Longer has no table=, but inherits from a class that has one",
+    ),
+    "a foreign key of the package within a column": (
+        lambda: declared(
+            Annotated[str, Encrypted()], patient=Annotated[UUID, mapped_column(ForeignKey("patient_data.id"))]
+        ),
+        TypeError,
+        r"Made: write ForeignKey\('patient_data.id'\) beside mapped_column",
+    ),
     "a field that means something else": (
         lambda: declared(Annotated[str, Encrypted()], "shown"),
         TypeError,
@@ -352,6 +394,30 @@ def test_what_cannot_work_is_refused_when_the_class_is_made(case: str) -> None:
     declare, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         declare()
+
+
+def test_foreign_keys_to_tables_of_the_package_are_written_by_name(database: Database) -> None:
+    """A note has a key of two columns, to which only a constraint of the table can refer."""
+    metadata = MetaData()
+
+    class Addendum(EncryptedRecord, table="addenda", metadata=metadata):
+        patient: Annotated[UUID, ForeignKey("patient_data.id"), mapped_column(unique=True)]
+        note: UUID
+        text: Annotated[str, Encrypted()]
+        id: int = key(init=False)
+        __table_args__ = (
+            sa.ForeignKeyConstraint(
+                ["patient", "note"], ["clinical_notes.patient", "clinical_notes.id"], ondelete="CASCADE", name="of_note"
+            ),
+        )
+
+    metadata.create_all(database.engine)
+    with database.engine.connect() as connection:
+        found = sa.inspect(connection).get_foreign_keys("addenda")
+    assert [(each["constrained_columns"], each["referred_table"], each["options"]) for each in found] == [
+        (["patient"], "patient_data", {}),
+        (["patient", "note"], "clinical_notes", {"ondelete": "CASCADE"}),
+    ]
 
 
 def test_three_classes_still_make_a_table() -> None:

@@ -30,8 +30,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import IdentifierError
 
+from voiceassist_db import normalisers
 from voiceassist_db.models.declaration import (
     ENCRYPTED_SUFFIX,
+    INDEX_SUFFIX,
     VERSION_COLUMN,
     EncryptedTable,
     contexts_of,
@@ -225,6 +227,11 @@ def _collation_problems(column: Column[Any]) -> Iterator[str]:
 
 def _index_problems(table: EncryptedTable) -> Iterator[str]:
     for index in table.indexes:
+        if index.name == index.field and normalisers.part_of(index.normaliser):
+            yield (
+                f"{index.column} compares a part of {index.field} only, but is called as the index of whole values, by which "
+                f"find({index.field}=…) searches: choose another name for the column, such as {index.field}_part{INDEX_SUFFIX}"
+            )
         if index.name != index.field and index.name in table.fields:
             yield f"{index.column} is searched by the name {index.name}, which is a field's: choose another name for the column"
         column = table.table.c[index.column]

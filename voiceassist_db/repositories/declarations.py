@@ -14,7 +14,19 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, TypeVar, dataclass_transform, overload
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Computed, DateTime, ForeignKey, Identity, MetaData, Table, Text, func
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    MetaData,
+    Table,
+    Text,
+    func,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 from sqlalchemy.schema import SchemaItem
@@ -91,6 +103,11 @@ class _Declaring(type):
         made = record(made)
         if cell is not None:
             cell.cell_contents = made  # what super() in its methods refers to
+        if table is None and hasattr(made, "__table__"):
+            raise TypeError(
+                f"class {name} has no table=, but inherits from a class that has one, whose rows are of that class: give it a table of its "
+                "own, or put the fields that both have into a base without a table"
+            )
         if table is not None and metadata is not None:
             made.__model__ = _model(made, table, metadata, schema)
             made.__table__ = table_of(made.__model__)
@@ -137,9 +154,33 @@ def _model(made: Any, table: str, metadata: MetaData, schema: str | None) -> typ
         TypeError: An annotation cannot be evaluated, or there is no column for it.
         ValueError: A declaration cannot be followed.
     """
-    body: dict[str, Any] = {"__tablename__": table, "__module__": made.__module__, "__annotations__": {}}
-    body["__table_args__"] = _table_args(made, schema)
+    body: dict[str, Any] = {"__tablename__": table, "__module__": made.__module__}
+    body["__table_args__"] = _table_args(made, metadata, schema)
+    body |= _columns(made, metadata)
+    of_its_own = {"metadata": metadata, "type_annotation_map": _TYPES, "__module__": __name__}
+    base: Any = type("Base", (DeclarativeBase,), of_its_own)
+    try:
+        model: type[DeclarativeBase] = type(f"{made.__name__}Row", (EncryptedRow, base), body)
+    except SQLAlchemyError as error:
+        raise TypeError(f"{made.__name__}: {error}") from error
+    for each in table_of(model).foreign_keys:
+        if _of_package(each, metadata) is not None:
+            raise TypeError(
+                f"{made.__name__}: write ForeignKey({each.target_fullname!r}) beside mapped_column() in Annotated, and not within it"
+            )
+    return model
+
+
+def _columns(made: Any, metadata: MetaData) -> dict[str, Any]:
+    """Return the attributes of a model that make the columns of a record's fields, and their annotations.
+
+    Raises:
+        TypeError, ValueError: As for :func:`_model`.
+    """
+    mapped: dict[str, Any] = {}
+    body: dict[str, Any] = {"__annotations__": mapped}
     annotations = _annotations(made)
+    names: list[str] = []
     tokens: dict[str, Any] = {}
     for position, each in enumerate(dataclasses.fields(made)):
         if each.name in BOOKKEEPING:
@@ -147,9 +188,10 @@ def _model(made: Any, table: str, metadata: MetaData, schema: str | None) -> typ
         try:
             annotation = Annotation.of(annotations[each.name])
             mark = annotation.encrypted
+            names += _column_names(each.name, mark)
             if mark is None:
                 body[f"column_{position}"] = _plain(each, annotation, metadata)
-                body["__annotations__"][f"column_{position}"] = _mapped(annotation)
+                mapped[f"column_{position}"] = _mapped(annotation)
                 continue
             body[f"{each.name}{ENCRYPTED_SUFFIX}"] = _encrypted(each, annotation, mark)
         except (TypeError, SQLAlchemyError) as error:
@@ -159,14 +201,17 @@ def _model(made: Any, table: str, metadata: MetaData, schema: str | None) -> typ
             tokens[f"{each.name}{INDEX_SUFFIX}"] = token
         for name, part in mark.also.items():
             tokens[f"{name}{INDEX_SUFFIX}"] = blind_index_column(part, of=each.name, context=mark.context)
-    body |= tokens  # behind all others
-    of_its_own = {"metadata": metadata, "type_annotation_map": _TYPES, "__module__": __name__}
-    base: Any = type("Base", (DeclarativeBase,), of_its_own)
-    try:
-        model: type[DeclarativeBase] = type(f"{made.__name__}Row", (EncryptedRow, base), body)
-    except SQLAlchemyError as error:
-        raise TypeError(f"{made.__name__}: {error}") from error
-    return model
+    if twice := {each for each in names if names.count(each) > 1}:
+        raise TypeError(f"{made.__name__}: two columns would be called {min(twice)}: choose another name")
+    return body | tokens  # behind all others
+
+
+def _column_names(field_name: str, mark: Encrypted | None) -> list[str]:
+    """Return the names of a field's columns."""
+    if mark is None:
+        return [field_name]
+    indexes = [field_name] if mark.search is not None else []
+    return [f"{field_name}{ENCRYPTED_SUFFIX}", *(f"{name}{INDEX_SUFFIX}" for name in (*indexes, *mark.also))]
 
 
 def _annotations(made: Any) -> dict[str, Any]:
@@ -179,13 +224,14 @@ def _annotations(made: Any) -> dict[str, Any]:
         ) from None
 
 
-def _table_args(made: Any, schema: str | None) -> Any:
+def _table_args(made: Any, metadata: MetaData, schema: str | None) -> Any:
     given = getattr(made, "__table_args__", ())
     options = {} if schema is None else {"schema": schema}
     if isinstance(given, dict):
         return given | options
     *items, last = given or ({},)
-    return (*items, last | options) if isinstance(last, dict) else (*given, options)
+    items, options = (items, last | options) if isinstance(last, dict) else ([*given], options)
+    return (*(_resolved(each, metadata) for each in items), options)
 
 
 def _encrypted(each: dataclasses.Field[Any], annotation: Annotation, mark: Encrypted) -> MappedColumn[Any]:
@@ -227,12 +273,29 @@ def _plain(each: dataclasses.Field[Any], annotation: Annotation, metadata: MetaD
 
 def _copied(item: Any, metadata: MetaData) -> Any:
     """Return a copy; a foreign key to a table of this package names its column, for another metadata would not find it by its name."""
-    if isinstance(item, ForeignKey):
-        table, _, column = item.target_fullname.rpartition(".")
-        if table not in metadata.tables and table in Base.metadata.tables:
-            options = {name: getattr(item, name) for name in _OF_FOREIGN_KEYS}
-            return ForeignKey(Base.metadata.tables[table].c[column], **options)
+    if isinstance(item, ForeignKey) and (column := _of_package(item, metadata)) is not None:
+        return ForeignKey(column, **{name: getattr(item, name) for name in _OF_FOREIGN_KEYS})
     return item._copy()  # noqa: SLF001  # as Table.to_metadata does
+
+
+def _resolved(item: Any, metadata: MetaData) -> Any:
+    """Return an item of ``__table_args__``, where a foreign key to a table of this package names its columns."""
+    if not isinstance(item, ForeignKeyConstraint):
+        return item
+    columns = [found for each in item.elements if (found := _of_package(each, metadata)) is not None]
+    if len(columns) < len(item.elements):
+        return item
+    return ForeignKeyConstraint(item.column_keys, columns, **{name: getattr(item, name) for name in _OF_FOREIGN_KEYS})
+
+
+def _of_package(key: ForeignKey, metadata: MetaData) -> Column[Any] | None:
+    """Return the column of this package to which a foreign key refers by its name, where the metadata has no table of this name."""
+    if not isinstance(key._colspec, str):  # noqa: SLF001  # there is no other way to ask before it has a table
+        return None
+    table, _, column = key.target_fullname.rpartition(".")
+    if table in metadata.tables or table not in Base.metadata.tables:
+        return None
+    return Base.metadata.tables[table].c.get(column)
 
 
 def _is_item(extra: Any) -> bool:
