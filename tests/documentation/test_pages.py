@@ -18,7 +18,7 @@ from tests.conftest import plain
 from voiceassist_db import Database
 from voiceassist_db.cli import cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/**/README.md"))]
 
 

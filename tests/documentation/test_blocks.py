@@ -1,0 +1,135 @@
+"""Every command, Python block and SQL statement of README and docs runs as it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from tests.conftest import AT_HOME, VaultServer, in_memory, plain
+from tests.documentation.blocks import ELSEWHERE, GENERATED, NOT_RUN, PAGES, Block, blocks_of, reason
+from tests.documentation.scenes import SCENES, Scene
+from tests.documentation.session import ROLES, Session
+from tests.documentation.shell import quick_commands
+from voiceassist_db import normalisers
+from voiceassist_db.cli.local import NAME, local_deployment
+
+DATABASE: Final = "clinic"
+"""Name of the reader's database."""
+
+wide = pytest.mark.wide
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GENERATED])
+def test_each_block_is_run_or_listed(page: str) -> None:
+    """A new block needs nothing if its page's session can run it; otherwise it needs a line in the list, with a reason."""
+    unknown = [
+        f"{page}:{block.line} {line}"
+        for block in blocks_of(page)
+        for line in block.lines
+        if page not in SCENES and page not in ELSEWHERE and reason(block, line) is None
+    ]
+    assert unknown == []
+
+
+def test_the_lists_name_what_there_is() -> None:
+    """What was removed from a page leaves the lists, so that they show what is really not run."""
+    stale = []
+    for page, lines in NOT_RUN.items():
+        written = [line.strip() for block in blocks_of(page) for line in block.lines]
+        stale += [(page, start) for start in lines if not any(line.startswith(start) for line in written)]
+    for page, scene in SCENES.items():
+        blocks = blocks_of(page)
+        stale += [
+            (page, start) for start in (*scene.before, *scene.files) if not any(each.begins(start) for each in blocks)
+        ]
+    assert stale == []
+    assert {*NOT_RUN, *SCENES, *ELSEWHERE} <= {*PAGES}
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[dict[str, str]]:
+    """What ``voiceassist-db dev`` gives to a shell."""
+    with in_memory(), local_deployment() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Path]:
+    """The directory of the commands."""
+    directory = Path(tempfile.mkdtemp(prefix="documentation-"))
+    with quick_commands(directory) as found:
+        yield found
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def session(
+    request: pytest.FixtureRequest,
+    deployment: dict[str, str],
+    programs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Session]:
+    """A reader's session with the page that the test is about, in a database of its own and with keys of its own."""
+    scene: Scene = SCENES[request.node.callspec.params["page"]]
+    monkeypatch.setattr(normalisers, "_registered", {})
+    path = f"secret/{secrets.token_hex(6)}"
+    inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+    environment = (
+        inherited | deployment | {"PATH": f"{programs}:{os.environ['PATH']}", "VOICEASSIST_DB_VAULT_PATH": path}
+    )
+    for variable in ROLES.values():
+        environment[variable] = plain(make_url(deployment[variable]).set(database=DATABASE))
+    with psycopg.connect(
+        deployment["SUPERUSER_DATABASE_URL"].replace(f"/{NAME}", "/postgres"), autocommit=True
+    ) as admin:
+        template = "template0" if scene.is_empty else NAME
+        admin.execute(f"CREATE DATABASE {DATABASE} TEMPLATE {template} STRATEGY file_copy".encode())
+        (tmp_path / "folder").mkdir()
+        made = Session(tmp_path / "folder", environment)
+        if not scene.is_empty:
+            made.as_superuser(f"{AT_HOME}; GRANT CREATE ON DATABASE {DATABASE} TO voiceassist_owner")
+            copy_keys(VaultServer(deployment["VAULT_ADDR"], deployment["VAULT_TOKEN"]), path)
+            made.run(Block("", 0, "sh", "voiceassist-db provision\n"))
+        yield made
+        made.close()
+        admin.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)".encode())
+
+
+def copy_keys(vault: VaultServer, path: str) -> None:
+    """Give the session's place in the key store the keys of the deployment, under the name of its database."""
+    keys = json.dumps(vault.ask("GET", "secret/data/voiceassist/encryption")["data"]["data"])
+    mount, _, name = path.partition("/")
+    vault.ask(
+        "POST",
+        f"{mount}/data/{name}",
+        {"data": json.loads(keys.replace(f"{NAME} on", f"{DATABASE} on")), "options": {"cas": 0}},
+    )
+
+
+@wide
+@pytest.mark.parametrize("page", list(SCENES))
+def test_the_blocks_run_in_their_order(page: str, session: Session) -> None:
+    """As a reader types them, from the first to the last, and with what their comments say."""
+    scene, blocks = SCENES[page], blocks_of(page)
+    scene.prepare(session)
+    for block in blocks:
+        for start, prepare in scene.before.items():
+            if block.begins(start):
+                prepare(session)
+        file = next((file for start, file in scene.files.items() if block.begins(start)), None)
+        if file is None:
+            session.run(block)
+        else:
+            session.write(file, block.text)
+    scene.after(session)
