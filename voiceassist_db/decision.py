@@ -181,6 +181,8 @@ def _rotate(state: State, secret: Secret, *, resume_only: bool) -> Action | Refu
         begun = Run("encryption", new, new + 1)
         is_begun = old is None and begun in state.open_runs
         return Action(Step.NOTHING, supersedes=_superseded(state, secret), begun=begun if is_begun else None)
+    if any(version > new for _, version in state.lost_to):  # what follows would use a secret of the past
+        return _lost(state.lost_to, secret)
     if old is not None and state.registry.get(old, False) and state.needed_by:
         return _needed_by_others(f"key version {old}", state.needed_by, f"`{RETIRE}`")
     if old is not None:

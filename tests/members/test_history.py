@@ -169,6 +169,31 @@ def test_a_new_key_does_not_take_the_number_of_another_database(
 
 
 @pytest.mark.wide
+def test_a_rollback_is_told_before_a_retirement(
+    new_clinic: NewClinic, secret: VaultKeyProvider, roll_back: RollBack
+) -> None:
+    """The secret of the last rotation comes back, with two keys. Its retirement would wait for weeks, and for a database that refuses."""
+    first, second = new_clinic(), new_clinic()
+    for clinic in (first, second):
+        rotated(clinic)
+    before = secret.fetch()
+    for clinic in (first, second):
+        retired(clinic)
+    rotated(second)
+    newest = secret.fetch()
+    roll_back(before.revision)
+    with pytest.raises(
+        RotationError, match=rf"{second.name} needs key version 3.*`vault kv rollback .*-version={newest.revision} "
+    ):
+        plan(first.engine, first.keys)
+    roll_back(newest.revision)
+    rotated(first)
+    for clinic in (first, second):
+        retired(clinic)
+        clinic.assert_verified()
+
+
+@pytest.mark.wide
 def test_a_fleet_that_was_rolled_back_with_its_secret(
     new_clinic: NewClinic, secret: VaultKeyProvider, new_provider: Callable[..., VaultKeyProvider], roll_back: RollBack
 ) -> None:
