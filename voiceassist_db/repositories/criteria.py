@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, ColumnElement, TextClause, and_, select, tuple_
+from sqlalchemy import BindParameter, Column, ColumnElement, TableClause, TextClause, and_, select, tuple_
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, ColumnClause, Null
@@ -24,6 +24,9 @@ GIVEN: Final = "given_"
 """Names of an application's own parameters begin so, and no name of ours does."""
 
 _PLACEHOLDER: Final = re.compile(r"(?<!%)(?:%%)*%\((.*?)\)s")
+_NUMBERED: Final = re.compile(r"(?<![\w$])\$[0-9]")
+"""A parameter as PostgreSQL itself names it. The driver numbers those of the whole statement, so ``$1`` is one of ours."""
+
 _NULL_TESTS: Final = frozenset({operators.is_, operators.is_not})
 
 
@@ -97,9 +100,18 @@ class Criteria:
             raise ValueError(
                 f"literal_column() in a criterion names an encrypted column of {self._table.name}: use find()"
             )
+        if self._is_named(element):
+            raise _encrypted(self._table, element.name)
         for column in element.base_columns:
             if is_declared(column):  # type: ignore[arg-type]  # a column without a comment is none
                 raise _encrypted(self._table, column.name)
+
+    def _is_named(self, element: ColumnClause[Any]) -> bool:
+        """Say whether an expression names an encrypted column of the table without the table's own declaration."""
+        if isinstance(element, Column) or element.is_literal or element.name not in self._table.covered:
+            return False
+        table: Any = element.table
+        return table is None or (isinstance(table, TableClause) and table.name == self._table.table.name)
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return the conditions for a SELECT from the table, with parameters that are named as in :attr:`values`.
@@ -144,7 +156,8 @@ class Criteria:
         except CompileError as error:
             problem = str(error)
         else:
-            if {*made.binds, *_PLACEHOLDER.findall(str(made))} <= set(self._names.values()):
+            text = str(made)
+            if {*made.binds, *_PLACEHOLDER.findall(text)} <= set(self._names.values()) and not _NUMBERED.search(text):
                 return
             problem = "it has a parameter that is not its own"
         raise ValueError(f"a criterion cannot be written in SQL: {problem}")
