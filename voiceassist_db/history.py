@@ -15,8 +15,10 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from voiceassist_db.errors import MigrationError
+from voiceassist_db.escaping import escaped
 from voiceassist_db.execution import execute
 from voiceassist_db.models import REGISTRY_ROWS
+from voiceassist_db.safety import NOT_OWN, NOT_OWN_SCHEMAS, described, unsafe_schemas
 
 VERSION_TABLE: Final = "voiceassist_version"
 FORMER_TABLE: Final = "alembic_version"
@@ -48,22 +50,29 @@ _PATIENTS: Final = frozenset(
 _SUPERSEDED: Final = ("key_rotations", "key_rotations_state")
 _IDENTITY: Final = frozenset({("database_identity", "database_identity_is_only")})
 
+_IS_OWN: Final = f"NOT {NOT_OWN.format(role='c.relowner')}"
+_IS_PLAIN: Final = (
+    "c.relkind::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.text[]) AND NOT c.relrowsecurity"
+)
+"""A view or a policy runs functions of its owner's as whoever reads it."""
+
 _CONSTRAINTS = text(
-    """
+    f"""
     SELECT c.relname, k.conname, pg_catalog.pg_get_constraintdef(k.oid) AS definition
     FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) k.conrelid
     WHERE c.oid OPERATOR(pg_catalog.=) ANY (SELECT CAST(pg_catalog.to_regclass(name) AS pg_catalog.oid)
                                             FROM pg_catalog.unnest(CAST(:names AS pg_catalog.text[])) AS t (name))
-    """
+      AND {_IS_OWN}
+    """  # noqa: S608  # of constants
 )
-_EXISTS = text("SELECT pg_catalog.to_regclass(:name) IS NOT NULL")
-_READABLE = text(
-    """
-    SELECT EXISTS (
-        SELECT FROM pg_catalog.pg_attribute a
-        WHERE a.attrelid OPERATOR(pg_catalog.=) CAST(pg_catalog.to_regclass(:name) AS pg_catalog.oid)
-          AND a.attname OPERATOR(pg_catalog.=) 'version_num' AND pg_catalog.has_table_privilege(a.attrelid, 'SELECT'))
-    """
+_RELATION = text(
+    f"""
+    SELECT {_IS_PLAIN} AS is_plain, {_IS_OWN} AS is_own, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+        pg_catalog.has_table_privilege(c.oid, 'SELECT') AND EXISTS (
+            SELECT FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attname OPERATOR(pg_catalog.=) 'version_num') AS is_readable
+    FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) CAST(pg_catalog.to_regclass(:name) AS pg_catalog.oid)
+    """  # noqa: S608  # of constants
 )
 _COMMENT = text("SELECT pg_catalog.obj_description(CAST(pg_catalog.to_regclass(:name) AS pg_catalog.oid), 'pg_class')")
 _OTHER_TABLES = text(
@@ -119,15 +128,23 @@ def place_of(connection: Connection) -> Place:
     """Return where the database stands that the search path of the connection leads to.
 
     Raises:
-        MigrationError: The application's own Alembic history has this package's revisions.
+        MigrationError: The application's own Alembic history has this package's revisions; or a role that is not trusted has, or may put,
+            something where a migration finds it by its name.
     """
-    if _all(connection, _EXISTS, name=VERSION_TABLE)[0][0]:
+    _require_trusted_path(connection)
+    version, former = (_all(connection, _RELATION, name=name) for name in (VERSION_TABLE, FORMER_TABLE))
+    if version:
+        if not (version[0].is_plain and version[0].is_own):
+            raise MigrationError(
+                f"{VERSION_TABLE} is not the table of this package, but {escaped(version[0].owner)}'s: drop it, or give it to this role "
+                f"(ALTER TABLE {VERSION_TABLE} OWNER TO …), without row-level security. Nothing was changed"
+            )
         comment = _all(connection, _COMMENT, name=VERSION_TABLE)[0][0]
         rows = _rows(connection, VERSION_TABLE)
         if rows:
             return Place(rows, is_recorded=True, registry_only=comment == _REGISTRY_ONLY)
     revisions, number = _found(connection)
-    if not _all(connection, _READABLE, name=FORMER_TABLE)[0][0]:
+    if not former or not (former[0].is_plain and former[0].is_readable):
         return Place(revisions, is_recorded=False)
     rows = _rows(connection, FORMER_TABLE)
     if included := [row for row in rows if row.startswith("voiceassist_")]:
@@ -141,8 +158,22 @@ def place_of(connection: Connection) -> Place:
             raise MigrationError(_AMBIGUOUS.format(statements="\n".join(f"  {each};" for each in place.statements())))
         return place
     names = [VERSION_TABLE, FORMER_TABLE, *PATIENT_TABLES, *(row.__tablename__ for row in REGISTRY_ROWS)]
-    is_ours = rows == (number,) and not _all(connection, _OTHER_TABLES, names=names)[0][0]
+    is_ours = former[0].is_own and rows == (number,) and not _all(connection, _OTHER_TABLES, names=names)[0][0]
     return Place(revisions, is_recorded=False, former=number, is_former_ours=is_ours)
+
+
+def _require_trusted_path(connection: Connection) -> None:
+    """Refuse to migrate where another role could put an operator, for example, into the statements of SQLAlchemy and Alembic.
+
+    Raises:
+        MigrationError: One could; the message says how to stop it.
+    """
+    found = unsafe_schemas(map(tuple, _all(connection, text(NOT_OWN_SCHEMAS))))
+    if found:
+        raise MigrationError(
+            f"roles that are not trusted could have what they like done as this role, which a migration is run by:\n{described(found)}\n"
+            "Nothing was changed. `voiceassist-db provision` revokes rights to create, and lists what is left"
+        )
 
 
 def record(connection: Connection, place: Place) -> None:

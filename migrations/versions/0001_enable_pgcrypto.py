@@ -44,7 +44,7 @@ def upgrade() -> None:
             "-- DROP EXTENSION pgcrypto; CREATE EXTENSION pgcrypto SCHEMA pgcrypto;",
             _grant(connection),
         )
-    elif not connection.scalar(sa.text("SELECT has_schema_privilege('pgcrypto', 'USAGE')")):
+    elif not connection.scalar(sa.text("SELECT pg_catalog.has_schema_privilege('pgcrypto', 'USAGE')")):
         raise _ask(connection, "This role may not use the schema pgcrypto.", _grant(connection))
 
 
@@ -74,7 +74,7 @@ def _create(connection: sa.Connection) -> None:
 
 
 def _grant(connection: sa.Connection) -> str:
-    return f"GRANT USAGE ON SCHEMA pgcrypto TO {connection.scalar(sa.text('SELECT quote_ident(current_user)'))};"
+    return f"GRANT USAGE ON SCHEMA pgcrypto TO {connection.scalar(sa.text('SELECT pg_catalog.quote_ident(current_user)'))};"
 
 
 def _on_one_line(name: object) -> str:
@@ -82,7 +82,7 @@ def _on_one_line(name: object) -> str:
 
 
 def _ask(connection: sa.Connection, problem: str, *statements: str) -> CommandError:
-    database = _on_one_line(connection.scalar(sa.text("SELECT current_database()")))
+    database = _on_one_line(connection.scalar(sa.text("SELECT pg_catalog.current_database()")))
     return CommandError(
         ASK.format(problem=problem, database=database, statements="\n".join(f"  {line}" for line in statements)).strip()
     )

@@ -5,7 +5,16 @@ A bind parameter is not a secret place: a server can log it, and a wire without 
 """
 
 from voiceassist_db.safety.finding import Finding, described, quoted
-from voiceassist_db.safety.schemas import DISTRIBUTED, LEFTOVERS, NOT_TRUSTED, SCHEMAS, SUSPECT, unsafe_schemas
+from voiceassist_db.safety.schemas import (
+    DISTRIBUTED,
+    LEFTOVERS,
+    NOT_OWN,
+    NOT_OWN_SCHEMAS,
+    NOT_TRUSTED,
+    SCHEMAS,
+    SUSPECT,
+    unsafe_schemas,
+)
 from voiceassist_db.safety.session import SESSION, Driver, Session, is_pooled, schemas_named, unsafe_names
 from voiceassist_db.safety.settings import FIXED, SETTINGS, unsafe_settings
 from voiceassist_db.safety.transport import UNPROVEN, is_unproven, proof, proving, unsafe_hop, unsafe_transport
@@ -14,6 +23,8 @@ __all__ = [
     "DISTRIBUTED",
     "FIXED",
     "LEFTOVERS",
+    "NOT_OWN",
+    "NOT_OWN_SCHEMAS",
     "NOT_TRUSTED",
     "SCHEMAS",
     "SESSION",

@@ -19,6 +19,11 @@ NOT_TRUSTED: Final = f"""NOT EXISTS (
 """The condition that a role may not create schemas in this database. A role that may could put anything anywhere, and so must be
 trusted; no other role may have something where this role's statements find it by its name."""
 
+_TRUSTED_OR_OWN: Final = f"({_TRUSTED} OR trusted.rolname OPERATOR(pg_catalog.=) current_user)"
+
+NOT_OWN: Final = NOT_TRUSTED.replace(_TRUSTED, _TRUSTED_OR_OWN)
+"""The same, for whoever needs not be protected from itself: a migrator, whose objects may be there before it is provisioned."""
+
 _FIRST_NORMAL_OID: Final = 16384
 """Of the first object that is not the system's own: FirstNormalObjectId in PostgreSQL's transam.h."""
 
@@ -175,6 +180,9 @@ SCHEMAS: Final = f"""
     WHERE {_ENCRYPTED}
 """  # noqa: S608  # of constants
 """What is wrong with the objects that this role's statements could find by name (as CVE-2018-1058 has it), and with foreign tables."""
+
+NOT_OWN_SCHEMAS: Final = SCHEMAS.replace(_TRUSTED, _TRUSTED_OR_OWN)
+"""The same without what belongs to the role itself, and what it may do."""
 
 DISTRIBUTED: Final = f"""
     SELECT pg_catalog.format('table %s.%s', n.nspname, c.relname),
