@@ -86,5 +86,9 @@ def _split(text: str) -> SplitResult | None:
 
 
 def plain(url: URL) -> str:
-    """Return a database's address as psycopg and libpq take it, with its password."""
+    """Return a database's address as psycopg and libpq take it, with its password.
+
+    Args:
+        url: The address as SQLAlchemy takes it.
+    """
     return url.set(drivername="postgresql").render_as_string(hide_password=False)

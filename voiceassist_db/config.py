@@ -138,6 +138,9 @@ def key_store_problem(environment: Mapping[str, str] = os.environ) -> str | None
 def key_provider(environment: Mapping[str, str] = os.environ) -> KeyProvider:
     """Return the key store that the environment names: Vault by ``VAULT_ADDR``, or ``ENCRYPTION_KEY`` for development.
 
+    Args:
+        environment: The variables, by default this process's.
+
     Raises:
         ConfigurationError: Neither is set, both are, or Vault's settings are incomplete.
         UnsafeConnectionError: ``VAULT_ADDR`` is the address of another machine, without TLS.

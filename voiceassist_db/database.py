@@ -37,6 +37,8 @@ AnyAsyncSession = AsyncSession | async_scoped_session[AsyncSession]
 class Repositories:
     """The repositories of one session or connection. They never commit; whoever owns the session does.
 
+    ``Database.transaction`` and ``Database.using`` make them.
+
     Attributes:
         session: The session or connection.
     """
@@ -69,6 +71,9 @@ class Repositories:
         Args:
             kind: The repository's class, or an ``EncryptedRecord``.
 
+        Returns:
+            The repository.
+
         Raises:
             ValueError: The session uses another engine for this table, whose database the keys need not fit.
         """
@@ -96,13 +101,28 @@ class Database:
 
     @classmethod
     def from_env(cls) -> Database:
-        """Take the database from ``DATABASE_URL`` and the keys from Vault (``VAULT_ADDR``), or ``ENCRYPTION_KEY``."""
+        """Make one of the environment: the database of ``DATABASE_URL``, and keys from Vault (``VAULT_ADDR``) or ``ENCRYPTION_KEY``.
+
+        Returns:
+            The database. Nothing is connected yet.
+
+        Raises:
+            ConfigurationError: A variable is missing, malformed, or contradicts another one.
+            UnsafeConnectionError: ``VAULT_ADDR`` is the address of another machine, without TLS.
+        """
         engine = create_engine(config.database_url(), **config.engine_options())
         return cls(engine, config.key_provider())
 
     @contextmanager
     def transaction(self) -> Iterator[Repositories]:
-        """Give repositories in a transaction that commits at the end of the block, and rolls back on an exception."""
+        """Give repositories in a transaction that commits at the end of the block, and rolls back on an exception.
+
+        Returns:
+            A context manager with the repositories.
+
+        Raises:
+            VoiceAssistDBError: In place of every error of the database. An exception of the block itself passes unchanged.
+        """
         forks.follow()
         interrupt = Interrupt()
         with interrupt.outlasts(), translated(), Session(self.engine) as session, session.begin(), interrupt.seen():
@@ -113,6 +133,9 @@ class Database:
 
         Args:
             session: A session, a ``scoped_session``, or a connection. A session with ``binds`` is asked for the engine of each table.
+
+        Returns:
+            The repositories.
 
         Raises:
             ValueError: It uses another engine for the patients, whose database these keys need not fit; or its
@@ -151,7 +174,13 @@ def _has_patients(session: AnySession) -> bool:
 
 
 class AsyncTransaction:
-    """A transaction on an event loop: hands its repositories to functions that run beside it, on the same connection."""
+    """A transaction on an event loop: hands its repositories to functions that run beside it, on the same connection.
+
+    ``AsyncDatabase.transaction`` and ``AsyncDatabase.using`` make it.
+
+    Attributes:
+        session: The async session.
+    """
 
     def __init__(self, session: AnyAsyncSession, keys: KeyringSource, engine: Engine | None = None) -> None:
         self.session = session
@@ -162,6 +191,12 @@ class AsyncTransaction:
         """Run code that uses repositories, such as ``lambda tx: tx.patients.get("PT-001")``.
 
         The loop goes on while the database and the key store are waited for.
+
+        Args:
+            work: What is called with the repositories. It must not be a coroutine function.
+
+        Returns:
+            What ``work`` returned.
         """
         session = _of_this_scope(self.session)
         handled = sys.exception()
@@ -212,13 +247,27 @@ class AsyncDatabase:
 
     @classmethod
     def from_env(cls) -> AsyncDatabase:
-        """Take the database and the keys from the environment, as :meth:`Database.from_env` does."""
+        """Make one of the environment, as :meth:`Database.from_env` does.
+
+        Returns:
+            The database. Nothing is connected yet.
+
+        Raises:
+            ConfigurationError, UnsafeConnectionError: As there.
+        """
         engine = create_async_engine(config.database_url(), **config.engine_options())
         return cls(engine, config.key_provider())
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction]:
-        """Give a transaction that commits at the end of the block, and rolls back on an exception."""
+        """Give a transaction that commits at the end of the block, and rolls back on an exception.
+
+        Returns:
+            An async context manager with the transaction.
+
+        Raises:
+            VoiceAssistDBError: As for :meth:`Database.transaction`.
+        """
         forks.follow()
         interrupt = Interrupt()
         with interrupt.outlasts(), translated():
@@ -231,6 +280,9 @@ class AsyncDatabase:
 
         Args:
             session: A session, or an ``async_scoped_session``.
+
+        Returns:
+            The transaction.
 
         Raises:
             ValueError: As for :meth:`Database.using`.

@@ -62,8 +62,9 @@ def create_engine(url: str | URL, *, allow_unsafe: bool = False, trust_local: bo
 
     Args:
         url: The database's address.
-        allow_unsafe: As for :func:`prepare`.
-        trust_local: As for :func:`prepare`.
+        allow_unsafe: Send keys over unsafe connections too, with a warning that says what that risks. For development.
+        trust_local: Send keys to any server on this machine, whichever user runs it. For a proxy beside the application that
+            does not ask for a password by SCRAM.
         options: Further options of :func:`sqlalchemy.create_engine`.
     """
     engine = sqlalchemy.create_engine(_address(url), **_defaults({"poolclass": WholePool, **options}))
@@ -73,7 +74,14 @@ def create_engine(url: str | URL, *, allow_unsafe: bool = False, trust_local: bo
 def create_async_engine(
     url: str | URL, *, allow_unsafe: bool = False, trust_local: bool = False, **options: Any
 ) -> AsyncEngine:
-    """Create the same engine for asyncio."""
+    """Create the same engine for asyncio.
+
+    Args:
+        url: As for :func:`create_engine`.
+        allow_unsafe: As for :func:`create_engine`.
+        trust_local: As for :func:`create_engine`.
+        options: Further options of ``sqlalchemy.ext.asyncio.create_async_engine``.
+    """
     engine = sqlalchemy_create_async_engine(_address(url), **_defaults(options))
     prepare(engine.sync_engine, allow_unsafe=allow_unsafe, trust_local=trust_local)
     return engine

@@ -172,15 +172,34 @@ class KeyProvider(Protocol):
     """
 
     def fetch(self) -> KeySet:
-        """Read the keys. Raises KeysNotFoundError where there are none yet."""
+        """Return the keys.
+
+        Raises:
+            KeysNotFoundError: There are none yet.
+        """
         ...
 
     def create(self, keys: KeySet) -> None:
-        """Store the first keys. Raises KeyStoreConflictError, and writes nothing, where there already are some."""
+        """Store the first keys.
+
+        Args:
+            keys: The keys.
+
+        Raises:
+            KeyStoreConflictError: There are some already. Nothing was written.
+        """
         ...
 
     def replace(self, old: KeySet, new: KeySet) -> None:
-        """Store ``new`` if the store still holds ``old``'s revision; else raise KeyStoreConflictError."""
+        """Store new keys in place of those that were fetched.
+
+        Args:
+            old: The keys as they were fetched.
+            new: The keys to store.
+
+        Raises:
+            KeyStoreConflictError: The store no longer holds the revision of ``old``. Nothing was written.
+        """
         ...
 
 

@@ -80,6 +80,9 @@ def migrate(
         registry_only: Whether to leave the patients' tables out; None: as it was asked for before in this database, at first not.
         dry_run: Whether to change nothing, and only return what would be done.
 
+    Returns:
+        What was done, or would be.
+
     Raises:
         MigrationError: A migration needs something first; the message says what.
         ValueError: The schema cannot have this name.
@@ -91,6 +94,11 @@ def migrate(
 
 def migration_sql(engine: Engine, *, schema: str | None = None, registry_only: bool | None = None) -> str:
     """Return the SQL that :func:`migrate` would run in this database as it is now, and change nothing.
+
+    Args:
+        engine: As for :func:`migrate`.
+        schema: As for :func:`migrate`.
+        registry_only: As for :func:`migrate`.
 
     Raises:
         MigrationError, ValueError: As for :func:`migrate`.
@@ -195,6 +203,9 @@ def complete_tables(connection: Connection) -> list[Gap]:
     """Add the CHECKs and the fillfactor that encrypted tables lack, as those do whose encrypted columns were added later.
 
     Needs the tables' owner. The caller commits. A migration may call it with ``op.get_bind()`` after ``op.add_column``.
+
+    Args:
+        connection: A connection of the tables' owner.
 
     Returns:
         What was missing.

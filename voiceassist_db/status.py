@@ -90,7 +90,18 @@ class Status:
 
 
 def read_status(connection: Connection, *, max_age_days: int = DEFAULT_MAX_AGE_DAYS) -> Status:
-    """Read the registry, count rows per version in every encrypted table, and list the last rotations."""
+    """Read the registry, count rows per version in every encrypted table, and list the last rotations.
+
+    Args:
+        connection: A connection of a role that may read the registry, such as the auditor's.
+        max_age_days: Age in days from which the current key is overdue.
+
+    Returns:
+        What was found.
+
+    Raises:
+        SchemaNotMigratedError: The registry is not there.
+    """
     keys = tuple(registered_keys(connection).values())
     tables: dict[str, dict[int, int]] = {}
     unencrypted: dict[str, int] = {}

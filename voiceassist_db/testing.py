@@ -69,19 +69,38 @@ class MemoryKeyProvider(Opaque):
         self._keys = keys
 
     def fetch(self) -> KeySet:
-        """Return the keys."""
+        """Return the keys.
+
+        Raises:
+            KeysNotFoundError: There are none yet.
+        """
         if self._keys is None:
             raise KeysNotFoundError("there are no keys yet: call voiceassist_db.initialisation.initialise_keys")
         return self._keys
 
     def create(self, keys: KeySet) -> None:
-        """Store the first keys."""
+        """Store the first keys.
+
+        Args:
+            keys: The keys.
+
+        Raises:
+            KeyStoreConflictError: There are some already.
+        """
         if self._keys is not None:
             raise KeyStoreConflictError("there are keys already")
         self._keys = replace(keys, revision=1, databases=None)
 
     def replace(self, old: KeySet, new: KeySet) -> None:
-        """Store new keys in place of those that were fetched."""
+        """Store new keys in place of those that were fetched.
+
+        Args:
+            old: The keys as they were fetched.
+            new: The keys to store.
+
+        Raises:
+            KeyStoreConflictError: Others were stored since.
+        """
         if self._keys is None or self._keys.revision != old.revision:
             raise KeyStoreConflictError("the keys were changed meanwhile: fetch them again")
         self._keys = replace(new, revision=old.revision + 1, databases=None)
@@ -97,6 +116,9 @@ def throwaway_server(settings: Mapping[str, str] | None = None) -> Iterator[Embe
 
     Args:
         settings: Settings of the server, beside ``FAST``.
+
+    Returns:
+        A context manager with the server.
     """
     server = EmbeddedPostgres(settings=FAST | dict(settings or {}))
     with in_memory():
@@ -136,7 +158,11 @@ class Databases:
         self._made: set[str] = set()
 
     def create(self, template: str | None = None) -> URL:
-        """Create a database, empty or as a copy of another that nobody is connected to, and return its address."""
+        """Create a database, empty or as a copy of another that nobody is connected to, and return its address.
+
+        Args:
+            template: Name of the database to copy; None: an empty one.
+        """
         name = f"voiceassist_test_{secrets.token_hex(6)}"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING 'UTF8' STRATEGY file_copy")
         self._admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template or "template0")))
@@ -144,7 +170,11 @@ class Databases:
         return self._server.set(database=name)
 
     def drop(self, url: URL) -> None:
-        """Drop a database, if it is still there."""
+        """Drop a database, if it is still there.
+
+        Args:
+            url: Its address, as :meth:`create` returned it.
+        """
         assert url.database is not None
         self._drop(url.database)
         self._made.discard(url.database)

@@ -23,6 +23,12 @@ class EnvironmentKeyProvider(Opaque):
 
     An environment is readable by every process of the same user, is inherited by every child, and cannot be rotated online:
     so this provider warns whenever it is made, and refuses to write.
+
+    Args:
+        value: The key: base64 of 32 bytes.
+
+    Raises:
+        MalformedKeyError: It is no such key.
     """
 
     @forgetful

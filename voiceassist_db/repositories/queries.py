@@ -48,6 +48,9 @@ class Queries(Reading[R]):
             fields: As for :meth:`get`.
             more: Values by field.
 
+        Returns:
+            The records, each once. There may be none.
+
         Raises:
             ValueError: A field cannot be searched, or a value has not the form of its index. The message does not hold the value.
         """
@@ -97,6 +100,9 @@ class Queries(Reading[R]):
             limit: Most records to return; all by default.
             fields: As for :meth:`get`.
 
+        Returns:
+            The records in their order.
+
         Raises:
             ValueError: A criterion is about an encrypted column, or no expression; or ``order_by``, ``after`` or ``limit`` do not fit.
         """
@@ -110,7 +116,10 @@ class Queries(Reading[R]):
 
     @forgetful
     def count(self, *criteria: Any) -> int:
-        """Return how many rows fulfil criteria, as :meth:`select` takes them.
+        """Return how many rows fulfil criteria.
+
+        Args:
+            criteria: As for :meth:`select`.
 
         Raises:
             ValueError: As for :meth:`select`.
@@ -121,7 +130,10 @@ class Queries(Reading[R]):
 
     @forgetful
     def exists(self, *criteria: Any) -> bool:
-        """Say whether a row fulfils criteria, as :meth:`select` takes them.
+        """Say whether a row fulfils criteria.
+
+        Args:
+            criteria: As for :meth:`select`.
 
         Raises:
             ValueError: As for :meth:`select`.
@@ -141,6 +153,12 @@ class Queries(Reading[R]):
             after: The last record of the page before; None for the first page.
             limit: Most records to return.
             fields: As for :meth:`get`.
+
+        Returns:
+            The records in their order.
+
+        Raises:
+            ValueError: ``after`` or ``limit`` do not fit.
         """
         return self._page({}, after, limit, fields)
 

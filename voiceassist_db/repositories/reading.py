@@ -61,6 +61,9 @@ class Reading(Generic[R]):
             key: The row's lookup key.
             fields: The encrypted fields to decrypt, all by default. The record refuses to give any other.
 
+        Returns:
+            The record.
+
         Raises:
             NotFoundError: There is no such row.
             WrongRowError: The server answered with another row.

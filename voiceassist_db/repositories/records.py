@@ -120,6 +120,15 @@ def record(cls: type[T]) -> type[T]:
     """Turn a subclass of :class:`Record` into a frozen, keyword-only dataclass whose repr stays masked.
 
     Fields are named as the table's encrypted fields (``ssn``, not ``ssn_encrypted``) and plain columns.
+
+    Args:
+        cls: The class.
+
+    Returns:
+        The same class.
+
+    Raises:
+        TypeError: It is no subclass of ``Record``, or a field has a name by which no code could read it.
     """
     if not issubclass(cls, Record):
         raise TypeError(f"{cls.__name__} must be a subclass of Record")

@@ -95,6 +95,9 @@ class Repository(Queries[R]):
     def add(self, record: R) -> Any:
         """Write a new row.
 
+        Args:
+            record: The record.
+
         Returns:
             Its primary key, which may be made by the server: one value, or a tuple where it has several columns.
 
@@ -286,6 +289,9 @@ class Repository(Queries[R]):
     @forgetful
     def delete(self, *key: Any) -> None:
         """Delete a row.
+
+        Args:
+            key: The row's lookup key.
 
         Raises:
             NotFoundError: There is no such row.

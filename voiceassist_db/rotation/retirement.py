@@ -88,6 +88,9 @@ def retire(
             backups of that time need it.
         patience_s: Seconds to wait for the lock of each table.
 
+    Returns:
+        What was retired, and which databases still need the key.
+
     Raises:
         NothingToDoError: There is no previous key.
         RotationActiveError: A rotation is being run.
