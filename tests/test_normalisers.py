@@ -167,6 +167,7 @@ def test_a_name_is_one_function(name: str, problem: str) -> None:
         (lambda value: {}[value], r"is refused by the normaliser own \(KeyError\)"),
         (lambda value: None, "must return a str that is not empty"),
         (lambda value: "", "must return a str that is not empty"),
+        (lambda value: f"{value}\ud800", "must return a str that is not empty and has no lone surrogate"),
         (lambda value: b"x", "must return a str that is not empty"),
     ],
 )

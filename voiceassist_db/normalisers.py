@@ -17,7 +17,7 @@ from typing import Any, Final
 from voiceassist_db.blind_index import NORMALISERS, SPREADSHEET_NUMBER, is_spreadsheet_number, unified
 from voiceassist_db.errors import ConfigurationError
 from voiceassist_db.spelling import as_seen
-from voiceassist_db.values import RefusedValueError
+from voiceassist_db.values import RefusedValueError, is_unicode
 
 Form = Callable[[Any], str]
 
@@ -234,9 +234,9 @@ def _guarded(name: str, function: Callable[[Any], str]) -> Form:
         except Exception as error:  # noqa: BLE001  # whatever it is, it may quote the value
             problem = f"is refused by the normaliser {name} ({type(error).__name__})"
         else:
-            if type(made) is str and made:
+            if type(made) is str and made and is_unicode(made):
                 return made
-            problem = f"gets no text from the normaliser {name}, which must return a str that is not empty"
+            problem = f"gets no text from the normaliser {name}, which must return a str that is not empty and has no lone surrogate"
         raise RefusedValueError(problem)
 
     return form

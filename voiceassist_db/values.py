@@ -44,6 +44,17 @@ class RefusedValueError(ValueError):
     """A refusal in our own words, which hold no value."""
 
 
+def is_unicode(text: str) -> bool:
+    """Say whether a text has characters only, and no lone surrogate."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text(value: Any) -> str:
     """Return the characters of a ``str`` or of an instance of a subclass."""
     if not isinstance(value, str):

@@ -18,9 +18,11 @@ from tests.cli.conftest import ROTATE
 from tests.rotation.patients import FIELDS, fill
 from voiceassist_db import Database
 from voiceassist_db.cli.rotating import exit_code
+from voiceassist_db.errors import BindingError, DecryptionError
 from voiceassist_db.pgcrypto.expressions import OPTIONS
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import Pace, RotationReport, retire, rotate, rotate_index_key
+from voiceassist_db.rotation.batches import reason_of
 from voiceassist_db.status import read_status
 from voiceassist_db.verification import verify
 
@@ -168,3 +170,10 @@ def test_a_thousand_spoilt_rows_in_a_million(database: Database, provider: Vault
         assert recorded(connection) == {}
     factor = report.seconds / mean(each.seconds for each in clean)
     print(f"clean {[round(each.seconds, 1) for each in clean]} s, spoilt {report.seconds:.1f} s: x{factor:.2f}")
+
+
+def test_the_reason_names_no_sqlstate_where_there_is_none() -> None:
+    """Python found that such a value is not its row's: no server refused it."""
+    moved, damaged = BindingError("x", table="t"), DecryptionError("x", table="t", sqlstate="39000")
+    assert reason_of(moved, "t") == "of t could not be read, and are to be repaired or restored"
+    assert reason_of(damaged, "t") == "of t could not be read (SQLSTATE 39000), and are to be repaired or restored"

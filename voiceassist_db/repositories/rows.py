@@ -25,8 +25,8 @@ from voiceassist_db.pgcrypto.expressions import parameters, plaintext_type
 from voiceassist_db.repositories.checks import Check, checker, form_checker
 from voiceassist_db.repositories.parameters import Parameters
 from voiceassist_db.repositories.records import Record
-from voiceassist_db.repositories.rules import is_unicode, is_unlimited
-from voiceassist_db.values import MAX_ROW_BYTES, RefusedValueError
+from voiceassist_db.repositories.rules import is_unlimited
+from voiceassist_db.values import MAX_ROW_BYTES, RefusedValueError, is_unicode
 from voiceassist_db.values import date as plain_date
 from voiceassist_db.values import integer as plain_integer
 from voiceassist_db.values import text as plain_text

@@ -90,20 +90,9 @@ def is_unlimited(column: Column[Any]) -> bool:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def is_unicode(text: str) -> bool:
-    """Say whether a text has characters only, and no lone surrogate."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _sound(value: Any) -> str:
     text = values.text(value)
-    if "\x00" in text or not is_unicode(text):
+    if "\x00" in text or not values.is_unicode(text):
         raise RefusedValueError("holds a NUL character or a lone surrogate, which PostgreSQL's text cannot hold")
     return text
 

@@ -320,7 +320,8 @@ def reason_of(error: VoiceAssistDBError, table: str) -> str:
         return (
             f"of {table} have a value that another row has in a unique field (SQLSTATE 23505), which is to be corrected"
         )
-    return f"of {table} could not be read (SQLSTATE {sqlstate}), and are to be repaired or restored"
+    cause = "" if sqlstate is None else f" (SQLSTATE {sqlstate})"
+    return f"of {table} could not be read{cause}, and are to be repaired or restored"
 
 
 def put_down(connection: Connection, run: UUID, table: str, row: str, sqlstate: str | None) -> None:
