@@ -339,6 +339,12 @@ def test_another_schema(schema: str, empty_url: URL, fresh: dict[str, list[tuple
         assert set(connection.execute(query, {"schema": schema}).scalars()) == OURS
         assert migrate(engine, schema=schema).steps == ()
         assert connection.scalar(text("SHOW search_path")) == '"$user", public'
+        for other in (None, "third"):  # a forgotten --schema, and a second application
+            with pytest.raises(
+                MigrationError, match="has this package's tables in the schema (vault|.Team).*Give --schema"
+            ):
+                migrate(engine, schema=other, registry_only=True)
+        assert tables(connection) == {"clinical_notes"}
         with pytest.raises(ValueError, match="63"):
             migrate(engine, schema="x" * 64)
         assert fresh["schemas"]

@@ -74,6 +74,16 @@ _RELATION = text(
     FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) CAST(pg_catalog.to_regclass(:name) AS pg_catalog.oid)
     """  # noqa: S608  # of constants
 )
+_ELSEWHERE = text(
+    f"""
+    SELECT CAST(n.nspname AS pg_catalog.text) FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) k.conrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+    WHERE c.relname OPERATOR(pg_catalog.=) 'encryption_keys' AND k.conname OPERATOR(pg_catalog.=) 'encryption_keys_scheme'
+      AND {_IS_OWN}
+    ORDER BY 1 LIMIT 1
+    """  # noqa: S608  # of constants
+)
+"""The schema of a registry, wherever it is. Only asked where the search path leads to none."""
 _COMMENT = text("SELECT pg_catalog.obj_description(CAST(pg_catalog.to_regclass(:name) AS pg_catalog.oid), 'pg_class')")
 _OTHER_TABLES = text(
     """
@@ -174,6 +184,22 @@ def _require_trusted_path(connection: Connection) -> None:
             f"roles that are not trusted could have what they like done as this role, which a migration is run by:\n{described(found)}\n"
             "Nothing was changed. `voiceassist-db provision` revokes rights to create, and lists what is left"
         )
+
+
+def require_no_other(connection: Connection, place: Place) -> None:
+    """Refuse to create a second registry, where another schema of the database has one.
+
+    Raises:
+        MigrationError: It has. The message says what to do.
+    """
+    if place.revisions or not (found := _all(connection, _ELSEWHERE)):
+        return
+    schema = connection.dialect.identifier_preparer.quote(found[0][0]).replace("%%", "%")
+    raise MigrationError(
+        f"this database has this package's tables in the schema {schema}, to which the search_path does not lead: nothing was changed. Give "
+        f"--schema {schema}, or name it in the search_path. A second registry of keys is not made: rotation and retirement work on all "
+        "encrypted tables of a database"
+    )
 
 
 def record(connection: Connection, place: Place) -> None:

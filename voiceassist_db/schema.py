@@ -20,7 +20,15 @@ from voiceassist_db.errors import MigrationError
 from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute, translated
 from voiceassist_db.forks import ProcessLock
-from voiceassist_db.history import VERSION_TABLE, Place, leave_out_patients, migrating, place_of, record
+from voiceassist_db.history import (
+    VERSION_TABLE,
+    Place,
+    leave_out_patients,
+    migrating,
+    place_of,
+    record,
+    require_no_other,
+)
 from voiceassist_db.models.names import problem_with
 from voiceassist_db.safety import quoted
 
@@ -122,6 +130,7 @@ def _done(engine: Engine, task: _Task, *, dry_run: bool, prints: bool = False) -
     with _ALEMBIC, translated(), engine.connect() as connection, migrating(connection, schema=task.schema):
         try:
             place = place_of(connection)
+            require_no_other(connection, place)
             steps = _steps(place, registry_only=task.leaves_patients_out(place))
             if prints:
                 return _migrated(place, steps, task), _printed(place, steps, task)
