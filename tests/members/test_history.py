@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from uuid import UUID, uuid4
 
 import pytest
 import requests
@@ -14,30 +12,18 @@ from hypothesis import strategies as st
 from tests.conftest import VaultServer
 from tests.members.conftest import Clinic, NewClinic
 from tests.members.test_fleet import here, index_rotated, listed, retired, rotated
+from tests.members.world import STEPS, walk
 from voiceassist_db.errors import (
     ConfigurationError,
-    KeyStoreForbiddenError,
-    KeyStoreUnavailableError,
-    MalformedKeyError,
     RotationError,
 )
 from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keyring import forget
-from voiceassist_db.keyring.history import completed, completed_from, past
+from voiceassist_db.keyring.history import completed
 from voiceassist_db.keyring.listing import enlist
 from voiceassist_db.keyring.members import (
-    Here,
-    Member,
-    done_with,
-    done_with_index,
-    entries,
-    joined,
-    listing,
     members,
-    needed_by,
-    needing,
 )
-from voiceassist_db.keys import Key, KeySet
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import plan, retire, rotate, rotate_index_key
 
@@ -272,203 +258,8 @@ def _send(vault: VaultServer, path: str, revisions: list[int]) -> None:
     assert sent.ok, sent.text
 
 
-class Refusing:
-    """The key store of a login that may read the newest version only, or that is away for the others."""
-
-    def __init__(self, held: KeySet, error: Exception) -> None:
-        self.held = held
-        self.error = error
-
-    def fetch(self) -> KeySet:
-        return self.held
-
-    def create(self, keys: KeySet) -> None:
-        raise AssertionError
-
-    def replace(self, old: KeySet, new: KeySet) -> None:
-        raise AssertionError
-
-    def earlier(self, revision: int) -> KeySet | None:
-        raise self.error
-
-    def restoring(self, revision: int) -> str:
-        raise AssertionError
-
-    def adding(self, revision: int, field: str, version: int) -> str:
-        raise AssertionError
-
-
-def test_a_history_that_cannot_be_read() -> None:
-    """A login that may not read it finds nothing. An outage is no empty history: nothing is decided without an answer."""
-    held = replace(KeySet.generate(), databases="", revision=3)
-    for error in (KeyStoreForbiddenError("no"), MalformedKeyError("no")):
-        assert completed(Refusing(held, error), held) == held
-    with pytest.raises(KeyStoreUnavailableError):
-        completed(Refusing(held, KeyStoreUnavailableError("away")), held)
-
-
-@dataclass
-class Kept:
-    """A key store of one secret in memory, which keeps every version of it."""
-
-    versions: list[KeySet] = field(default_factory=list)
-
-    def put(self, keys: KeySet) -> None:
-        """Store a version."""
-        self.versions.append(replace(keys, revision=len(self.versions) + 1))
-
-    def fetch(self) -> KeySet:
-        return self.versions[-1]
-
-    create = put
-
-    def replace(self, old: KeySet, new: KeySet) -> None:
-        assert old.revision == self.versions[-1].revision
-        self.put(new)
-
-    def earlier(self, revision: int) -> KeySet | None:
-        return self.versions[revision - 1]
-
-    def restoring(self, revision: int) -> str:
-        return f"roll back to {revision}"
-
-    def adding(self, revision: int, field: str, version: int) -> str:
-        return f"add {field} of {revision}"
-
-
-def test_another_secret_at_the_same_path_says_nothing() -> None:
-    """Somebody wrote the first keys of a new deployment over an old secret: its databases do not come back."""
-    store, old = Kept(), Here(uuid4(), "old")
-    store.put(joined(replace(KeySet.generate(), databases=""), old))
-    store.put(joined(replace(KeySet.generate(), databases=""), Here(uuid4(), "new")))
-    assert past(store, store.fetch()) == []
-    assert completed(store, store.fetch()) == store.fetch()
-
-
-def test_keys_are_followed_through_every_rotation() -> None:
-    """The oldest version has no key in common with the newest one, but each has one with its neighbour."""
-    store, old = Kept(), Here(uuid4(), "old")
-    keys = joined(replace(KeySet.generate(), databases="", index_key=None), old)
-    store.put(keys)
-    for version in (2, 3):
-        keys = replace(
-            keys,
-            version=version,
-            key=Key.generate(),
-            previous_version=keys.version,
-            previous_key=keys.key,
-            databases="",
-        )
-        store.put(keys)
-        keys = replace(keys, previous_version=None, previous_key=None)
-        store.put(keys)
-    assert len(past(store, store.fetch())) == 4
-    assert set(members(completed(store, store.fetch()))) == {old.id}
-
-
-@dataclass
-class World:
-    """A secret, its databases, and what each truly needs."""
-
-    secret: Kept
-    databases: list[Here]
-    oldest: dict[UUID, int] = field(default_factory=dict)
-    """The oldest version that a database has rows under; without those that no longer exist."""
-    index: dict[UUID, bool] = field(default_factory=dict)
-    """Whether a database needs the current blind-index key only."""
-
-    def write(self, change: Callable[[KeySet], KeySet]) -> None:
-        """Write the secret, as a tool does."""
-        held = self.secret.fetch()
-        self.secret.put(change(completed(self.secret, held)))
-
-
-STEPS = ("join", "forget", "rotate", "retire", "restore", "index", "roll back", "empty", "drop")
-
-
-def step(world: World, name: str, number: int) -> None:
-    """Do one step with a database: of a tool, or by hand."""
-    database, keys = world.databases[number % len(world.databases)], world.secret.fetch()
-    is_live = database.id in world.oldest
-    if name == "join" and not is_live:
-        world.write(lambda held: joined(held, database))
-        world.oldest[database.id] = keys.previous_version or keys.version
-        world.index[database.id] = keys.previous_index_key is None
-    elif name == "forget" and is_live and len(world.oldest) > 1:
-        world.write(lambda held: listing(held, _forgotten(held, database.id)))
-        del world.oldest[database.id]
-    elif name == "rotate" and keys.previous_version is None:
-        new = replace(keys, version=keys.version + 1, key=Key.generate())
-        pair = (new.version, new.key, keys.version, keys.key)
-        world.write(
-            lambda held: replace(held, version=pair[0], key=pair[1], previous_version=pair[2], previous_key=pair[3])
-        )
-    elif name == "retire" and is_live and keys.previous_version is not None:
-        world.write(lambda held: done_with(held, database, held.version))
-        world.oldest[database.id] = keys.version
-    elif name == "restore" and is_live and keys.previous_version is not None:
-        world.write(lambda held: needing(held, database, held.previous_version or 0))
-        world.oldest[database.id] = keys.previous_version
-    elif name == "index" and is_live:
-        if keys.previous_index_key is None:
-            made = Key.generate()
-            world.write(lambda held: replace(held, index_key=made, previous_index_key=held.index_key))
-            world.index = dict.fromkeys(world.index, False)
-        else:
-            world.write(lambda held: done_with_index(held, database))
-            world.index[database.id] = True
-    elif name in {"roll back", "empty", "drop"}:
-        by_hand(world, name, number)
-
-
-def _forgotten(keys: KeySet, identity: UUID) -> dict[UUID, Member]:
-    listed = entries(keys)
-    return listed | {identity: replace(listed[identity], forgotten_at=keys.revision)}
-
-
-def by_hand(world: World, name: str, number: int) -> None:
-    """Change the secret as somebody does by hand, where its keys stay those of today; then a tool writes it."""
-    keys = world.secret.fetch()
-    if name == "roll back":
-        alike = [each for each in world.secret.versions if _keys_of(each) == _keys_of(keys)]
-        world.secret.put(alike[number % len(alike)])
-    elif name == "empty":
-        world.secret.put(replace(keys, databases=""))
-    else:
-        left = dict(list(entries(keys).items())[:number])
-        world.secret.put(listing(keys, left))
-    world.write(lambda held: held)
-
-
-def _keys_of(keys: KeySet) -> tuple[object, ...]:
-    return keys.versions(), keys.index_key, keys.previous_index_key
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9)), max_size=14))
 def test_whatever_is_done_by_hand_no_key_ends_too_early(steps: list[tuple[str, int]]) -> None:
     """Against what each database truly needs: it is listed, with at least that, and a key that it needs is in the secret."""
-    databases = [Here(UUID(int=each + 1), f"clinic_{each}") for each in range(3)]
-    world = World(Kept(), databases)
-    world.secret.put(joined(replace(KeySet.generate(), databases=""), databases[0]))
-    world.oldest[databases[0].id], world.index[databases[0].id] = 1, True
-    for name, number in steps:
-        step(world, name, number)
-        keys = world.secret.fetch()
-        known = members(keys)
-        for identity, oldest in world.oldest.items():
-            assert known[identity].oldest <= oldest
-            assert oldest in keys.versions()
-            assert world.index[identity] or not known[identity].is_done_with_index(keys)
-        if keys.previous_version is not None:
-            needing_it = {each.name for each in databases if world.oldest.get(each.id) == keys.previous_version}
-            assert needing_it <= set(needed_by(keys, None))
-
-
-def test_a_list_of_its_own_stays_as_it_is() -> None:
-    """Nothing is written where the list is complete already."""
-    store, one = Kept(), Here(uuid4(), "one")
-    store.put(joined(replace(KeySet.generate(), databases=""), one))
-    held = store.fetch()
-    assert completed_from(held, past(store, held)) is held
-    assert completed(store, replace(held, databases=None)).databases is None
+    walk(steps)
