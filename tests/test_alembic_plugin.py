@@ -188,6 +188,21 @@ def test_a_migration_is_short_complete_and_goes_back(environment: Environment) -
     assert environment.seen() == second
 
 
+def test_a_migration_runs_under_every_sqlalchemy(environment: Environment) -> None:
+    """One that was written under 2.1 names no option that 2.0 refuses, in either direction, and the table has its room."""
+    up, down = environment.written(after())
+    environment.run(up)
+    rooms = environment.connection.execute(
+        text("SELECT reloptions FROM pg_class WHERE relname = :name"), {"name": ORDERS}
+    )
+    assert rooms.scalar_one() == ["fillfactor=75"]
+    gone, back = environment.written(before())
+    assert [code for code in (up, down, gone, back) if "postgresql_with" in code] == []
+    completed = f"op.complete_encrypted_table({ORDERS!r}, external=['drug_encrypted'], fillfactor=75)"
+    assert (up.count(completed), back.count(completed)) == (1, 1)
+    environment.connection.rollback()
+
+
 @wide
 def test_what_is_written_is_what_is_executed(environment: Environment) -> None:
     """Operations that are invoked as they are, without being written first, do the same."""

@@ -88,9 +88,7 @@ def _rewritten(context: AutogenContext, operation: ops.MigrateOperation) -> ops.
         table = operation.to_table()
         if _is_ours(context, operation.schema, str(operation.table_name)):
             return None
-        return (
-            DropEncryptedTableOp.of(operation, _completion(table, reflected=True)) if _encrypted(table) else operation
-        )
+        return DropEncryptedTableOp.of(operation, _completion(table)) if _encrypted(table) else operation
     return operation
 
 
@@ -174,11 +172,10 @@ def _versioned(context: AutogenContext, schema: str | None, name: str) -> set[st
     return {str(row.attname) for row in known}
 
 
-def _completion(table: Table, *, reflected: bool = False) -> CompleteEncryptedTableOp:
-    """Return what a new table lacks, if it is created as Alembic does: the storage, and in SQLAlchemy 2.0 the room."""
-    is_given = bool((table.dialect_options["postgresql"].get("with", None) or {}).get("fillfactor")) and not reflected
+def _completion(table: Table) -> CompleteEncryptedTableOp:
+    """Return what a new table lacks, if it is created as Alembic does: the storage and the room."""
     is_partitioned = bool(table.dialect_options["postgresql"]["partition_by"])
-    room = None if is_given or is_partitioned else _fillfactor(table)
+    room = None if is_partitioned else _fillfactor(table)
     return CompleteEncryptedTableOp(str(table.name), external=_encrypted(table), fillfactor=room, schema=table.schema)
 
 

@@ -7,13 +7,15 @@ import. Each has its reverse. Executes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from alembic.operations import Operations, ops
 from sqlalchemy import Column, LargeBinary
 
 from voiceassist_db.models import Kind
 from voiceassist_db.models.names import require_context
+
+_WITH: Final = "postgresql_with"
 
 
 class AddEncryptedColumnOp(ops.MigrateOperation):
@@ -229,9 +231,19 @@ class CreateEncryptedTableOp(ops.CreateTableOp):
 
     @classmethod
     def of(cls, made: ops.CreateTableOp, completion: CompleteEncryptedTableOp) -> Self:
-        """Make it of Alembic's own operation."""
+        """Make it of Alembic's own operation.
+
+        The fillfactor is in the completion alone: SQLAlchemy 2.0 refuses ``postgresql_with`` of a table, and a migration that was written
+        under 2.1 must run there, too.
+        """
         new = cls.__new__(cls)
         new.__dict__.update(made.__dict__)
+        new.kw = {name: value for name, value in made.kw.items() if name != _WITH}
+        storage = {
+            name: value for name, value in (made.kw.get(_WITH) or {}).items() if str(name).lower() != "fillfactor"
+        }
+        if storage:
+            new.kw[_WITH] = storage
         new.completion = completion
         return new
 
