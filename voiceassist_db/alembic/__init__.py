@@ -21,14 +21,19 @@ def setup(plugin: Plugin) -> None:
     """Register the plugin, as Alembic asks for it."""
     from alembic.util import DispatchPriority, PriorityDispatchResult
 
-    from voiceassist_db.alembic.comparing import complete_changes
+    from voiceassist_db.alembic.comparing import complete_changes, keep_ours_out
     from voiceassist_db.alembic.executing import register
+
+    def prepare(context: Any, *_: Any) -> PriorityDispatchResult:
+        keep_ours_out(context)
+        return PriorityDispatchResult.CONTINUE
 
     def compare(*given: Any) -> PriorityDispatchResult:
         complete_changes(*given)
         return PriorityDispatchResult.CONTINUE
 
     register()
+    plugin.add_autogenerate_comparator(prepare, "autogenerate", qualifier="postgresql", priority=DispatchPriority.FIRST)
     plugin.add_autogenerate_comparator(compare, "autogenerate", qualifier="postgresql", priority=DispatchPriority.LAST)
 
 

@@ -58,6 +58,22 @@ _RENDERED: Final = (
 )
 
 
+def keep_ours_out(context: AutogenContext) -> None:
+    """Let Alembic compare no table of this package that no model of the environment declares.
+
+    Otherwise it logs each as removed, though :func:`complete_changes` takes the removal out.
+    """
+
+    def is_theirs(item: Any, name: str | None, kind: str, reflected: bool, compared_to: Any) -> bool:
+        if kind != "table" or not reflected or compared_to is not None:
+            return True
+        return not _is_ours(context, item.schema, str(name))
+
+    filters = getattr(context, "_object_filters", None)
+    if isinstance(filters, list | tuple):
+        context._object_filters = [*filters, is_theirs]  # noqa: SLF001  # Alembic has no other way to add one
+
+
 def complete_changes(context: AutogenContext, upgrade: ops.UpgradeOps, *_: Any) -> None:
     """Rewrite the changes that Alembic found, so that encrypted tables get all that their declarations need."""
     if context.dialect is None or context.dialect.name != "postgresql":
