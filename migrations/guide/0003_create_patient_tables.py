@@ -120,7 +120,7 @@ def _require_free(connection: sa.Connection) -> None:
 
 
 def downgrade() -> None:
-    if DROP not in context.get_x_argument(as_dictionary=True):
+    if context.get_x_argument(as_dictionary=True).get(DROP) != "":  # =no is no
         _require_empty()
     op.drop_table("clinical_notes")
     op.drop_table("patient_data")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from alembic.operations import ops
+from alembic.util import CommandError
 from sqlalchemy import LargeBinary, Table, text
 
 from voiceassist_db.alembic.operations import (
@@ -16,6 +17,7 @@ from voiceassist_db.alembic.operations import (
     CreateEncryptedTableOp,
     DropEncryptedColumnOp,
     DropEncryptedTableOp,
+    ModifyEncryptedTableOps,
     StripEncryptedTableOp,
 )
 from voiceassist_db.constraints import MARKS, WITH_VERSION
@@ -75,7 +77,11 @@ def keep_ours_out(context: AutogenContext) -> None:
 
 
 def complete_changes(context: AutogenContext, upgrade: ops.UpgradeOps, *_: Any) -> None:
-    """Rewrite the changes that Alembic found, so that encrypted tables get all that their declarations need."""
+    """Rewrite the changes that Alembic found, so that encrypted tables get all that their declarations need.
+
+    Raises:
+        CommandError: A change would leave values that nobody could open.
+    """
     if context.dialect is None or context.dialect.name != "postgresql":
         return
     _register_renderers()
@@ -88,7 +94,7 @@ def complete_changes(context: AutogenContext, upgrade: ops.UpgradeOps, *_: Any) 
         if place in changed or place in created or not _encrypted(table):
             continue
         if _is_included(context, table, place) and (lack := _lacking(context, table, place[0], [])).is_needed:
-            upgrade.ops.append(ops.ModifyTableOps(table.name, [lack], schema=place[0]))
+            upgrade.ops.append(ModifyEncryptedTableOps(table.name, [lack], schema=place[0]))
 
 
 def _rewritten(context: AutogenContext, operation: ops.MigrateOperation) -> ops.MigrateOperation | None:
@@ -110,6 +116,9 @@ def _rewritten(context: AutogenContext, operation: ops.MigrateOperation) -> ops.
 
 def _rewritten_changes(context: AutogenContext, changes: ops.ModifyTableOps) -> ops.ModifyTableOps:
     table = _declared(context, changes.schema, str(changes.table_name))
+    for each in changes.ops:
+        _require_same_context(each)
+        _require_versions(table, each)
     changes.ops[:] = [_rewritten_column(each) for each in changes.ops if not _is_of_ours(table, each)]
     dropped = [each.column_name for each in changes.ops if isinstance(each, DropEncryptedColumnOp)]
     versioned = _versioned(context, changes.schema, str(changes.table_name)) if dropped else set()
@@ -120,7 +129,41 @@ def _rewritten_changes(context: AutogenContext, changes: ops.ModifyTableOps) -> 
         lack = _lacking(context, table, changes.schema, added)
         if lack.is_needed:
             changes.ops.append(lack)
+    if any(isinstance(each, _RENDERED) for each in changes.ops):
+        return ModifyEncryptedTableOps(changes.table_name, changes.ops, schema=changes.schema)
     return changes
+
+
+def _require_same_context(operation: ops.MigrateOperation) -> None:
+    """Refuse to write a migration by which a column is declared as what its values are not bound to.
+
+    Raises:
+        CommandError: It would be.
+    """
+    if not isinstance(operation, ops.AlterColumnOp) or operation.modify_comment is False:
+        return
+    before, after = declared_in(operation.existing_comment), declared_in(operation.modify_comment)
+    if before is None or (after is not None and after[0] == before[0]):
+        return
+    raise CommandError(
+        f"the values of {operation.table_name}.{operation.column_name} are bound to the context {before[0]}, and the model declares "
+        f"{after[0] if after else 'nothing'}: give encrypted_column(), and its blind_index_column(), context={before[0]!r}. A column without "
+        "values can be dropped and added again, each by a migration of its own"
+    )
+
+
+def _require_versions(table: Table | None, operation: ops.MigrateOperation) -> None:
+    """Refuse to write a migration that drops the key versions of rows whose values stay.
+
+    Raises:
+        CommandError: It would.
+    """
+    is_drop = isinstance(operation, ops.DropColumnOp) and operation.column_name == VERSION_COLUMN
+    if is_drop and table is not None and (stay := _encrypted(table)):
+        raise CommandError(
+            f"the model of {table.name} has no column {VERSION_COLUMN}, without which nobody knows the key of {', '.join(stay)}: "
+            "give it EncryptedRow or EncryptedInPlace as a base"
+        )
 
 
 def _rewritten_column(operation: ops.MigrateOperation) -> ops.MigrateOperation:
@@ -129,7 +172,14 @@ def _rewritten_column(operation: ops.MigrateOperation) -> ops.MigrateOperation:
     if isinstance(operation, ops.DropColumnOp):
         column = operation.to_column()
         added = _adding(operation.table_name, operation.schema, column)
-        return added.reverse() if added is not None else operation
+        if added is not None:
+            return added.reverse()
+        of_encrypted = column.table is not None and bool(_encrypted(column.table))
+        if declared_in(column.comment) or (of_encrypted and column.primary_key):  # to which values are bound
+            again = operation.reverse()
+            return DropEncryptedColumnOp(
+                str(operation.table_name), str(column.name), schema=operation.schema, added=again
+            )
     return operation
 
 
@@ -262,6 +312,9 @@ def _register_renderers() -> None:
         return
     for kind in _RENDERED:
         render.renderers.dispatch_for(kind)(_render)
+    render.renderers.dispatch_for(ModifyEncryptedTableOps)(
+        lambda context, changes: [line for each in changes.ops for line in render.render_op(context, each)]
+    )
     plain = render.renderers.dispatch(ops.CreateTableOp)
 
     def created(context: AutogenContext, operation: CreateEncryptedTableOp) -> list[str]:

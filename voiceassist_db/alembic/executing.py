@@ -101,21 +101,21 @@ def _require_empty(operations: Operations, name: str, where: str) -> None:
     """Refuse to drop what holds encrypted values, unless somebody asked for that."""
     context = operations.migration_context
     environment = context.environment_context
-    if environment is not None and DROP in environment.get_x_argument(as_dictionary=True):
+    if environment is not None and environment.get_x_argument(as_dictionary=True).get(DROP) == "":  # =no is no
         return
     refusal = (
         f"{name} holds encrypted values, and data that is dropped cannot be given back: run it with alembic -x {DROP}"
     )
+    # No row can be added until the end of the transaction, and a policy that hides rows is an error.
+    see_all, lock = "pg_catalog.set_config('row_security', 'off', true)", f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"
     if context.as_sql:
         told = refusal.replace("'", "''").replace("%", "%%")
-        _execute(
-            operations,
-            f"DO $check$ BEGIN IF EXISTS (SELECT FROM {name}{where}) THEN RAISE EXCEPTION '{told}'; END IF; END $check$",
-        )
+        check = f"IF EXISTS (SELECT FROM {name}{where}) THEN RAISE EXCEPTION '{told}'; END IF"
+        body = f"BEGIN PERFORM {see_all}; {lock}; {check}; END".replace("'", "''")
+        _execute(operations, f"DO '{body}'")
         return
-    # No row can be added until the end of the transaction, and a policy that hides rows is an error.
-    _execute(operations, "SELECT pg_catalog.set_config('row_security', 'off', true)")
-    _execute(operations, f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+    _execute(operations, f"SELECT {see_all}")
+    _execute(operations, lock)
     connection = operations.get_bind()
     if connection.scalar(_literally(f"SELECT EXISTS (SELECT FROM {name}{where})")):  # noqa: S608  # of quoted names
         raise CommandError(refusal)

@@ -95,17 +95,22 @@ class AddEncryptedColumnOp(ops.MigrateOperation):
 
 
 class DropEncryptedColumnOp(ops.MigrateOperation):
-    """Drop an encrypted column."""
+    """Drop an encrypted column, or one without which nobody could open the values of others."""
 
     def __init__(
-        self, table_name: str, column_name: str, *, schema: str | None = None, added: AddEncryptedColumnOp | None = None
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        schema: str | None = None,
+        added: AddEncryptedColumnOp | ops.AddColumnOp | None = None,
     ) -> None:
         self.table_name = table_name
         self.column_name = column_name
         self.schema = schema
         self._added = added
 
-    def reverse(self) -> AddEncryptedColumnOp:
+    def reverse(self) -> AddEncryptedColumnOp | ops.AddColumnOp:
         """Return the operation that adds it again, without its values."""
         assert self._added is not None
         return self._added
@@ -222,6 +227,15 @@ class StripEncryptedTableOp(CompleteEncryptedTableOp):
     """Take that back."""
 
     is_reversed = True
+
+
+class ModifyEncryptedTableOps(ops.ModifyTableOps):
+    """Changes of one table, in this order: a batch of Alembic's would put its own behind those that it does not know."""
+
+    def reverse(self) -> ModifyEncryptedTableOps:
+        """Return the changes that take these back."""
+        changes = ops.ModifyTableOps.reverse(self)
+        return ModifyEncryptedTableOps(self.table_name, changes.ops, schema=self.schema)
 
 
 class CreateEncryptedTableOp(ops.CreateTableOp):
