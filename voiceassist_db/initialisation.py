@@ -60,7 +60,8 @@ def initialise_keys(
 
     Args:
         provider: The key store.
-        connection: A connection in a transaction, which the caller commits.
+        connection: A connection in a transaction, which the caller commits. The database's identity is committed before, over a
+            connection of its own: the key store never lists a database that does not know so itself.
         scheme: How versions are used that the database does not know yet.
         join: Whether the keys may be those of other databases, to be shared with them.
 
@@ -72,11 +73,10 @@ def initialise_keys(
             not know yet are written with the other scheme.
     """
     require_writable(connection)
-    here = Here.made(connection)
     known = registered_keys(connection)
     # Rows matter while no key is registered: later the newest registered version must be held anyway.
     tables = [] if known else encrypted_tables(connection)
-    keys, created = _agreed(provider, connection, here, tables, scheme=scheme, join=join)
+    keys, created, here = _agreed(provider, connection, tables, scheme=scheme, join=join)
     registered = register(connection, keys, scheme)
     return Initialised(
         created,
@@ -91,13 +91,12 @@ def initialise_keys(
 def _agreed(
     provider: KeyProvider,
     connection: Connection,
-    here: Here,
     tables: list[EncryptedTable],
     *,
     scheme: Scheme,
     join: bool,
-) -> tuple[KeySet, tuple[str, ...]]:
-    """Return the keys of a store that lists this database, and which of them were made for it."""
+) -> tuple[KeySet, tuple[str, ...], Here]:
+    """Return the keys of a store that lists this database, which of them were made for it, and who it is."""
     conflict: KeyStoreConflictError | None = None
     for _ in range(ATTEMPTS):
         found = fetched(provider)
@@ -106,21 +105,28 @@ def _agreed(
             raise _refused(action, provider, found, connection, registered_keys(connection))
         try:
             if found is None:
+                here = _identified(connection)
                 provider.create(joined(replace(KeySet.generate(), databases=""), here))
-                return provider.fetch(), CREATED
+                return provider.fetch(), CREATED, here
             # Before anything is written to a secret that may be another database's.
             prove(connection, found)
             _require_schemes(connection, found, scheme, tables)
+            here = _identified(connection)
             wanted = found if found.index_key else replace(found, index_key=Key.generate())
             wanted = joined(completed(provider, wanted), here)
             if wanted == found:
-                return found, ()
+                return found, (), here
             provider.replace(found, wanted)  # what was decided for, or nothing
-            return provider.fetch(), () if found.index_key else ("index_key",)
+            return provider.fetch(), () if found.index_key else ("index_key",), here
         except KeyStoreConflictError as error:
             conflict = error  # somebody else wrote it just now, and what they wrote is looked at
     assert conflict is not None  # there is at least one attempt
     raise conflict
+
+
+def _identified(connection: Connection) -> Here:
+    """Return who this database is. A new identity stays when the caller's transaction is rolled back: the key store may list it."""
+    return Here.of(connection) or Here.known(connection.engine)
 
 
 def _require_schemes(connection: Connection, keys: KeySet, scheme: Scheme, tables: list[EncryptedTable]) -> None:

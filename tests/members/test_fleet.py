@@ -94,6 +94,19 @@ def test_a_second_database_is_refused_unless_it_joins(new_clinic: NewClinic, sec
         assert initialise_keys(staging.provider, connection).registered == ()
 
 
+def test_a_registration_that_is_not_committed(new_clinic: NewClinic, secret: VaultKeyProvider) -> None:
+    """The key store lists the database already, and the next `init-keys` finds itself there: no key waits for one that never was."""
+    first, second = new_clinic(), new_clinic(registers=False)
+    with second.engine.connect() as connection:
+        initialise_keys(second.provider, connection, join=True)
+        connection.rollback()
+        assert registered_keys(connection) == {}
+    with second.engine.begin() as connection:
+        done = initialise_keys(second.provider, connection)
+    assert set(done.databases.values()) == {first.name, second.name}
+    assert len(members(secret.fetch())) == 2
+
+
 def test_one_pair_for_all_and_the_last_one_removes_the_key(fleet: list[Clinic], secret: VaultKeyProvider) -> None:
     """The first begins, the others continue; the key stays until the last has retired it, and each message says for whom."""
     first, second, third = fleet
