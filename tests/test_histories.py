@@ -387,11 +387,11 @@ version_locations =
 ENV: Final = """
 import os
 from alembic import context
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import MetaData, NullPool, create_engine
 import voiceassist_db.models
 
 theirs = MetaData()
-engine = create_engine(os.environ["DATABASE_URL"])
+engine = create_engine(os.environ["DATABASE_URL"], poolclass=NullPool)
 with engine.connect() as connection:
     context.configure(
         connection=connection,
@@ -439,9 +439,20 @@ def test_one_common_history(guide: str, empty_url: URL, tmp_path: Path, monkeypa
         run("downgrade", "base")
         assert tables(connection) == {"alembic_version"}
         connection.commit()
-        # From a version table of our own to one common history.
+        # From a version table of our own to one common history, as the message says.
         migrate(engine, registry_only=not guide)
-        run("stamp", "voiceassist@head")
+        before = dump(connection)
+        connection.commit()
+        with pytest.raises(CommandError, match=f"alembic stamp {head}\n  DROP TABLE {VERSION_TABLE};$"):
+            run("upgrade", "heads")
+        assert without(dump(connection), "alembic_version") == without(before, "alembic_version")
+        connection.execute(text(f"ALTER TABLE {VERSION_TABLE} RENAME TO aside"))
+        connection.commit()
+        with pytest.raises(CommandError, match="Run `voiceassist-db migrate`, which records them"):
+            run("upgrade", "heads")
+        connection.execute(text(f"ALTER TABLE aside RENAME TO {VERSION_TABLE}"))
+        connection.commit()
+        run("stamp", head)
         connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
         connection.commit()
         run("upgrade", "heads")

@@ -19,6 +19,19 @@ INSTALLED_IN = sa.text(
     "SELECT n.nspname FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace "
     "WHERE e.extname = 'pgcrypto'"
 )
+RECORDED = """
+this database has the tables of voiceassist-db already, which `voiceassist-db migrate` made and recorded in {table}. Nothing was changed.
+To go on in this history, record them here, and then run the migration again:
+  alembic stamp {revisions}
+  DROP TABLE {table};"""
+UNRECORDED = """
+this database has the tables of voiceassist-db already, and nothing records by which migrations. Nothing was changed.
+Run `voiceassist-db migrate`, which records them, and then this migration again."""
+OWN_TABLE = "voiceassist_version"
+FOUND = sa.text(
+    "SELECT CAST(pg_catalog.to_regclass(name) AS pg_catalog.text) AS name FROM pg_catalog.unnest(ARRAY['voiceassist_version', 'encryption_keys']) "
+    "AS t (name) WHERE pg_catalog.to_regclass(name) IS NOT NULL"
+)
 ASK = """
 {problem}
 Ask an administrator to run this in the database {database}, then run the migration again:
@@ -31,6 +44,7 @@ def upgrade() -> None:
         op.execute("CREATE EXTENSION IF NOT EXISTS pgcrypto SCHEMA pgcrypto")
         return
     connection = op.get_bind()
+    _require_unrecorded(connection)
     installed_in = connection.scalar(INSTALLED_IN)
     if installed_in is None:
         _create(connection)
@@ -46,6 +60,20 @@ def upgrade() -> None:
         )
     elif not connection.scalar(sa.text("SELECT pg_catalog.has_schema_privilege('pgcrypto', 'USAGE')")):
         raise _ask(connection, "This role may not use the schema pgcrypto.", _grant(connection))
+
+
+def _require_unrecorded(connection: sa.Connection) -> None:
+    """Refuse to begin in an application's own history where the tables are there already."""
+    if op.get_context().version_table == OWN_TABLE:
+        return
+    found = {name.rpartition(".")[2]: name for name in connection.scalars(FOUND)}
+    if "encryption_keys" not in found:
+        return
+    if OWN_TABLE in found:
+        rows = sorted(connection.scalars(sa.text(f"SELECT version_num FROM {found[OWN_TABLE]}")))  # noqa: S608  # a name of ours
+        if rows:
+            raise CommandError(RECORDED.format(table=found[OWN_TABLE], revisions=" ".join(rows)).strip())
+    raise CommandError(UNRECORDED.strip())
 
 
 def _create(connection: sa.Connection) -> None:
