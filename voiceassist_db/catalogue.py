@@ -106,6 +106,20 @@ _ELSEWHERE = text(
 )
 """The schema of the registry, where the role does not find it by its name."""
 
+_LACKING = text(
+    """
+    SELECT c.conname, pg_catalog.regexp_replace(pg_catalog.pg_get_constraintdef(c.oid), ' NOT VALID$', '') AS definition
+    FROM pg_catalog.pg_constraint c
+    WHERE c.conrelid OPERATOR(pg_catalog.=) CAST(:parent AS pg_catalog.regclass) AND c.contype OPERATOR(pg_catalog.=) 'c'
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint o
+                      WHERE o.conrelid OPERATOR(pg_catalog.=) CAST(:part AS pg_catalog.regclass)
+                        AND o.contype OPERATOR(pg_catalog.=) 'c' AND o.convalidated AND o.conname OPERATOR(pg_catalog.=) c.conname
+                        AND pg_catalog.pg_get_constraintdef(o.oid) OPERATOR(pg_catalog.=)
+                            pg_catalog.regexp_replace(pg_catalog.pg_get_constraintdef(c.oid), ' NOT VALID$', ''))
+    ORDER BY c.conname
+    """
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Changer:
@@ -320,12 +334,27 @@ def _detached(
     tables = sorted(metadata.tables.values(), key=lambda each: each.fullname)
     parents = [each for each in tables if (each.schema or default, each.name) in partitioned]
     return "".join(
-        f" {part.fullname} has the columns of {parent.fullname}. If it was detached from that table, its values are bound to it: ALTER TABLE "
-        f"{_quoted(connection, parent, None)} ATTACH PARTITION {_quoted(connection, part, None)} FOR VALUES …, and the comments of the "
+        f" {part.fullname} has the columns of {parent.fullname}. If it was detached from that table, its values are bound to it:"
+        f"{_checks(connection, part, parent)} ALTER TABLE {_quoted(connection, parent, None)} ATTACH PARTITION {_quoted(connection, part, None)} FOR VALUES …, and the comments of the "
         f"columns are its own again. Or, if it stays detached, declare its columns:{_comments(connection, part, parent, default)}"
         for part in tables
         for parent in parents
         if undeclared_in(part) and part is not parent and set(part.c.keys()) == set(parent.c.keys())
+    )
+
+
+def _checks(connection: Connection, part: Table, parent: Table) -> str:
+    """Return the statements without which PostgreSQL does not attach a partition: a table gets a CHECK with each retirement of a key."""
+    quote = connection.dialect.identifier_preparer.quote
+    names = {"parent": regclass(connection, parent), "part": regclass(connection, part)}
+    lacking = [
+        (quote(row.conname).replace("%%", "%"), row.definition)
+        for row in execute(connection, _LACKING, names, table=parent.name)
+    ]
+    table = _quoted(connection, part, None)
+    return "".join(
+        f" ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, ADD CONSTRAINT {name} {definition};"
+        for name, definition in lacking
     )
 
 

@@ -10,10 +10,11 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from tests.rotation.shapes import Shape, described, rotated, run
 from voiceassist_db import Database, Patient, uuid7
@@ -329,3 +330,37 @@ def test_partitions_that_stay_detached(database: Database) -> None:
         each.table: (each.rows, each.failed) for each in verify(database.engine, database.keys) if each.table in parts
     }
     assert found == {name: (count, 0) for name, count in counted.items()}
+
+
+@pytest.mark.wide
+def test_a_partition_that_is_attached_after_a_retirement(database: Database) -> None:
+    """The table has a CHECK of the oldest key version since then. The printed statements give it to the partition, whichever it had."""
+    shape = Shape(key={"visit": "bigint", "day": "date"}, keys=days(50), options="PARTITION BY RANGE (day)", then=RANGE)
+    with database.engine.begin() as connection:
+        shape.create(connection)
+        (table,) = (each for each in encrypted_tables(connection) if each.name == "visits")
+        shape.fill(connection, database.keys.keyring(connection), table)
+    for _ in range(2):  # without any such CHECK, and with that of the retirement before
+        with database.engine.begin() as connection:
+            run(connection, DETACH.partition(";")[0])
+            run(connection, " ".join(re.findall(r"COMMENT ON COLUMN .+?';", str(undeclared(connection)))))
+        rotate(database.engine, database.keys)
+        retire(database.engine, database.keys, grace_days=0)
+        with database.engine.begin() as connection:
+            for field in ("note", "scan"):
+                run(connection, f'COMMENT ON COLUMN "Visits 5%".{field}_encrypted IS NULL')
+        with database.engine.connect() as connection, pytest.raises(psycopg.Error, match="constraint"):
+            run(connection, ATTACH)
+        with database.engine.begin() as connection:
+            printed = re.search(r"bound to it: (ALTER TABLE .*?;) ALTER TABLE", str(undeclared(connection)))
+            assert printed is not None
+            run(connection, printed[1])
+            run(connection, ATTACH)
+    assert all(each.failed == 0 for each in verify(database.engine, database.keys))
+
+
+def undeclared(connection: Connection) -> SchemaNotMigratedError:
+    """Return the error of a partition that was detached."""
+    with pytest.raises(SchemaNotMigratedError) as refused:
+        encrypted_tables(connection)
+    return refused.value
