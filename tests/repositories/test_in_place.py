@@ -23,7 +23,7 @@ from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.checking import Verdict, _tables
 from voiceassist_db.constraints import gaps
 from voiceassist_db.errors import DecryptionError, RotationError
-from voiceassist_db.models import EncryptedInPlace, Kind, blind_index_column, encrypted_column
+from voiceassist_db.models import EncryptedInPlace, Kind, blind_index_column, encrypted_column, table_of
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import retire, rotate, rotate_index_key
 from voiceassist_db.schema import complete_tables
@@ -104,6 +104,35 @@ def counts(database: Database) -> tuple[dict[int, int], int]:
     with database.engine.connect() as connection:
         status = read_status(connection)
     return status.tables["persons"], status.unencrypted.get("persons", 0)
+
+
+def test_a_subclass_may_add_the_columns_to_the_table_of_its_base() -> None:
+    """In single-table inheritance the table is there before the mixin: each value still has its guard, once."""
+
+    class TheirBase(DeclarativeBase):
+        """A base of its own."""
+
+    class Animal(TheirBase):
+        __tablename__ = "animals"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        __mapper_args__ = {"polymorphic_on": "kind"}  # noqa: RUF012  # SQLAlchemy's
+
+    class Patient(EncryptedInPlace, Animal):
+        chip_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
+        __mapper_args__ = {"polymorphic_identity": "patient"}  # noqa: RUF012  # SQLAlchemy's
+
+    class Guest(Patient):
+        note_encrypted: Mapped[bytes | None] = encrypted_column(Kind.TEXT)
+        __mapper_args__ = {"polymorphic_identity": "guest"}  # noqa: RUF012  # SQLAlchemy's
+
+    checks = [str(each.name) for each in table_of(Animal).constraints if isinstance(each, sa.CheckConstraint)]
+    assert sorted(checks) == [
+        "animals_chip_encrypted_format",
+        "animals_chip_encrypted_version",
+        "animals_note_encrypted_format",
+        "animals_note_encrypted_version",
+    ]
 
 
 def test_columns_are_added_to_a_table_that_exists(persons: Database) -> None:

@@ -5,12 +5,12 @@ Owns the metadata, the naming of constraints, and the columns that each encrypte
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import DateTime, Integer, MetaData, Table, Text, func
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
-from voiceassist_db.models.declaration import IN_PLACE_COMMENT
+from voiceassist_db.models.declaration import IN_PLACE_COMMENT, require_versions
 
 
 class Base(DeclarativeBase):
@@ -51,3 +51,9 @@ class EncryptedInPlace:
     """
 
     key_version = mapped_column(Integer, nullable=True, comment=IN_PLACE_COMMENT, sort_order=100)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        table = getattr(cls, "__table__", None)
+        if isinstance(table, Table):  # which may be that of a base, whose rows others insert (single-table inheritance)
+            require_versions(table)

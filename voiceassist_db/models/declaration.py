@@ -160,7 +160,7 @@ def encrypted_column(kind: Kind, *, context: str | None = None, nullable: bool =
         # conv() keeps a naming convention from changing a name by which rotation finds the constraint.
         table.append_constraint(CheckConstraint(condition, name=conv(format_constraint(table.name, column.name))))
         # When the table has its version column, too.
-        event.listen(table, "after_parent_attach", lambda table, _: _require_version(table, column.name))
+        event.listen(table, "after_parent_attach", lambda table, _: require_versions(table, column.name))
         _leave_room(table)
 
     event.listen(declared.column, "after_parent_attach", complete, propagate=True)
@@ -233,12 +233,21 @@ def _new_field(table: Table, column: Column[Any], suffix: str) -> str:
     return field
 
 
-def _require_version(table: Table, column: str) -> None:
-    """Give a table whose rows may lack the key version the CHECK that a value of a column has one."""
+def require_versions(table: Table, *columns: str) -> None:
+    """Give a table whose rows may lack the key version the CHECKs that values have one.
+
+    Args:
+        table: The table.
+        columns: Encrypted columns; all that lack their CHECK by default.
+    """
     version = table.c.get(VERSION_COLUMN)
-    if version is not None and version.comment == IN_PLACE_COMMENT:
+    if version is None or version.comment != IN_PLACE_COMMENT:
+        return
+    known = {each.name for each in table.constraints}
+    for column in columns or [each.name for each in table.c if declared_in(each.comment)]:
         name = conv(version_constraint(table.name, column))
-        table.append_constraint(CheckConstraint(with_version(quoted(column)), name=name))
+        if name not in known:
+            table.append_constraint(CheckConstraint(with_version(quoted(column)), name=name))
 
 
 def _leave_room(table: Table) -> None:
