@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -147,11 +148,34 @@ def test_an_unknown_field_is_refused(tx: Repositories) -> None:
         lambda: tx.patients.find_by_mrn("MRN-1", fields=["snn"]),
     ]
     for attempt in attempts:
-        with pytest.raises(ValueError, match="has no field"):
+        with pytest.raises(ValueError, match=r"has no field ss?n.*\. Patient has address, created_at,.* ssn"):
             attempt()
     for changes in ({"snn": "1"}, {"id": uuid4()}, {"key_version": 2}, {"created_at": None}, {}):
-        with pytest.raises(ValueError, match="cannot change"):
+        with pytest.raises(
+            ValueError,
+            match=r"cannot change.*\. update\(\) changes address, date_of_birth, mrn, name, patient_id, ssn$",
+        ):
             tx.patients.update("PT-001", **changes)
+
+
+@pytest.mark.parametrize("given", ["x", None, {"patient_id": "PT-001"}, SimpleNamespace(patient_id="PT-001")])
+def test_what_is_no_record_is_refused_by_name(tx: Repositories, given: Any) -> None:
+    """The error says which class is expected, and not which attribute something else lacks; the value is not shown."""
+    told = f"^patient_data stores Patient, not {type(given).__name__}: give records of that class$"
+    for attempt in (lambda: tx.patients.add(given), lambda: tx.patients.add_many([BARE, given])):
+        with pytest.raises(ValueError, match=told):
+            attempt()
+    if given is not None:
+        with pytest.raises(
+            ValueError, match=f"^after is the last record of the page before, a Patient, not {type(given).__name__}$"
+        ):
+            tx.patients.page(after=given)
+
+
+def test_one_key_is_no_list_of_keys(tx: Repositories) -> None:
+    """Its letters would be looked for one by one, and nobody found."""
+    with pytest.raises(ValueError, match=r"^get_many takes a list of keys; get\(\) reads one row$"):
+        tx.patients.get_many("PT-001")
 
 
 @pytest.mark.parametrize("ssn", ["123-45-6789", "123456789", " 123 45 6789 ", "１２３-４５-６７８９"])

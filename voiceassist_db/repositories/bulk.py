@@ -137,7 +137,11 @@ def _grouped(records: Iterable[R], rows: Rows[R], names: Sequence[str]) -> Itera
     values = attrgetter(*names)
     for record in records:
         batch.append(record)
-        for value in values(record):
+        try:
+            sizes = values(record)
+        except AttributeError:
+            raise rows.foreign(record) from None
+        for value in sizes:
             if isinstance(value, str | bytes):
                 size += len(value)
         if len(batch) >= most or size >= GROUP_CHARACTERS:

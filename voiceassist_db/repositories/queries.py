@@ -169,6 +169,10 @@ class Queries(Reading[R]):
         within = {column: self._rows.plain(column, value) for column, value in within.items()}
         values: dict[str, Any] = {names.where(column): value for column, value in within.items()} | {"limit": limit}
         if after is not None:
+            if not isinstance(after, self.record):
+                raise ValueError(
+                    f"after is the last record of the page before, a {self.record.__name__}, not {type(after).__name__}"
+                )
             key = zip(self._table.key, self._rows.key(after), strict=True)
             values |= {names.after(column.name): value for column, value in key}
         found = self._read(

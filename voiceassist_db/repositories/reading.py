@@ -92,7 +92,14 @@ class Reading(Generic[R]):
 
         Returns:
             The records by key; a key that has no row is not in it.
+
+        Raises:
+            ValueError: The keys are one text, or one is no key of this table.
+            WrongRowError: The server answered with another row.
+            DecryptionError, BindingError, ValueFormatError: A stored value was damaged or moved.
         """
+        if isinstance(keys, str | bytes):
+            raise ValueError("get_many takes a list of keys; get() reads one row")
         wanted = [self._where(key if isinstance(key, tuple) else (key,)) for key in keys]
         if not wanted:
             return {}
@@ -165,7 +172,8 @@ class Reading(Generic[R]):
         """Return the encrypted ones of fields to read, after a look whether the record has all of them."""
         known = {each.name for each in dataclasses.fields(cls.record)}  # type: ignore[arg-type]  # made by @record
         if unknown := names - known:
-            raise ValueError(f"{cls._table.name} has no field {', '.join(sorted(unknown))}")
+            told = f"{cls._table.name} has no field {', '.join(sorted(map(str, unknown)))}"
+            raise ValueError(f"{told}. {cls.record.__name__} has {', '.join(sorted(known))}")
         cls._readable[names] = cls._named_by(names)
         return cls._readable[names]
 

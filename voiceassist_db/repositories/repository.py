@@ -307,7 +307,8 @@ class Repository(Queries[R]):
         plain = {each.name for each in cls._statements.plain} - BOOKKEEPING
         unchangeable = names - plain - set(cls._table.fields)
         if unchangeable or not names:
-            raise ValueError(f"{cls._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}")
+            told = f"{cls._table.name}: cannot change {', '.join(sorted(unchangeable)) or 'nothing'}"
+            raise ValueError(f"{told}. update() changes {', '.join(sorted(plain | set(cls._table.fields)))}")
         cls._changeable[names] = cls._named_by(names)
         return cls._changeable[names]
 

@@ -121,7 +121,7 @@ class Rows(Generic[R]):
             ValueError: A value is not of its field's type; or the record is of another class.
         """
         if type(record) is not self._record:
-            raise self._foreign(record)
+            raise self.foreign(record)
         self._require_no_dates([record])
         values = MaskedValues()
         for name, value_of, check in self._written:
@@ -151,8 +151,11 @@ class Rows(Generic[R]):
         values.update(parameters(keyring, self._table, self._fields))
         return values
 
-    def _foreign(self, record: object) -> ValueError:
-        return ValueError(f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}")
+    def foreign(self, record: object) -> ValueError:
+        """Return the error for what is no record of this table."""
+        return ValueError(
+            f"{self._table.name} stores {self._record.__name__}, not {type(record).__name__}: give records of that class"
+        )
 
     def _require_no_dates(self, records: Sequence[R]) -> None:
         """Refuse records with a date that the server writes: it would be ignored."""
@@ -166,7 +169,7 @@ class Rows(Generic[R]):
         """Yield the values of new rows, column by column: a third faster than row by row."""
         for record in records:
             if type(record) is not self._record:
-                raise self._foreign(record)
+                raise self.foreign(record)
         self._require_no_dates(records)
         key: list[list[Any]] = []
         for name, value_of, check in self._written:
