@@ -40,6 +40,7 @@ from voiceassist_db.errors import KeysNotFoundError, KeyStoreConflictError
 from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.keys import KeySet
 from voiceassist_db.masking import Opaque
+from voiceassist_db.provisioning import Roles
 from voiceassist_db.schema import migrate
 
 __all__ = ["FAST", "SERVER", "Databases", "MemoryKeyProvider", "in_memory", "plain", "throwaway_server"]
@@ -201,7 +202,7 @@ class Databases:
 
 @pytest.fixture(scope="session")
 def voiceassist_server() -> Iterator[URL]:
-    """Address of a PostgreSQL server, as a role that may create databases and is no superuser."""
+    """Address of a PostgreSQL server, as a role that may create databases and is no superuser. It has the roles of a deployment."""
     if address := os.environ.get(SERVER):
         yield make_url(address).set(drivername="postgresql+psycopg")
         return
@@ -211,6 +212,8 @@ def voiceassist_server() -> Iterator[URL]:
         verifier = admin.pgconn.encrypt_password(password.encode(), _OWNER.encode(), b"scram-sha-256").decode()
         create = sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}")
         admin.execute(create.format(sql.Identifier(_OWNER), sql.Literal(verifier)))
+        for role in Roles().names():  # so that an application's migrations can grant to them
+            admin.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
         yield server.url().set(username=_OWNER, password=password)
 
 
