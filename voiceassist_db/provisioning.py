@@ -94,6 +94,26 @@ def provision(connection: Connection, roles: Roles) -> list[str]:
     return made
 
 
+def without_password(connection: Connection, roles: Roles) -> list[str]:
+    """Return which of the roles have no password yet; all of them where this connection's role may not see that.
+
+    Args:
+        connection: A connection of any role.
+        roles: Names of the roles.
+    """
+    if not _all(connection, "SELECT pg_catalog.has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'SELECT')")[
+        0
+    ][0]:
+        return list(roles.names())
+    having = _all(
+        connection,
+        "SELECT CAST(rolname AS pg_catalog.text) FROM pg_catalog.pg_authid WHERE rolpassword IS NOT NULL "
+        "AND CAST(rolname AS pg_catalog.text) OPERATOR(pg_catalog.=) ANY (CAST(:names AS pg_catalog.text[]))",
+        names=list(roles.names()),
+    )
+    return [name for name in roles.names() if (name,) not in [tuple(row) for row in having]]
+
+
 def leftovers(connection: Connection, roles: Roles) -> list[Finding]:
     """Return the objects that the roles' statements could find by name, and whose owners are not trusted; they stay as they are.
 

@@ -20,7 +20,7 @@ from voiceassist_db.checking import CVES, Line, Verdict, check
 from voiceassist_db.errors import ConfigurationError, DatabaseError, ProvisioningError
 from voiceassist_db.initialisation import initialise_keys
 from voiceassist_db.providers.vault import VaultKeyProvider
-from voiceassist_db.provisioning import Roles, leftovers, provision, statements
+from voiceassist_db.provisioning import Roles, leftovers, provision, statements, without_password
 from voiceassist_db.rotation import retire, rotate, rotate_index_key
 from voiceassist_db.schema import migrate
 from voiceassist_db.status import read_status
@@ -293,7 +293,16 @@ def test_a_role_with_an_odd_name_is_quoted(empty: URL, deployment: Deployment) -
             text("SELECT count(*) FROM pg_roles WHERE rolname = ANY(:names)"), {"names": list(roles.names())}
         )
         assert found.scalar_one() == 4
+        assert without_password(connection, roles) == list(roles.names())
         connection.rollback()
+
+
+def test_only_roles_without_a_password_are_named(deployment: Deployment) -> None:
+    """`dev` has set them all; a role that may not see that learns that it should look."""
+    with engine_at(deployment.server.url()) as superuser, superuser.connect() as connection:
+        assert without_password(connection, ROLES) == []
+    with engine_at(deployment.url(), ROLES.app) as engine, engine.connect() as connection:
+        assert without_password(connection, ROLES) == list(ROLES.names())
 
 
 def test_the_application_role_is_safe_to_use(deployment: Deployment) -> None:

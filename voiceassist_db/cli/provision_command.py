@@ -36,7 +36,7 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
     from voiceassist_db.engine import create_engine
     from voiceassist_db.errors import DatabaseError, ProvisioningError
     from voiceassist_db.execution import translated
-    from voiceassist_db.provisioning import Roles, leftovers, provision, statements
+    from voiceassist_db.provisioning import Roles, leftovers, provision, statements, without_password
 
     roles = Roles(owner=owner, app=app, rotator=rotator, auditor=auditor)
     engine = create_engine(config.database_url(), **config.engine_options())
@@ -44,6 +44,7 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
         with attended(engine), translated("roles"), engine.begin() as connection:
             made = statements(connection, roles) if only_print else provision(connection, roles)
             left = leftovers(connection, roles)
+            open_roles = without_password(connection, roles)
         say_skipped(engine)
     except DatabaseError as error:
         if error.sqlstate != NEEDS_SUPERUSER:
@@ -66,4 +67,5 @@ def command(*, owner: str, app: str, rotator: str, auditor: str, only_print: boo
         say(f"{', '.join(roles.names())}: {len(made)} statements executed (--print shows them)")
         for finding in left:
             say(f"left as it is: {finding}")
-        say("next: set the roles' passwords with psql's \\password, reconnect, and run `voiceassist-db check` as each")
+        passwords = f"give passwords to {', '.join(open_roles)} with psql's \\password, " if open_roles else ""
+        say(f"next: {passwords}reconnect, and run `voiceassist-db check` as each role")
