@@ -22,7 +22,8 @@ from sqlalchemy import URL, Connection, Engine, text
 from tests.conftest import plain
 from tests.test_migrations import alembic_config, asked_for, dump, tables
 from voiceassist_db import create_engine
-from voiceassist_db.errors import MigrationError
+from voiceassist_db.errors import MigrationError, SchemaNotMigratedError
+from voiceassist_db.execution import execute
 from voiceassist_db.history import PATIENT_TABLES, VERSION_TABLE
 from voiceassist_db.models import REGISTRY_ROWS
 from voiceassist_db.schema import Migrated, migrate, migration_sql, migrations_directory
@@ -305,6 +306,9 @@ def test_the_registry_alone(empty_url: URL) -> None:
         assert (done.after, done.registry_only) == (("voiceassist_0005",), True)
         assert tables(connection) == {"clinical_notes", VERSION_TABLE, *REGISTRY}
         assert migrate(engine).steps == ()
+        with pytest.raises(SchemaNotMigratedError, match="migrate`, with --with-patient-tables if"):
+            execute(connection, text("SELECT FROM patient_data"), table="patient_data")
+        connection.rollback()
         connection.execute(text("DROP TABLE clinical_notes"))
         connection.commit()
         assert migrate(engine, registry_only=False).after == (HEAD,)

@@ -113,7 +113,8 @@ _NO_PGCRYPTO: Final = Condition(
 _NOT_MIGRATED: Final = Condition(
     SchemaNotMigratedError,
     "{table} is not in the database, is not in the search_path of this role, or is older than this version",
-    f"run `{MIGRATE}`; where the table is in another schema, name that schema in the role's search_path instead",
+    f"run `{MIGRATE}`, with --with-patient-tables if it lacks the patients' tables only; where the table is in another schema, name that schema in "
+    "the role's search_path instead",
 )
 _MEMORY: Final = Condition(
     DatabaseError,
