@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine
+from voiceassist_db import AsyncDatabase, Database, Patient, create_async_engine, create_engine
 from voiceassist_db.errors import ConfigurationError, DuplicateError, NotFoundError
 from voiceassist_db.providers.vault import VaultKeyProvider
 
@@ -123,6 +124,28 @@ def test_a_failure_is_told_with_our_error(database: Database) -> None:
     with pytest.raises(DuplicateError), database.transaction() as tx:
         tx.patients.add(Patient(patient_id="PT-001", ssn=SSN))
     assert listener.verbs() == ["before INSERT", "failed INSERT"]
+    assert SSN not in repr(listener.seen)
+
+
+def test_an_interrupt_is_told(database: Database) -> None:
+    """A request that is cancelled ends its span: SQLAlchemy tells its listeners, too."""
+    interrupts: list[BaseException] = []
+
+    class Interrupted(psycopg.Cursor[Any]):
+        def execute(self, *given: Any, **options: Any) -> Self:
+            if interrupts and "patient_data" in str(given[0]):
+                raise interrupts.pop()
+            return super().execute(*given, **options)
+
+    listener = Listener()
+    with create_engine(database.engine.url, connect_args={"cursor_factory": Interrupted}).connect() as connection:
+        patients = Database(connection.engine, database.keys.provider).using(connection).patients
+        patients.add(PATIENT)
+        listener.listen(connection.engine)
+        interrupts.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            patients.get("PT-001")
+    assert listener.verbs() == ["before SELECT", "failed SELECT"]
     assert SSN not in repr(listener.seen)
 
 

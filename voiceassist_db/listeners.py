@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 from sqlalchemy.engine import ExceptionContext
 
-from voiceassist_db.errors import ConfigurationError, VoiceAssistDBError
+from voiceassist_db.errors import ConfigurationError
 
 MASK: Final = "•••"
 
@@ -72,10 +72,10 @@ def heard(connection: Connection, sql: str, names: Iterable[str], *, is_many: bo
             raise ConfigurationError(CHANGED)
     try:
         yield
-    except VoiceAssistDBError as error:
+    except BaseException as error:  # of an interrupt as well, as SQLAlchemy does: a span would stay open
         told = _Failure(context, cursor, given, error)
         for listener in connection.dialect.dispatch.handle_error:
-            listener(told)  # what it returns changes nothing: the error is ours, and holds no value
+            listener(told)  # what it returns changes nothing: the error stays what it is, and holds no value
         raise
     for listener in connection.dispatch.after_cursor_execute:
         listener(connection, cursor, sql, given, context, is_many)
@@ -105,7 +105,7 @@ def _is_same(changed: Any, sql: str, parameters: Any) -> bool:
 class _Failure(ExceptionContext):
     """What a listener to handle_error gets."""
 
-    def __init__(self, context: Any, cursor: Any, parameters: Any, failure: VoiceAssistDBError) -> None:
+    def __init__(self, context: Any, cursor: Any, parameters: Any, failure: BaseException) -> None:
         connection: Connection = context.connection
         self.connection = connection
         self.engine = connection.engine
