@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -103,6 +104,23 @@ def test_help_loads_no_driver_and_no_client(arguments: list[str], run_process: R
     done = run_process("-c", script, env={}, command=[sys.executable])
     assert done.code == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+IMPORTED: Final = "\nimport sys\nprint(*sorted(sys.modules), file=sys.stderr)"
+ENDED: Final = "\ntry: called.main(['--help'])\nexcept SystemExit: pass"
+
+
+def test_help_imports_few_modules_more_than_click_alone(run_process: Run) -> None:
+    """The time depends on the machine: `scripts/benchmark.py --only command_line` prints that of both."""
+    alone = "import click\ncalled = click.Group('any')"
+    ours = "from voiceassist_db.cli import cli as called"
+    loaded = [
+        set(run_process("-c", start + ENDED + IMPORTED, env={}, command=[sys.executable]).stderr.split())
+        for start in (alone, ours)
+    ]
+    more = loaded[1] - loaded[0]
+    assert {name for name in more if name.startswith("voiceassist_db")} >= {"voiceassist_db.cli"}
+    assert len(more) <= 25, sorted(more)
 
 
 def test_defaults_are_those_of_the_library() -> None:
