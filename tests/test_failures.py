@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 from uuid import uuid4
 
 import hvac
@@ -214,6 +215,36 @@ def test_an_engine_that_binds_in_the_client_is_refused(database_url: URL, provid
     with pytest.raises(ConfigurationError, match="ClientCursor"), Database(engine, provider).transaction() as tx:
         tx.patients.page()
     engine.dispose()
+
+
+def test_cursors_that_come_later_put_no_key_into_a_statement(database: Database) -> None:
+    """A listener to ``checkout`` can give them to a connection that was checked before. Nothing is sent, for one row or many."""
+    text = "Overheard"
+    sent: list[bytes] = []
+
+    class Spy(psycopg.ClientCursor[Any]):
+        def execute(self, *args: Any, **kwargs: Any) -> Any:
+            done = super().execute(*args, **kwargs)
+            sent.append(self._query.query if self._query else b"")
+            return done
+
+    with database.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.cursor_factory = Spy
+        tx = database.using(connection)
+        attempts: list[Callable[[], object]] = [
+            lambda: tx.patients.add(Patient(patient_id="PT-1", name=text)),
+            lambda: tx.patients.add_many([Patient(patient_id="PT-1", name=text)]),
+            lambda: tx.patients.find_by_name(text),
+            lambda: tx.patients.get("PT-1"),
+        ]
+        for attempt in attempts:
+            with pytest.raises(VoiceAssistDBError) as caught:
+                attempt()
+            assert_clean(caught.value, text)
+            connection.rollback()
+        driver.cursor_factory = psycopg.Cursor
+    assert not [each for each in sent if text.encode() in each or b"pgp_sym" in each]
 
 
 def test_a_session_of_the_callers_own_has_our_errors_too(database_url: URL, provider: VaultKeyProvider) -> None:

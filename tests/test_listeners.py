@@ -170,8 +170,13 @@ def test_a_listener_can_execute_a_statement_before_ours(database: Database) -> N
         (lambda sql, given: ("SET LOCAL app.tenant = 'north'; " + sql, given), False),
         (lambda sql, given: (sql.replace("patient_data", "patients_of_north"), given), False),
         (lambda sql, given: (sql, {**given, "tenant": 1}), False),
+        (lambda sql, given: (sql, given.update(tenant=1) or given), False),
+        (lambda sql, given: (sql, given.update(dict.fromkeys(given, "PT-002")) or given), False),
     ],
-    ids=["a comment", "a comment before", "another comment", "a statement more", "another table", "a parameter more"],
+    ids=[
+        *("a comment", "a comment before", "another comment", "a statement more", "another table", "a parameter more"),
+        *("a parameter more in place", "parameters in place"),
+    ],
 )
 def test_a_changed_statement_is_refused(
     database: Database, change: Callable[[str, Any], tuple[str, Any]], is_followed: bool

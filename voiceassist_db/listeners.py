@@ -65,10 +65,12 @@ def heard(connection: Connection, sql: str, names: Iterable[str], *, is_many: bo
     cursor: Any = connection.connection.cursor()
     masks: Any = dict.fromkeys(names, MASK)
     given = [masks] if is_many else masks
+    masked = [dict(masks)] if is_many else dict(masks)
     context = _context(connection, sql, is_many=is_many)
     for listener in connection.dispatch.before_cursor_execute:
         changed = listener(connection, cursor, sql, given, context, is_many)
-        if changed is not None and not _is_same(changed, sql, given):
+        # What it returns, or changed in place.
+        if given != masked or (changed is not None and not _is_same(changed, sql, masked)):
             raise ConfigurationError(CHANGED)
     try:
         yield

@@ -15,7 +15,7 @@ from psycopg.pq import Format
 from sqlalchemy import BindParameter, bindparam
 from sqlalchemy.types import UserDefinedType
 
-from voiceassist_db.errors import UnsafeConnectionError
+from voiceassist_db.errors import ConfigurationError, UnsafeConnectionError
 from voiceassist_db.keys import Key
 from voiceassist_db.loading import BytesArrayLoader, IntervalLoader
 from voiceassist_db.masking import Opaque
@@ -64,14 +64,25 @@ class KeysType(UserDefinedType[Keys]):
         return "TEXT[]"
 
 
-class _KeysDumper(Dumper):
+class _Apart(Dumper):
+    """Sends a value beside the statement, and never in its text: an application may give a connection other cursors after its check."""
+
+    def quote(self, obj: object) -> NoReturn:
+        del obj  # a traceback that shows locals would show it
+        raise ConfigurationError(
+            "this connection's cursors bind parameters in the client, which would put keys into the text of statements: nothing was sent. "
+            "Leave out cursor_factory=ClientCursor"
+        )
+
+
+class _KeysDumper(_Apart):
     oid = psycopg.adapters.types["text"].array_oid
 
     def dump(self, obj: Keys) -> bytes:
         return obj.expose()
 
 
-class _ArrayDumper(Dumper):
+class _ArrayDumper(_Apart):
     format = Format.BINARY  # and no type: the server takes that of the cast
 
     def dump(self, obj: Array) -> bytes:
