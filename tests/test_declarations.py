@@ -18,7 +18,7 @@ from tests.declarations.strategies import HAS_STORAGE_OPTIONS
 from voiceassist_db import Database, Record, Repository, create_engine, record, uuid7
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.errors import SchemaNotMigratedError
-from voiceassist_db.models import EncryptedRow, Kind, blind_index_column, encrypted_column, table_of
+from voiceassist_db.models import EncryptedRow, Kind, PatientRow, blind_index_column, encrypted_column, table_of
 from voiceassist_db.models.declaration import declared_tables, floor_constraint, format_constraint
 from voiceassist_db.models.names import NAME_BYTES, default_context, fitted
 
@@ -233,6 +233,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
             key=mapped_column(sa.Integer, sa.Computed("a + 1"), primary_key=True),
         ),
         "id of the primary key is generated",
+    ),
+    "a key that moves with another": (
+        lambda: declare(key=plain(sa.Uuid, sa.ForeignKey(PatientRow.id, onupdate="cascade"), primary_key=True)),
+        "id of the primary key changes with the key that it refers to",
     ),
     "a collation of one's own": (
         lambda: declare(key=mapped_column(sa.Text(collation="nocase"), primary_key=True)),

@@ -23,6 +23,7 @@ from voiceassist_db.escaping import escaped_sql
 from voiceassist_db.execution import execute, regclass
 from voiceassist_db.models import packets
 from voiceassist_db.models.declaration import ENCRYPTED_SUFFIX
+from voiceassist_db.models.requirements import MOVED, moved_keys
 from voiceassist_db.weak_values import WeakValues, may_read, sampled_share, weak_values
 
 
@@ -279,6 +280,8 @@ def _tables(connection: Connection) -> Iterator[Line]:
                     Verdict.NOTE,
                     f"{changer.what} can change rows while they are written: it must not change the key",
                 )
+        for name in moved_keys(table):
+            yield Line(table.name, Verdict.UNSAFE, f"column {name} of the primary key {MOVED}", "Leave out ON UPDATE.")
         if table.version.nullable and not table.is_in_place:
             detail = f"{table.version.name} may be NULL: a value in a row without a version cannot be read"
             yield Line(table.name, Verdict.NOTE, detail, "Make it NOT NULL once each row has one.")

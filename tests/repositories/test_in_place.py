@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from voiceassist_db import Database, Record, Repository, record
 from voiceassist_db.catalogue import encrypted_tables
 from voiceassist_db.checking import Verdict, _tables
 from voiceassist_db.constraints import gaps
-from voiceassist_db.errors import DecryptionError, RotationError
+from voiceassist_db.errors import BindingError, DecryptionError, RotationError
 from voiceassist_db.models import EncryptedInPlace, Kind, blind_index_column, encrypted_column, table_of
 from voiceassist_db.providers.vault import VaultKeyProvider
 from voiceassist_db.rotation import retire, rotate, rotate_index_key
@@ -300,3 +301,22 @@ def test_a_missing_guard_is_named_and_added(astray: Database) -> None:
             "the constraint other is not proven for rows that are older than it"
         ]
         assert complete_tables(connection) == []
+
+
+@pytest.mark.wide
+def test_a_key_that_moves_is_unsafe(persons: Database) -> None:
+    """Values are bound to it: they are errors under another key, and are there again under theirs."""
+    with persons.transaction() as tx:
+        tx.repository(PersonSecrets).update(1, note="SECRET")
+    with persons.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE numbers (id integer PRIMARY KEY)"))
+        connection.execute(text("INSERT INTO numbers SELECT id FROM persons"))
+        connection.execute(text("ALTER TABLE persons ADD FOREIGN KEY (id) REFERENCES numbers ON UPDATE CASCADE"))
+        (line,) = (each for each in _tables(connection) if each.subject == "persons")
+    assert line.verdict is Verdict.UNSAFE
+    assert line.detail.startswith("column id of the primary key changes with the key that it refers to")
+    for key, error in ((101, BindingError), (1, None)):
+        with persons.engine.begin() as connection:
+            connection.execute(text("UPDATE numbers SET id = :key WHERE id IN (1, 101)"), {"key": key})
+        with nullcontext() if error is None else pytest.raises(error), persons.transaction() as tx:
+            assert tx.repository(PersonSecrets).get(key).note == "SECRET"

@@ -49,6 +49,10 @@ REGISTRY: Final = frozenset({"voiceassist_version", "alembic_version", *(row.__t
 DATES: Final = ("created_at", "updated_at")
 """Columns that the server and the repository write, and never the application."""
 
+MOVED: Final = (
+    "changes with the key that it refers to, and values are bound to it, so that nobody could read them afterwards"
+)
+
 _SYSTEM_COLUMNS: Final = frozenset({"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"})
 _SYSTEM_SCHEMA: Final = re.compile("pg_.*|information_schema|pgcrypto")
 _DETERMINISTIC: Final = re.compile(
@@ -119,6 +123,15 @@ def needs_value(column: Column[Any]) -> bool:
     """Say whether a new row must be given a column's value, or lacks a default that only the ORM applies."""
     is_filled = column.nullable or column.server_default is not None or column.identity is not None
     return _is_of_python(column.default) or not is_filled
+
+
+def moved_keys(table: EncryptedTable) -> list[str]:
+    """Return the columns of the primary key that PostgreSQL changes together with the key of another table."""
+    return [
+        each.name
+        for each in table.key
+        if any((key.onupdate or "NO ACTION").upper() not in {"NO ACTION", "RESTRICT"} for key in each.foreign_keys)
+    ]
 
 
 def _is_of_python(default: Any) -> bool:
@@ -213,6 +226,8 @@ def _key_problems(table: EncryptedTable) -> Iterator[str]:
                 "the row is written: let the application make it, or use Identity()"
             )
         yield from _collation_problems(column)
+    for name in moved_keys(table):
+        yield f"column {name} of the primary key {MOVED}: leave out onupdate="
 
 
 def _collation_problems(column: Column[Any]) -> Iterator[str]:
