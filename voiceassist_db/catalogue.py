@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, MetaData, Row, Table, text
 from sqlalchemy.exc import SAWarning
@@ -30,7 +30,8 @@ _CANDIDATES = text(
     SELECT DISTINCT n.nspname, c.relname, c.relkind, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
         {NOT_TRUSTED.format(role="c.relowner")} AS is_untrusted,
         c.relowner OPERATOR(pg_catalog.=) CAST(pg_catalog.current_setting('{_KEEPER}') AS pg_catalog.oid) AS is_of_keeper,
-        pg_catalog.has_table_privilege(c.oid, 'SELECT') AS is_readable,
+        pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS is_readable,
+        pg_catalog.row_security_active(c.oid) AS is_hidden,
         EXISTS (SELECT FROM pg_catalog.pg_attribute v WHERE v.attrelid OPERATOR(pg_catalog.=) c.oid AND v.attname OPERATOR(pg_catalog.=) :version
                 AND NOT v.attisdropped AND v.atttypid OPERATOR(pg_catalog.=) ANY (ARRAY['pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8']::pg_catalog.regtype[])
                ) AS has_version
@@ -184,6 +185,9 @@ def system_names(connection: Connection) -> Iterator[str | None]:
     execute(connection, _LOOK_UP, given, table="search_path")
 
 
+_TAKEN_OVER: Final = "look at its triggers, and ALTER TABLE … OWNER TO the owner of your tables"
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """A table that looks encrypted and belongs to a role that is not trusted, so that no command touches it.
@@ -193,12 +197,14 @@ class Foreign:
         name: Its name.
         owner: Its owner.
         has_versions: Whether this role may ask it for rows of a key version.
+        is_hidden: Whether row-level security hides some of its rows from this role.
     """
 
     schema: str
     name: str
     owner: str
     has_versions: bool
+    is_hidden: bool
 
     @property
     def table(self) -> str:
@@ -208,10 +214,18 @@ class Foreign:
     @property
     def problem(self) -> str:
         """What is to be known of it."""
+        return f"{self._cause} If its values are yours, {_TAKEN_OVER}; else it can stay, or be dropped"
+
+    @property
+    def obstacle(self) -> str:
+        """The same where it is in the way."""
+        return f"{self._cause} If its values are yours, {_TAKEN_OVER}, and rotate. If not, drop it"
+
+    @property
+    def _cause(self) -> str:
         return (
             f"belongs to {self.owner}, who may not create schemas in this database, so that its triggers are not trusted: no command reads or "
-            "rotates it. If its values are yours, look at its triggers, and ALTER TABLE … OWNER TO the owner of your tables; else it can "
-            "stay, or be dropped"
+            "rotates it."
         )
 
 
@@ -220,7 +234,7 @@ def foreign_tables(connection: Connection) -> list[Foreign]:
     with system_names(connection):
         found = _candidates(connection)
     return [
-        Foreign(row.nspname, row.relname, row.owner, row.is_readable and row.has_version)
+        Foreign(row.nspname, row.relname, row.owner, row.is_readable and row.has_version, row.is_hidden)
         for row in found
         if row.is_untrusted and not row.is_of_keeper
     ]

@@ -192,12 +192,17 @@ def _require_unused_elsewhere(connection: Connection, version: int) -> None:
     for each in foreign_tables(connection):
         if not each.has_versions:
             continue
+        if each.is_hidden:
+            raise RotationError(
+                f"{each.table} has row-level security, so that its rows under key version {version} cannot be counted. The table "
+                f"{each.obstacle}. Then run this again"
+            )
         of = column(VERSION_COLUMN, Integer)
         count = select(func.count()).select_from(table_named(each.name, of, schema=each.schema)).where(of <= version)
         see_all_rows(connection)
         if rows := execute(connection, count, table=each.table).scalar_one():
             raise RotationError(
-                f"{rows:,} rows of {each.table} are under key version {version} and were skipped: the table {each.problem}. Then run this again"
+                f"{rows:,} rows of {each.table} are under key version {version} and were skipped: the table {each.obstacle}. Then run this again"
             )
 
 
