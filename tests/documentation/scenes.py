@@ -428,3 +428,6 @@ SCENES: Final[dict[str, Scene]] = {
     ),
     "examples/clinic/README.md": Scene(the_clinic),
 }
+
+DEPLOYED: Final = Scene(the_clinic, is_empty=True)
+"""An application that is finished, and a server that has nothing of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -16,8 +17,8 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.conftest import AT_HOME, VaultServer, in_memory, plain
-from tests.documentation.blocks import ELSEWHERE, GENERATED, NOT_RUN, PAGES, Block, blocks_of, reason
-from tests.documentation.scenes import SCENES, Scene
+from tests.documentation.blocks import ELSEWHERE, GENERATED, NOT_RUN, PAGES, ROOT, Block, blocks_of, reason
+from tests.documentation.scenes import DEPLOYED, SCENES, Scene
 from tests.documentation.session import ROLES, Session
 from tests.documentation.shell import quick_commands
 from voiceassist_db import normalisers
@@ -80,8 +81,9 @@ def session(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Session]:
-    """A reader's session with the page that the test is about, in a database of its own and with keys of its own."""
-    scene: Scene = SCENES[request.node.callspec.params["page"]]
+    """A reader's session with the page that the test is about, or to deploy, in a database of its own and with keys of its own."""
+    params = getattr(request.node, "callspec", None)
+    scene: Scene = SCENES[params.params["page"]] if params else DEPLOYED
     monkeypatch.setattr(normalisers, "_registered", {})
     path = f"secret/{secrets.token_hex(6)}"
     inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
@@ -133,3 +135,27 @@ def test_the_blocks_run_in_their_order(page: str, session: Session) -> None:
         else:
             session.write(file, block.text)
     scene.after(session)
+
+
+def steps_of_a_deployment() -> list[tuple[str, str]]:
+    """Return each command of the quickstart's last table, in its order, with the variable of the role that it names."""
+    table = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8").partition("## 6. Deploy it")[2]
+    found = []
+    for step, who in re.findall(r"^\| (.*) \| (.*) \|$", table, re.MULTILINE):
+        commands = re.findall(r"`((?:voiceassist-db|alembic) [^`]+)`", step)
+        roles = re.findall(r"a (superuser)|`voiceassist_(\w+)`", who)
+        names = ["".join(each).replace("app", "application") for each in roles]
+        found += [(command, ROLES[names[min(at, len(names) - 1)]]) for at, command in enumerate(commands)]
+    return found
+
+
+@wide
+def test_the_steps_of_a_deployment_run_in_their_order(session: Session) -> None:
+    """In an empty database, each as the role that the table names; the last but two says that all is safe."""
+    steps = steps_of_a_deployment()
+    assert [command.split()[1] for command, _ in steps] == [
+        *("provision", "migrate", "upgrade", "provision", "init-keys", "check", "rotate", "retire")
+    ]
+    DEPLOYED.prepare(session)
+    for command, variable in steps:
+        session.run_sh(f"DATABASE_URL=${variable} {command}", "docs/quickstart.md")
