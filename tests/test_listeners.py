@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, NullPool, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -138,7 +138,8 @@ def test_an_interrupt_is_told(database: Database) -> None:
             return super().execute(*given, **options)
 
     listener = Listener()
-    with create_engine(database.engine.url, connect_args={"cursor_factory": Interrupted}).connect() as connection:
+    engine = create_engine(database.engine.url, poolclass=NullPool, connect_args={"cursor_factory": Interrupted})
+    with engine.connect() as connection:
         patients = Database(connection.engine, database.keys.provider).using(connection).patients
         patients.add(PATIENT)
         listener.listen(connection.engine)
