@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -81,6 +82,19 @@ class Deployment:
         """Return the database's address as a role."""
         return self.server.url().set(username=role, password=PASSWORD)
 
+    def wait_until_nothing_is_temporary(self) -> None:
+        """Wait until the server has removed what ended sessions leave: it does so after their clients are gone.
+
+        Casts of temporary types concern every session, and the next test's check would find them.
+        """
+        query = "SELECT count(*) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE starts_with(n.nspname, 'pg_temp_')"
+        for _ in range(6000):
+            found = self.admin.execute(query).fetchone()
+            if found == (0,):
+                return
+            time.sleep(0.01)
+        raise AssertionError("a session with temporary objects was left open")
+
     def has(self, setting: str) -> bool:
         """Say whether the server has a setting; a module's are there where the module is loaded."""
         found = self.admin.execute("SELECT FROM pg_settings WHERE name = %s", [setting])
@@ -113,6 +127,14 @@ def deployed(vault: VaultServer) -> Iterator[Deployment]:
         made = Deployment(server, provider, tls.authority)
         yield made
         made.admin.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_temporary(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let no temporary object of a test reach the next one."""
+    yield
+    for name in {"deployment", "places"} & set(request.fixturenames):
+        request.getfixturevalue(name).wait_until_nothing_is_temporary()
 
 
 @pytest.fixture

@@ -142,9 +142,11 @@ def reached(
                 event.listen(engine, "connect", lambda connection, _: execute(connection, temporary))
             return engine
 
-        yield make
-        for engine in made:
-            engine.dispose()
+        try:
+            yield make
+        finally:
+            for engine in made:
+                engine.dispose()
 
 
 def execute(connection: psycopg.Connection[object], statements: str) -> None:
