@@ -21,7 +21,7 @@ from sqlalchemy import URL, Connection, Engine, text
 
 from tests.conftest import plain
 from tests.test_migrations import alembic_config, asked_for, dump, tables
-from voiceassist_db import create_engine
+from voiceassist_db import Database, create_engine
 from voiceassist_db.errors import MigrationError, SchemaNotMigratedError
 from voiceassist_db.execution import execute
 from voiceassist_db.history import PATIENT_TABLES, VERSION_TABLE
@@ -291,6 +291,31 @@ def test_a_downgrade_that_would_delete_patients_is_refused(table: str, engine: E
         assert not tables(connection) & set(PATIENT_TABLES)
 
 
+@wide
+def test_a_registry_that_is_used_is_not_dropped(database: Database) -> None:
+    """An application's own tables need it. Its first step back keeps the identity of the database as well."""
+    with database.engine.connect() as connection:
+        before = [connection.execute(text(f"TABLE {name}")).all() for name in ("encryption_keys", "database_identity")]
+        connection.commit()
+        config = alembic_config(connection)
+        with pytest.raises(CommandError, match="the registry has keys.*-x drop-encrypted-data"):
+            alembic.command.downgrade(config, "voiceassist_0002")
+        assert "voiceassist_0005" in revisions(connection)
+        alembic.command.upgrade(config, "head")
+        after = [connection.execute(text(f"TABLE {name}")).all() for name in ("encryption_keys", "database_identity")]
+        connection.commit()
+        assert (after, len(after[1])) == (before, 1)
+        for steps in ("voiceassist_0005:voiceassist_0004", "voiceassist_0002:voiceassist_0001"):
+            config.output_buffer = out = io.StringIO()
+            alembic.command.downgrade(config, steps, sql=True)
+            refused = pytest.raises(psycopg.errors.RaiseException, match="drop-encrypted-data")
+            with refused, psycopg.connect(plain(database.engine.url), autocommit=True) as administrator:
+                administrator.execute(out.getvalue().encode())
+        config.cmd_opts = Namespace(x=["drop-encrypted-data"])
+        alembic.command.downgrade(config, "base")
+        assert not tables(connection) & REGISTRY
+
+
 # --- without the patients' tables, and in another schema --------------------------------------------------------------
 
 
@@ -349,6 +374,13 @@ def test_another_schema(schema: str, empty_url: URL, fresh: dict[str, list[tuple
             ):
                 migrate(engine, schema=other, registry_only=True)
         assert tables(connection) == {"clinical_notes"}
+        for refused, problem in (
+            ("$user", "another schema for each role"),
+            ("pg_temp", "not for tables"),
+            ("pgcrypto", "not for tables"),
+        ):
+            with pytest.raises(ValueError, match=problem):
+                migrate(engine, schema=refused)
         with pytest.raises(ValueError, match="63"):
             migrate(engine, schema="x" * 64)
         assert fresh["schemas"]

@@ -29,7 +29,7 @@ from voiceassist_db.history import (
     record,
     require_no_other,
 )
-from voiceassist_db.models.names import problem_with
+from voiceassist_db.models.names import problem_with_schema
 from voiceassist_db.safety import quoted
 
 _ALEMBIC: Final = ProcessLock()
@@ -95,7 +95,7 @@ def migrate(
         MigrationError: A migration needs something first; the message says what.
         ValueError: The schema cannot have this name.
     """
-    if schema is not None and (problem := problem_with(schema)):
+    if schema is not None and (problem := problem_with_schema(schema)):
         raise ValueError(f"schema {schema!r} {problem}")
     return _done(engine, _Task(schema, registry_only), dry_run=dry_run)[0]
 
@@ -111,7 +111,7 @@ def migration_sql(engine: Engine, *, schema: str | None = None, registry_only: b
     Raises:
         MigrationError, ValueError: As for :func:`migrate`.
     """
-    if schema is not None and (problem := problem_with(schema)):
+    if schema is not None and (problem := problem_with_schema(schema)):
         raise ValueError(f"schema {schema!r} {problem}")
     return _done(engine, _Task(schema, registry_only), dry_run=True, prints=True)[1]
 

@@ -15,7 +15,10 @@ down_revision = "voiceassist_0001"
 branch_labels = None
 depends_on = None
 
+DROP = "drop-encrypted-data"
+"""The argument of ``-x`` that lets encrypted data become unreadable."""
 
+HAS_KEYS = "EXISTS (SELECT FROM encryption_keys)"
 TABLES = ("encryption_keys", "index_keys", "key_rotations", "key_rotation_failures")
 TAKEN = sa.text(
     "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace "
@@ -93,7 +96,18 @@ def _require_free(connection: sa.Connection) -> None:
 
 
 def downgrade() -> None:
+    if context.get_x_argument(as_dictionary=True).get(DROP) != "":  # =no is no
+        _require_unused()
     op.drop_table("key_rotation_failures")
     op.drop_table("key_rotations")
     op.drop_table("index_keys")
     op.drop_table("encryption_keys")
+
+
+def _require_unused() -> None:
+    refusal = f"the registry has keys, which encrypted values of any table may need: downgrade with -x {DROP}"
+    op.execute("LOCK TABLE encryption_keys IN ACCESS EXCLUSIVE MODE")
+    if context.is_offline_mode():
+        op.execute(f"DO $$ BEGIN IF {HAS_KEYS} THEN RAISE EXCEPTION '{refusal}'; END IF; END $$")
+    elif op.get_bind().scalar(sa.text(f"SELECT {HAS_KEYS}")):
+        raise CommandError(refusal)

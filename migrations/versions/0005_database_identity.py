@@ -7,12 +7,18 @@ Revises: voiceassist_0004
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
+from alembic.util import CommandError
 
 revision = "voiceassist_0005"
 down_revision = "voiceassist_0004"
 branch_labels = None
 depends_on = None
+
+DROP = "drop-encrypted-data"
+"""The argument of ``-x`` that lets encrypted data become unreadable."""
+
+HAS_KEYS = "EXISTS (SELECT FROM encryption_keys)"
 
 
 def upgrade() -> None:
@@ -28,4 +34,15 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    if context.get_x_argument(as_dictionary=True).get(DROP) != "":  # =no is no
+        _require_unused()
     op.drop_table("database_identity")
+
+
+def _require_unused() -> None:
+    refusal = f"the registry has keys, which encrypted values of any table may need: downgrade with -x {DROP}"
+    op.execute("LOCK TABLE encryption_keys IN ACCESS EXCLUSIVE MODE")
+    if context.is_offline_mode():
+        op.execute(f"DO $$ BEGIN IF {HAS_KEYS} THEN RAISE EXCEPTION '{refusal}'; END IF; END $$")
+    elif op.get_bind().scalar(sa.text(f"SELECT {HAS_KEYS}")):
+        raise CommandError(refusal)

@@ -18,6 +18,8 @@ NAME_BYTES: Final = 63
 CONTEXT: Final = r"[A-Za-z0-9_.-]+"
 """Contexts are of these characters only: ASCII for HKDF's info, no colon for the prefix of a value, no quote for SQL."""
 
+SYSTEM_SCHEMA: Final = re.compile("pg_.*|information_schema|pgcrypto")
+
 _ODD: Final = re.compile(rb"[^A-Za-z0-9_]")
 _PLAIN: Final = re.compile(r"[a-z_][a-z0-9_]*")
 _DIGEST_CHARACTERS: Final = 8
@@ -75,6 +77,15 @@ def full_name(schema: str | None, table: str) -> str:
     """Return the SQL name of a table, which may be called by a word of SQL, such as ``order``."""
     names = [name for name in (schema, table) if name]
     return ".".join(f'"{name}"' if name in RESERVED_WORDS else quoted(name) for name in names)
+
+
+def problem_with_schema(name: str) -> str | None:
+    """Return why no table can be put into a schema of this name; None where one can."""
+    if SYSTEM_SCHEMA.fullmatch(name):
+        return "is not for tables: choose another one"
+    if name == "$user":
+        return "means another schema for each role in a search_path: choose another name"
+    return problem_with(name)
 
 
 def problem_with(name: str) -> str | None:

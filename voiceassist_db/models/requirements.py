@@ -41,7 +41,7 @@ from voiceassist_db.models.declaration import (
     undeclared_in,
 )
 from voiceassist_db.models.keys import REGISTRY_ROWS
-from voiceassist_db.models.names import NAME_BYTES, problem_with
+from voiceassist_db.models.names import NAME_BYTES, SYSTEM_SCHEMA, problem_with
 
 REGISTRY: Final = frozenset({"voiceassist_version", "alembic_version", *(row.__tablename__ for row in REGISTRY_ROWS)})
 """Tables of ours and of Alembic that no other may stand in for."""
@@ -54,7 +54,6 @@ MOVED: Final = (
 )
 
 _SYSTEM_COLUMNS: Final = frozenset({"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"})
-_SYSTEM_SCHEMA: Final = re.compile("pg_.*|information_schema|pgcrypto")
 _DETERMINISTIC: Final = re.compile(
     r"C|C\.UTF-?8|POSIX|ucs_basic|default|pg_c_utf8|.+-x-icu|[a-z]{2,3}_[A-Z]{2}(\..+)?(@.+)?"
 )
@@ -153,7 +152,7 @@ def _problems(table: EncryptedTable) -> Iterator[str]:
 def _name_problems(table: Table) -> Iterator[str]:
     if table.schema is None and table.name in REGISTRY:
         yield "this name is taken by a table of voiceassist-db: choose another one, or a schema"
-    if table.schema is not None and _SYSTEM_SCHEMA.fullmatch(table.schema):
+    if table.schema is not None and SYSTEM_SCHEMA.fullmatch(table.schema):
         yield f"the schema {table.schema} is not for tables: choose another one"
     if any("temp" in prefix.lower() for prefix in table._prefixes):  # noqa: SLF001  # SQLAlchemy has no other way to ask
         yield "temporary tables are never rotated, so that their values could not be read after a key was retired"
