@@ -289,12 +289,20 @@ START = Encrypted(also={"start": "name:3"})
 
 
 def declared(
-    annotation: Any, name: str = "reason", *, table: str | None = "visits", has_metadata: bool = True, **more: Any
+    annotation: Any,
+    name: str = "reason",
+    *,
+    table: str | None = "visits",
+    has_metadata: bool = True,
+    specifiers: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> None:
     """Declare a table with one field of this annotation, with more fields, and a key."""
     given = {"table": table, "metadata": MetaData() if has_metadata else None}
     fields = {"id": UUID, name: annotation} | more
-    body = {"__annotations__": fields, "id": key(default_factory=uuid7), "__module__": __name__}
+    body = {"__annotations__": fields, "id": key(default_factory=uuid7), "__module__": __name__} | dict(
+        specifiers or {}
+    )
     types.new_class("Made", (EncryptedRecord,), given, lambda namespace: namespace.update(body))
 
 
@@ -380,6 +388,20 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         r"Made: write ForeignKey\('patient_data.id'\) beside mapped_column",
     ),
+    "a field that no record could have": (
+        lambda: declared(Annotated[str, Encrypted()], "number", specifiers={"number": field(init=False)}),
+        TypeError,
+        "Made.number has init=False and no default",
+    ),
+    "a plain field that no record could have": (
+        lambda: declared(
+            Annotated[str, Encrypted()],
+            number=Annotated[int, sa.Identity()],
+            specifiers={"number": field(init=False)},
+        ),
+        TypeError,
+        "Made.number has init=False and no default",
+    ),
     "a field that means something else": (
         lambda: declared(Annotated[str, Encrypted()], "shown"),
         TypeError,
@@ -394,6 +416,26 @@ def test_what_cannot_work_is_refused_when_the_class_is_made(case: str) -> None:
     declare, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         declare()
+
+
+def test_dates_that_no_argument_gives_are_read(database: Database) -> None:
+    """As a key that the server makes; a record that was read can be added again."""
+    metadata = MetaData()
+
+    class Dated(EncryptedRecord, table="dated", metadata=metadata):
+        note: Annotated[str, Encrypted()]
+        id: UUID = key(default_factory=uuid7)
+        created_at: datetime = field(init=False, compare=False)
+
+    metadata.create_all(database.engine)
+    with database.transaction() as tx:
+        rows = tx.repository(Dated)
+        rows.add(made := Dated(note="x"))
+        assert rows.add_many([Dated(note="y")]) == 1
+        read = rows.get(made.id)
+        assert read.created_at.tzinfo is not None
+        rows.delete(made.id)
+        assert rows.add(read) == made.id
 
 
 def test_foreign_keys_to_tables_of_the_package_are_written_by_name(database: Database) -> None:

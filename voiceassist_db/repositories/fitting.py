@@ -35,7 +35,22 @@ def plain_columns(table: EncryptedTable, record: type[Record]) -> list[Column[An
         )
     kept = [each for each in plain if each.name in known]
     require_writable(table, kept)
+    if lost := {*table.fields, *(each.name for each in kept)} & _without_value(record):
+        raise TypeError(
+            f"{record.__name__}.{min(lost)} has init=False and no default, so that a new record has no value of it: only the primary key, "
+            "created_at and updated_at are made by the server"
+        )
     return kept
+
+
+def _without_value(record: type[Record]) -> set[str]:
+    """Return the fields that a new record lacks, but for the dates, which the server writes."""
+    nothing = dataclasses.MISSING
+    return {
+        each.name
+        for each in dataclasses.fields(record)  # type: ignore[arg-type]  # made by @record
+        if not each.init and each.default is nothing and each.default_factory is nothing and each.name not in DATES
+    }
 
 
 def left_out(table: EncryptedTable, record: type[Record]) -> list[str]:

@@ -81,7 +81,8 @@ class Rows(Generic[R]):
             each.name: checker(each, names_row=each.name in naming, most=most[each.name]) for each in written
         }
         self._checks |= {name: form_checker(name, self._checks[name], form) for name, form in forms.items()}
-        kept = {each.name for each in dataclasses.fields(record)}  # type: ignore[arg-type]  # made by @record
+        # One that no argument gives can only be of a record that was read.
+        kept = {each.name for each in dataclasses.fields(record) if each.init}  # type: ignore[arg-type]  # made by @record
         self._dates = [(name, attrgetter(name)) for name in ("created_at", "updated_at") if name in kept]
         self._written = [
             (self._names.plain(each.name), attrgetter(each.name), self._checks[each.name]) for each in written
