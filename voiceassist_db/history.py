@@ -80,10 +80,11 @@ _ELSEWHERE = text(
     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
     WHERE c.relname OPERATOR(pg_catalog.=) 'encryption_keys' AND k.conname OPERATOR(pg_catalog.=) 'encryption_keys_scheme'
       AND {_IS_OWN}
+      AND coalesce(c.oid OPERATOR(pg_catalog.<>) CAST(pg_catalog.to_regclass('encryption_keys') AS pg_catalog.oid), true)
     ORDER BY 1 LIMIT 1
     """  # noqa: S608  # of constants
 )
-"""The schema of a registry, wherever it is. Only asked where the search path leads to none."""
+"""The schema of a registry to which the search path does not lead."""
 _COMMENT = text("SELECT pg_catalog.obj_description(CAST(pg_catalog.to_regclass(:name) AS pg_catalog.oid), 'pg_class')")
 _OTHER_TABLES = text(
     """
