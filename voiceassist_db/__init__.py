@@ -65,12 +65,14 @@ _MODULES: Final = {
 """Where a name is, if not in ``repositories``."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'repositories')}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or a type checker would let every name pass
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'repositories')}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

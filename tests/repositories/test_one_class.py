@@ -155,6 +155,8 @@ def test_it_is_written_read_searched_and_changed(with_visits: Database) -> None:
         assert_type(found.born, date)
         assert_type(found.details, Mapping[str, Any] | None)
         assert_type(found.id, UUID)
+        with pytest.raises(AttributeError):
+            found.reson  # type: ignore[attr-defined]  # noqa: B018  # the type checker sees it first
         assert found == first
         assert found.created_at is not None
         assert (found.details, found.price) == ({"a": [1]}, Decimal("1.50"))

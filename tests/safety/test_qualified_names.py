@@ -118,7 +118,8 @@ def read_and_write_other_forms(database: Database) -> None:
         assert persons.get(1).ssn is None
         persons.update(1, ssn="123456789")
         assert persons.find(ssn="123456789")
-        for kind in (server_keys.Numbered, server_keys.Always, server_keys.Drawn):
+        kinds: tuple[Any, ...] = (server_keys.Numbered, server_keys.Always, server_keys.Drawn)
+        for kind in kinds:
             rows = tx.repository(kind)
             assert rows.get(rows.add(kind(note="a note"))).note == "a note"
             assert rows.add_many([kind(note="a note"), kind()]) == 2

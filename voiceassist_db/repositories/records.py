@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from keyword import iskeyword
-from typing import Any, ClassVar, Final, NoReturn, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar, dataclass_transform
 from uuid import UUID
 
 import uuid_utils.compat
@@ -77,11 +77,13 @@ class Record:
         read = ((each.name, _loaded(self, each.name)) for each in dataclasses.fields(self))  # type: ignore[arg-type]  # as above
         return _restored, (type(self), {name: value for name, value in read if value is not _NOT_LOADED})
 
-    def __getattr__(self, name: str) -> NoReturn:
-        # Only reached where the slot is empty, or where there is no such attribute at all.
-        if name in getattr(type(self), "__dataclass_fields__", {}):
-            raise FieldNotLoadedError(f"{type(self).__name__} was read without {name!r}: add it to fields=")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # or a type checker would let every misspelled field pass
+
+        def __getattr__(self, name: str) -> NoReturn:
+            # Only reached where the slot is empty, or where there is no such attribute at all.
+            if name in getattr(type(self), "__dataclass_fields__", {}):
+                raise FieldNotLoadedError(f"{type(self).__name__} was read without {name!r}: add it to fields=")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 _NOT_LOADED: Final = object()
