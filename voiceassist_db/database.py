@@ -75,9 +75,13 @@ class Repositories:
             The repository.
 
         Raises:
-            ValueError: The session uses another engine for this table, whose database the keys need not fit.
+            ValueError: The session uses another engine for this table, whose database the keys need not fit; or the class is neither a
+                repository nor an ``EncryptedRecord``.
         """
         kind = getattr(kind, "__repository__", kind)
+        if not (isinstance(kind, type) and issubclass(kind, Repository)):
+            given = kind.__name__ if isinstance(kind, type) else repr(type(kind))
+            raise ValueError(f"{given} is no repository: give its Repository class, or an EncryptedRecord of one class")
         if self._engine is not None:
             prepare(require_bound(self.session, self._engine, kind.model))
         return kind(self.session, self._keys)

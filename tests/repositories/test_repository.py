@@ -452,6 +452,24 @@ def test_add_many_calls_nothing_that_could_use_its_transaction(tx: Repositories)
 
 
 @pytest.mark.wide
+@pytest.mark.parametrize("kind", [Patient, PatientRow, "patients"])
+def test_what_is_no_repository_is_named(tx: Repositories, kind: Any) -> None:
+    with pytest.raises(ValueError, match="is no repository: give its Repository class"):
+        tx.repository(kind)
+
+
+def test_a_finder_of_an_application_s_own_uses_the_session(tx: Repositories) -> None:
+    """As its methods do: the repository says in which session it works."""
+
+    class Counting(PatientRepository):
+        def there_are(self) -> int:
+            return self.session.execute(text("SELECT count(*) FROM patient_data")).scalar_one()  # type: ignore[no-any-return]
+
+    before = tx.repository(Counting).there_are()
+    tx.patients.add(Patient(patient_id="PT-counted"))
+    assert tx.repository(Counting).there_are() == before + 1
+
+
 def test_repository_classes_that_nobody_uses_are_freed(tx: Repositories) -> None:
     """Also after they have read and changed some fields; a thousand of them are made in a loop. What they declare goes with the keys."""
     tx.patients.add(Patient(patient_id="PT-001", name="Zoë"))

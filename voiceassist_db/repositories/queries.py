@@ -143,7 +143,7 @@ class Queries(Reading[R]):
         return there
 
     def _answer(self, statement: Prepared, criteria: Criteria) -> Any:
-        return statement.rows(connection_of(self._session, self.model), dict(criteria.values))[0][0]
+        return statement.rows(connection_of(self.session, self.model), dict(criteria.values))[0][0]
 
     @forgetful
     def page(self, *, after: R | None = None, limit: int = PAGE_ROWS, fields: Iterable[str] | None = None) -> list[R]:
@@ -180,7 +180,7 @@ class Queries(Reading[R]):
         )
         for column, value in within.items():
             if any(getattr(each, column) != value for each in found):
-                raise wrong_row(connection_of(self._session, self.model), self._table, (value,))
+                raise wrong_row(connection_of(self.session, self.model), self._table, (value,))
         return found
 
 

@@ -34,7 +34,11 @@ LONG_ROWS: Final = 200
 
 
 class Reading(Generic[R]):
-    """Reads the records of one encrypted table by key; see ``Repository``."""
+    """Reads the records of one encrypted table by key; see ``Repository``.
+
+    Attributes:
+        session: The session or connection that it works in, for finders of an application's own.
+    """
 
     model: ClassVar[type[DeclarativeBase]]
     record: ClassVar[type[Record]]
@@ -50,7 +54,7 @@ class Reading(Generic[R]):
     _readable: ClassVar[dict[frozenset[str], tuple[EncryptedField, ...]]]
 
     def __init__(self, session: AnySession, keys: KeyringSource) -> None:
-        self._session = session
+        self.session: Final = session
         self._keys = keys
 
     @forgetful
@@ -76,7 +80,7 @@ class Reading(Generic[R]):
             raise not_found(self._table, where.values())
         record = found[0]
         if [getattr(record, name) for name in self.lookup] != [*where.values()]:
-            raise wrong_row(connection_of(self._session, self.model), self._table, tuple(where.values()))
+            raise wrong_row(connection_of(self.session, self.model), self._table, tuple(where.values()))
         return record
 
     @forgetful
@@ -118,7 +122,7 @@ class Reading(Generic[R]):
         )
         records = {self._lookup_key(each): each for each in found}
         if not records.keys() <= set(map(_key, wanted)):
-            raise wrong_row(connection_of(self._session, self.model), self._table, wanted[0].values())
+            raise wrong_row(connection_of(self.session, self.model), self._table, wanted[0].values())
         return records
 
     # --- inside --------------------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ class Reading(Generic[R]):
         deadline = self._keys.deadline()
         if not self._keys.is_known:
             self._keys.prefetch(deadline)
-        connection = connection_of(self._session, self.model)
+        connection = connection_of(self.session, self.model)
         keyring = self._keys.keyring(connection, deadline)
         unknown: tuple[int, str] | None = None
         for _ in range(3):

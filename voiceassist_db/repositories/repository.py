@@ -57,6 +57,7 @@ class Repository(Queries[R]):
         record: The record class, made by ``@record``: fields named as the encrypted fields and the plain columns.
         lookup: Columns by which :meth:`get`, :meth:`update` and :meth:`delete` name a row: the primary key by default.
         forms: By plain column, a function that gives back a new value or refuses it (ValueError). Stored values are read as they are.
+        session: The session or connection that it works in, for finders of your own.
     """
 
     forms: ClassVar[Mapping[str, Check]] = {}
@@ -108,7 +109,7 @@ class Repository(Queries[R]):
         deadline = self._keys.deadline()
         if not self._keys.is_known:
             self._keys.prefetch(deadline)
-        connection = connection_of(self._session, self.model)
+        connection = connection_of(self.session, self.model)
         if self._left_out:
             raise self._no_row()
         if self._server_keys is not None:
@@ -156,7 +157,7 @@ class Repository(Queries[R]):
         if self._left_out:
             raise self._no_row()
         if self._server_keys is not None:
-            records = self._server_keys.all_given(connection_of(self._session, self.model), records)
+            records = self._server_keys.all_given(connection_of(self.session, self.model), records)
         groups = Groups(records, self._rows, (self.lookup[0], *self._table.fields))
         written = 0
         while group := groups.take():
@@ -170,7 +171,7 @@ class Repository(Queries[R]):
         deadline = self._keys.deadline()
         if not self._keys.is_known:
             self._keys.prefetch(deadline)
-        connection = connection_of(self._session, self.model)
+        connection = connection_of(self.session, self.model)
         returns_key = may_change_rows(connection, self._table)
         statement = self._statements.insert_many(returns_key=returns_key)
         keyring = self._keys.keyring(connection, deadline)
@@ -248,7 +249,7 @@ class Repository(Queries[R]):
         deadline = self._keys.deadline()
         if not self._keys.is_known:
             self._keys.prefetch(deadline)
-        connection = connection_of(self._session, self.model)
+        connection = connection_of(self.session, self.model)
         keyring = self._keys.keyring(connection, deadline)
         tolerated, version = CURRENT, 0
         for _ in range(3):
@@ -298,7 +299,7 @@ class Repository(Queries[R]):
             ConstraintError: Other rows refer to it.
         """
         where = self._where(key)
-        if not self._statements.delete().count(connection_of(self._session, self.model), dict(where)):
+        if not self._statements.delete().count(connection_of(self.session, self.model), dict(where)):
             raise not_found(self._table, where.values())
 
     @classmethod
