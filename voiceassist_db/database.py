@@ -95,6 +95,10 @@ class Database:
         provider: The key store.
         ttl_s: Age in seconds after which the keys are fetched again.
 
+    Attributes:
+        engine: The engine, prepared to send keys.
+        keys: Where repositories read the keys.
+
     Raises:
         ConfigurationError: The engine is for another database or another driver, or is an async one.
     """

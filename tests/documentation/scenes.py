@@ -424,7 +424,12 @@ SCENES: Final[dict[str, Scene]] = {
     "docs/rotation.md": Scene(before={"voiceassist-db retire --databases": two_clinics}),
     "docs/security.md": Scene(is_empty=True),
     "docs/tables.md": Scene(
-        tables, {"class PatientSecrets(": patients, "class Patient(": other_patients, "class Visit(": other_patients}
+        tables,
+        {
+            "class PatientSecrets(": patients,
+            "from voiceassist_db import Record, Repository, record": other_patients,
+            "class Visit(": other_patients,
+        },
     ),
     "examples/clinic/README.md": Scene(the_clinic),
 }
