@@ -53,6 +53,9 @@ def blocks_of(page: str) -> list[Block]:
 
 CI: Final = ".ci/run reads this line from the README and runs it"
 MINUTES: Final = "takes minutes; tests/test_benchmark_command.py runs it with few rows"
+ENTRY_POINT: Final = (
+    "of a package's pyproject.toml; tests/test_normalisers.py gives such an entry point in place of an installed one"
+)
 RATIOS: Final = "a benchmark of minutes, for a machine that does nothing else"
 
 NOT_RUN: Final[dict[str, dict[str, str]]] = {
@@ -60,7 +63,6 @@ NOT_RUN: Final[dict[str, dict[str, str]]] = {
         "python3 -m venv .venv && ": CI,
         ".venv/bin/pip install -q -c constraints.txt -e '.[embedded,test]'": CI,
         ".venv/bin/pip install -q -c constraints.txt -e '.[embedded,benchmark]'": MINUTES,
-        'path "secret/data/': "a policy of Vault; tests/providers/test_vault_messages.py logs in under such policies",
     },
     "docs/benchmarks.md": {
         ".venv/bin/pip install": MINUTES,
@@ -68,15 +70,15 @@ NOT_RUN: Final[dict[str, dict[str, str]]] = {
         ".venv/bin/pytest tests/benchmarks": RATIOS,
     },
     "docs/querying.md": {
-        '[project.entry-points."voiceassist_db.normalisers"]': "tests/test_normalisers.py installs such an entry point",
-        "number_of_clinic = ": "tests/test_normalisers.py installs such an entry point",
+        '[project.entry-points."voiceassist_db.normalisers"]': ENTRY_POINT,
+        "number_of_clinic = ": ENTRY_POINT,
     },
     "docs/quickstart.md": {
         "pip install": ".ci/install_matrix.py and .ci/clinic install the wheel",
         "voiceassist-db dev --dir": "opens the shell that a session of these tests is; tests/cli/test_local.py runs it",
     },
     "docs/rotation.md": {
-        "0 2 1 * *": "a line of crontab; its commands are run without it, and by tests/cli/test_calendar.py"
+        "0 2 1 * *": "a line of crontab; test_the_line_of_cron_runs_month_after_month runs it behind its five fields"
     },
     "examples/clinic/README.md": {
         "python3 -m venv": ".ci/clinic",

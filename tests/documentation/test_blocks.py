@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -159,3 +160,20 @@ def test_the_steps_of_a_deployment_run_in_their_order(session: Session) -> None:
     DEPLOYED.prepare(session)
     for command, variable in steps:
         session.run_sh(f"DATABASE_URL=${variable} {command}", "docs/quickstart.md")
+
+
+@wide
+def test_the_line_of_cron_runs_month_after_month(session: Session) -> None:
+    """Each of its commands as the role of its address: what the rotator may do is not enough for a retirement."""
+    page = (ROOT / "docs/rotation.md").read_text(encoding="utf-8")
+    line = re.findall(r"^0 2 1 \* \* +cd /srv/clinic; (.*)$", page, re.MULTILINE)[0].replace(".venv/bin/", "")
+    names = [name for name in session.environment if name in ROLES.values() or name.startswith("VAULT_")]
+    exports = [f"export {name}={shlex.quote(session.environment[name])}\n" for name in names]
+    DEPLOYED.prepare(session)
+    session.write("rotation.env", "".join(exports))
+    for command, variable in steps_of_a_deployment()[:-1]:
+        session.run_sh(f"DATABASE_URL=${variable} {command}", "docs/quickstart.md")
+    for month in (1, 2):
+        session.run_sh(line, "docs/rotation.md")
+        assert f"key version {month} is retired" in session.output
+        assert f"key version {month + 1} → {month + 2}" in session.output
