@@ -198,8 +198,8 @@ def require_no_other(connection: Connection, place: Place) -> None:
     schema = connection.dialect.identifier_preparer.quote(found[0][0]).replace("%%", "%")
     raise MigrationError(
         f"this database has this package's tables in the schema {schema}, and none where this command looked for them: nothing was changed. "
-        f"Give --schema {schema}, or no --schema where the search_path leads there. A second registry of keys is not made: rotation and retirement work on all "
-        "encrypted tables of a database"
+        f"Give --schema {schema}, or no --schema where the search_path leads there. A second registry of keys is not made: rotation and "
+        "retirement work on all encrypted tables of a database"
     )
 
 

@@ -101,9 +101,8 @@ def without_password(connection: Connection, roles: Roles) -> list[str]:
         connection: A connection of any role.
         roles: Names of the roles.
     """
-    if not _all(connection, "SELECT pg_catalog.has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'SELECT')")[
-        0
-    ][0]:
+    may_see = "SELECT pg_catalog.has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'SELECT')"
+    if not _all(connection, may_see)[0][0]:
         return list(roles.names())
     having = _all(
         connection,
@@ -111,7 +110,8 @@ def without_password(connection: Connection, roles: Roles) -> list[str]:
         "AND CAST(rolname AS pg_catalog.text) OPERATOR(pg_catalog.=) ANY (CAST(:names AS pg_catalog.text[]))",
         names=list(roles.names()),
     )
-    return [name for name in roles.names() if (name,) not in [tuple(row) for row in having]]
+    known = {row.rolname for row in having}
+    return [name for name in roles.names() if name not in known]
 
 
 def leftovers(connection: Connection, roles: Roles) -> list[Finding]:
